@@ -1,0 +1,106 @@
+"""The trained parts together: subjects in, tokens and words out; K and V for a UNet's layers.
+
+Shapes   R references · N tokens · D context width
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .config import MMDiffConfig
+from .heads import QueryTokens, SubjectToText, WordFusion
+from .lora import LoRAPairs, LowRank
+from .refiner import SubjectRefiner
+from .subjects import Subject, VisionFeatures
+from .unet_layers import TransformerBlock
+
+
+class SubjectModules(nn.Module):
+    """Projection, refiner and fusion of one adapter. The same class is trained and run; `ops` makes its layers."""
+
+    def __init__(self, config: MMDiffConfig, ops=nn):
+        super().__init__()
+        widths = dict(config.text_widths)
+        self.subject_to_text = SubjectToText(config.cls_width, widths, ops)
+        self.query = QueryTokens(config.query_width, config.context_width, config.tokens_per_reference, ops)
+        self.refiner = SubjectRefiner(
+            config.context_width, config.vision_width, config.refiner_depth, config.refiner_head_width, ops
+        )
+        self.fuse = nn.ModuleDict({name: WordFusion(width, ops) for name, width in widths.items()})
+
+    def subject_tokens(self, query: Tensor, patches: Tensor) -> Tensor:
+        """Embeddings [R Q] and patches [R L W] -> detail-rich tokens [R T D]."""
+        queries = self.query(query)
+        return queries + self.refiner(queries, patches)
+
+    def subject_words(self, cls: Tensor) -> dict[str, Tensor]:
+        """CLS [R C] -> {encoder: [R width]}."""
+        return self.subject_to_text(cls)
+
+    def fuse_words(self, encoder: str, words: Tensor, subjects: Tensor) -> Tensor:
+        """Class nouns' embeddings and their subjects [S width] -> what replaces the nouns [S width]."""
+        return self.fuse[encoder](words, subjects)
+
+
+@dataclass(frozen=True, eq=False)
+class MMDiffAdapter:
+    """A loaded checkpoint.
+
+    unet    LoRA pairs by "<module path>.<attn1|attn2>.<projection>"
+    text    LoRA pairs by "<l|g>.layers.<i>.<self_attn|mlp>.<projection>"
+    vision  fine-tuned image encoder weights by transformers' key names, any subset
+    """
+
+    config: MMDiffConfig
+    modules: SubjectModules
+    unet: LoRAPairs
+    text: LoRAPairs
+    vision: dict[str, Tensor]
+    fingerprint: str
+    source: str
+
+    def make_subject(self, features: VisionFeatures, name: str, weight: float = 1.0) -> Subject:
+        """Features of one subject's references -> the subject. The first reference speaks in the text (quirk 9)."""
+        tokens = self.modules.subject_tokens(features.query, features.patches)
+        words = self.modules.subject_words(features.cls[:1])
+        return Subject(
+            name=name, tokens=tokens.flatten(0, 1).cpu(), words={k: v[0].cpu() for k, v in words.items()},
+            references=len(features.cls), adapter=self.fingerprint, weight=weight,
+        )
+
+
+def key_value(adapter: MMDiffAdapter, block: TransformerBlock, tokens: Tensor, to_k: Callable[[Tensor], Tensor],
+              to_v: Callable[[Tensor], Tensor], lora_strength: float) -> tuple[Tensor, Tensor]:
+    """K and V of subject tokens [1 N D] at one layer.
+
+    The paper's K_i = (W + dW_i) e uses the base weight without the text LoRA (quirk 6). `to_k` and `to_v` are the
+    layer as it is in the model, with the text LoRA patched in at `lora_strength`, so that part is taken off again:
+    whatever else the layer carries (a user's own LoRA, offloading, fp8 storage) acts on both branches alike.
+    """
+    def project(layer: Callable[[Tensor], Tensor], name: str) -> Tensor:
+        base, image = (adapter.unet[f"{block.path}.attn2.{p}"] for p in (name, f"{name}_image"))
+        out = layer(tokens) + image(tokens)
+        return out if lora_strength == 0 else out - lora_strength * base(tokens)
+
+    return project(to_k, "to_k"), project(to_v, "to_v")
+
+
+def join_tokens(subjects: Sequence[Subject]) -> tuple[Tensor, Tensor]:
+    """All subjects' tokens [1 N D] and each token's weight [1 N 1]."""
+    tokens = torch.cat([s.tokens for s in subjects])[None]
+    weights = torch.cat([torch.full((len(s.tokens),), float(s.weight)) for s in subjects])
+    return tokens, weights[None, :, None]
+
+
+def pair_keys(path: str) -> tuple[str, str]:
+    """Names of a pair's tensors in our single file."""
+    return f"{path}.down", f"{path}.up"
+
+
+def collect_pairs(tensors: dict[str, Tensor]) -> LoRAPairs:
+    """Inverse of `pair_keys` over a flat dict; a half pair is a KeyError naming what is missing."""
+    paths = sorted({key.rsplit(".", 1)[0] for key in tensors})
+    return {path: LowRank(*(tensors[key] for key in pair_keys(path))) for path in paths}

@@ -1,0 +1,56 @@
+"""The small trained heads around the refiner (MM-Diff, section 3.1 and 3.2).
+
+Shapes   R references · T tokens per reference · D context width · C CLS width
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class SubjectToText(nn.Module):
+    """CLS embedding [R C] -> the subject in the width of each text encoder, {encoder: [R width]}."""
+
+    def __init__(self, cls_width: int, text_widths: Mapping[str, int], ops=nn):
+        super().__init__()
+        self.norm = ops.LayerNorm(cls_width)
+        self.hidden = ops.Linear(cls_width, cls_width)
+        self.act = nn.GELU()
+        self.to = nn.ModuleDict({name: ops.Linear(cls_width, width) for name, width in text_widths.items()})
+
+    def forward(self, cls: Tensor) -> dict[str, Tensor]:
+        hidden = self.act(self.hidden(self.norm(cls)))
+        return {name: project(hidden) for name, project in self.to.items()}
+
+
+class QueryTokens(nn.Module):
+    """A subject's embedding [R Q] (ArcFace or CLS) -> T query tokens [R T D]."""
+
+    def __init__(self, query_width: int, width: int, tokens: int, ops=nn):
+        super().__init__()
+        self.count = tokens
+        self.hidden = ops.Linear(query_width, 2 * query_width)
+        self.act = nn.GELU()
+        self.tokens = ops.Linear(2 * query_width, width * tokens)
+        self.norm = ops.LayerNorm(width)
+
+    def forward(self, query: Tensor) -> Tensor:
+        tokens = self.tokens(self.act(self.hidden(query)))
+        return self.norm(rearrange(tokens, "R (T D) -> R T D", T=self.count))
+
+
+class WordFusion(nn.Module):
+    """The class noun's word embedding and the subject, both [R width] -> the vision-augmented word [R width]."""
+
+    def __init__(self, width: int, ops=nn):
+        super().__init__()
+        self.norm = ops.LayerNorm(2 * width)
+        self.hidden = ops.Linear(2 * width, width)
+        self.act = nn.GELU()
+        self.out = ops.Linear(width, width)
+
+    def forward(self, word: Tensor, subject: Tensor) -> Tensor:
+        return self.out(self.act(self.hidden(self.norm(torch.cat([word, subject], dim=-1)))))

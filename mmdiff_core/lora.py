@@ -1,0 +1,22 @@
+"""A low-rank pair and what it adds: delta = up @ down (rank r, no alpha: the release scales by 1)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """down [r in], up [out r]."""
+
+    down: Tensor
+    up: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """delta applied to x [... in] -> [... out], computed where and how x is."""
+        return F.linear(F.linear(x, self.down.to(x)), self.up.to(x))
+
+
+LoRAPairs = dict[str, LowRank]      # module path -> pair

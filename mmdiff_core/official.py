@@ -1,0 +1,183 @@
+"""Key knowledge of the released checkpoint (three .bin files) as tables, with one reader in each direction.
+
+Upstream's spellings live here and nowhere else. Groups of our flat layout:
+    modules.<SubjectModules key>          unet.<path>.<attn>.<projection>.down|up
+    text.<l|g>.layers.<i>.<...>.down|up   vision.<transformers CLIP key>
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from .config import MMDiffConfig
+from .unet_layers import LAYOUTS, layer_pairs, projection_shape
+
+Shape = tuple[int, ...]
+
+UNET_FILE = "unet_adapter_weights.bin"
+TEXT_FILE = "text_encoder_adapter_weights.bin"
+CUSTOM_FILE = "custom_weights.bin"
+FILES = (UNET_FILE, TEXT_FILE, CUSTOM_FILE)
+
+# custom_weights.bin: group -> {upstream module: ours}; {} runs over the refiner's blocks
+MODULES: dict[str, dict[str, str]] = {
+    "obj_embeds_proj": {
+        "layernorm": "subject_to_text.norm", "fc": "subject_to_text.hidden",
+        "proj_1": "subject_to_text.to.l", "proj_2": "subject_to_text.to.g",
+    },
+    "face_embeds_proj": {
+        "proj.0": "query.hidden", "proj.2": "query.tokens", "layer_norm": "query.norm",
+        "refiner.proj_in": "refiner.project_patches", "refiner.proj_out": "refiner.project_out",
+        "refiner.norm_out": "refiner.norm_out",
+        "refiner.layers.{}.0.norm1": "refiner.blocks.{}.norm_patches",
+        "refiner.layers.{}.0.norm2": "refiner.blocks.{}.norm_queries",
+        "refiner.layers.{}.0.to_q": "refiner.blocks.{}.to_q",
+        "refiner.layers.{}.0.to_kv": "refiner.blocks.{}.to_kv",
+        "refiner.layers.{}.0.to_out": "refiner.blocks.{}.to_out",
+        "refiner.layers.{}.1.0": "refiner.blocks.{}.feed_forward.0",
+        "refiner.layers.{}.1.1": "refiner.blocks.{}.feed_forward.1",
+        "refiner.layers.{}.1.3": "refiner.blocks.{}.feed_forward.3",
+    },
+    "mm_fuse_one": {"layernorm": "fuse.l.norm", "fc1": "fuse.l.hidden", "fc2": "fuse.l.out"},
+    "mm_fuse_two": {"layernorm": "fuse.g.norm", "fc1": "fuse.g.hidden", "fc2": "fuse.g.out"},
+}
+VISION_GROUP = "image_encoder"
+
+UNET_PROJECTIONS = {
+    "to_q": "to_q_lora", "to_k": "to_k_lora", "to_v": "to_v_lora", "to_out": "to_out_lora",
+    "to_k_image": "to_k_lora_image", "to_v_image": "to_v_lora_image",
+}
+TEXT_ENCODERS = {"l": "text_encoder", "g": "text_encoder_2"}
+# projection -> (upstream's newer stem, older stem), within "<encoder>.text_model.encoder.layers.<i>."
+TEXT_PROJECTIONS = {
+    "self_attn.q_proj": ("self_attn.q_proj.lora_linear_layer", "self_attn.to_q_lora"),
+    "self_attn.k_proj": ("self_attn.k_proj.lora_linear_layer", "self_attn.to_k_lora"),
+    "self_attn.v_proj": ("self_attn.v_proj.lora_linear_layer", "self_attn.to_v_lora"),
+    "self_attn.out_proj": ("self_attn.out_proj.lora_linear_layer", "self_attn.to_out_lora"),
+    "mlp.fc1": ("mlp.fc1.lora_linear_layer", "mlp.fc1.lora_linear_layer"),
+    "mlp.fc2": ("mlp.fc2.lora_linear_layer", "mlp.fc2.lora_linear_layer"),
+}
+TEXT_FAMILIES = {
+    "attention": tuple(p for p in TEXT_PROJECTIONS if p.startswith("self_attn")),
+    "mlp": tuple(p for p in TEXT_PROJECTIONS if p.startswith("mlp")),
+}
+TEXT_DEPTHS = {("sdxl", "l"): 12, ("sdxl", "g"): 32, ("sd15", "l"): 12, ("tiny", "l"): 3, ("tiny", "g"): 3}
+MLP_RATIO = {"sdxl": 4, "sd15": 4, "tiny": 2}
+
+# transformers' CLIP vision tower below "vision_model.": what may be fine-tuned
+VISION_KEYS = (
+    "vision_model.embeddings.class_embedding", "vision_model.embeddings.patch_embedding.weight",
+    "vision_model.embeddings.position_embedding.weight",
+    "vision_model.pre_layrnorm.weight", "vision_model.pre_layrnorm.bias",
+    "vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias", "visual_projection.weight",
+    *(f"vision_model.encoder.layers.{{}}.{module}.{part}" for part in ("weight", "bias") for module in (
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
+        "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")),
+)
+VISION_DEPTHS = {"sdxl": 24, "sd15": 24, "tiny": 3}
+VISION_PATCH = {"sdxl": 14, "sd15": 14, "tiny": 32}
+VISION_IGNORED = ("vision_model.embeddings.position_ids",)     # a buffer of older transformers, not a weight
+
+
+def module_keys(config: MMDiffConfig) -> dict[str, tuple[str, str]]:
+    """Our "modules." stem -> (group, upstream stem)."""
+    table = {}
+    for group, stems in MODULES.items():
+        for theirs, ours in stems.items():
+            for i in range(config.refiner_depth if "{}" in ours else 1):
+                table[ours.format(i)] = (group, theirs.format(i))
+    return {k: v for k, v in table.items() if not _of_absent_encoder(k, config)}
+
+
+def _of_absent_encoder(stem: str, config: MMDiffConfig) -> bool:
+    match = re.match(r"(?:fuse|subject_to_text\.to)\.(\w+)", stem)
+    return match is not None and match[1] not in config.encoders
+
+
+def unet_keys(config: MMDiffConfig) -> dict[str, str]:
+    """Our "unet." stem -> upstream stem "<processor number>.<projection>_lora"."""
+    return {
+        f"{block.path}.{attention}.{projection}": f"{number}.{UNET_PROJECTIONS[projection]}"
+        for number, block, attention, projection in layer_pairs(config.base)
+    }
+
+
+def text_keys(config: MMDiffConfig, old_style: bool = False) -> dict[str, str]:
+    """Our "text." stem -> upstream stem, attention and mlp of every layer of every text encoder."""
+    return {
+        f"{encoder}.layers.{i}.{projection}":
+            f"{TEXT_ENCODERS[encoder]}.text_model.encoder.layers.{i}.{stems[old_style]}"
+        for encoder in config.encoders
+        for i in range(TEXT_DEPTHS[config.base, encoder])
+        for projection, stems in TEXT_PROJECTIONS.items()
+    }
+
+
+def vision_keys(config: MMDiffConfig) -> tuple[str, ...]:
+    """Every image encoder weight that a checkpoint may bring."""
+    layers = range(VISION_DEPTHS[config.base])
+    return tuple(key.format(i) for key in VISION_KEYS for i in (layers if "{}" in key else (0,)))
+
+
+def module_shapes(config: MMDiffConfig) -> dict[str, Shape]:
+    """Our "modules." keys with shapes, from the modules themselves (built on the meta device)."""
+    import torch
+
+    from .adapter import SubjectModules
+    with torch.device("meta"):
+        return {key: tuple(t.shape) for key, t in SubjectModules(config).state_dict().items()}
+
+
+def unet_shapes(config: MMDiffConfig, rank: int) -> dict[str, Shape]:
+    """Our "unet." keys with shapes at a rank."""
+    shapes: dict[str, Shape] = {}
+    for _, block, attention, projection in layer_pairs(config.base):
+        rows, columns = projection_shape(block, attention, projection, config.context_width)
+        stem = f"{block.path}.{attention}.{projection}"
+        shapes |= {f"{stem}.down": (rank, columns), f"{stem}.up": (rows, rank)}
+    return shapes
+
+
+def text_shape(config: MMDiffConfig, stem: str) -> Shape:
+    """(out, in) of the text encoder weight that a pair adds to."""
+    encoder, projection = stem.split(".", 1)[0], stem.rsplit(".", 1)[1]
+    width = dict(config.text_widths)[encoder]
+    inner = width * MLP_RATIO[config.base]
+    return {"fc1": (inner, width), "fc2": (width, inner)}.get(projection, (width, width))
+
+
+def vision_shapes(config: MMDiffConfig) -> dict[str, Shape]:
+    """Image encoder weights with shapes."""
+    width, patch = config.vision_width, VISION_PATCH[config.base]
+    inner, positions = width * MLP_RATIO[config.base], (config.image_size // patch) ** 2 + 1
+    special: dict[str, Shape] = {
+        "patch_embedding.weight": (width, 3, patch, patch), "position_embedding.weight": (positions, width),
+        "visual_projection.weight": (config.cls_width, width), "fc1.weight": (inner, width), "fc1.bias": (inner,),
+        "fc2.weight": (width, inner),
+    }
+
+    def shape(key: str) -> Shape:
+        for ending, found in special.items():
+            if key.endswith(ending):
+                return found
+        return (width, width) if re.search(r"_proj\.weight$", key) else (width,)
+
+    return {key: shape(key) for key in vision_keys(config)}
+
+
+def guess_base(shapes: Mapping[str, Shape]) -> str:
+    """The base whose layer widths are those of a unet_adapter_weights.bin. ValueError with both sides when none is."""
+    found = tuple(shapes[key][0] for key in (f"{i}.to_q_lora.up.weight" for i in range(len(shapes))) if key in shapes)
+    for base in LAYOUTS:
+        widths = tuple(b.width for number, b, _, projection in layer_pairs(base) if projection == "to_q")
+        if widths == found:
+            return base
+    counts = {base: sum(1 for *_, p in layer_pairs(base) if p == "to_q") for base in LAYOUTS}
+    raise ValueError(
+        f"{UNET_FILE} has {len(found)} attention layers of widths {sorted(set(found))}; known bases have {counts}. "
+        "Is it an adapter for another base model, or another adapter's file?"
+    )
+
+
+def with_parts(stems: Iterable[str], parts: Iterable[str]) -> list[str]:
+    return [f"{stem}.{part}" for stem in stems for part in parts]

@@ -1,0 +1,64 @@
+"""What travels: features of reference pictures, and the subjects made from them.
+
+Shapes   R references · N tokens (4 R) · D context width · C CLS width · W vision width · L patches with CLS
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class VisionFeatures:
+    """Features of all references of one subject, float32.
+
+    cls       [R C]   projected CLS embedding of the adapter's partly fine-tuned image encoder
+    patches   [R L W] penultimate hidden states (CLS first) of the untouched image encoder
+    query     [R Q]   what the query tokens are made from: unit ArcFace embedding (portrait) or `cls` (general)
+    """
+
+    cls: Tensor
+    patches: Tensor
+    query: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One subject, ready for a prompt and a UNet. Never changed after it was made.
+
+    tokens   [N D] detail-rich tokens of all references
+    words    {encoder: [width]} the subject as each text encoder's embedding, from the first reference
+    weight   factor on this subject's image branch; 1 = as trained
+    mask     [H W] in 0..1 where its tokens may act, or None = everywhere
+    adapter  fingerprint of the adapter that made it
+    """
+
+    name: str
+    tokens: Tensor
+    words: dict[str, Tensor]
+    references: int
+    adapter: str
+    weight: float = 1.0
+    mask: Tensor | None = None
+
+    def masked(self, mask: Tensor | None) -> Subject:
+        return replace(self, mask=mask)
+
+    def __deepcopy__(self, memo: dict) -> Subject:
+        return self
+
+
+Subjects = tuple[Subject, ...]
+
+
+def add_subject(subjects: Subjects, subject: Subject) -> Subjects:
+    """The chain one longer. Raises ValueError when the name is taken or the adapters differ."""
+    if subject.name in (s.name for s in subjects):
+        raise ValueError(f"there is already a subject named {subject.name!r}; give each subject a name of its own")
+    if subjects and subjects[0].adapter != subject.adapter:
+        raise ValueError(
+            f"subject {subject.name!r} was made by another MM-Diff adapter than {subjects[0].name!r}; encode all subjects "
+            "of a prompt with the same Load MM-Diff node"
+        )
+    return (*subjects, subject)
