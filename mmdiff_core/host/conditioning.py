@@ -1,0 +1,78 @@
+"""Subjects travel with the conditioning: each row of a model call is told apart by what its cond carries.
+
+A cond's `model_conds` are the only part of it that reaches the model (host: samplers.get_area_and_mult), row by row. There we
+put a `SubjectRows`: plain Python, so reading it never waits for the device.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import comfy.conds
+
+from ..masks import Area
+from ..subjects import Subjects
+
+KEY = "mmdiff_rows"
+
+
+@dataclass(frozen=True, eq=False)
+class BoundPrompt:
+    """The subjects one personalised prompt shows, and the adapter they belong to."""
+
+    subjects: Subjects
+    adapter: str
+
+    def __deepcopy__(self, memo: dict) -> BoundPrompt:
+        return self
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of a model call carries: a bound prompt or nothing, and the part of the picture it covers."""
+
+    prompt: BoundPrompt | None = None
+    area: Area | None = None
+
+
+NOTHING = Row()
+
+
+class SubjectRows(comfy.conds.CONDRegular):
+    """A cond entry holding one `Row` per latent of the batch; batches with any other of its kind."""
+
+    def __init__(self, cond: tuple[Row, ...] = (NOTHING,)):
+        super().__init__(cond)
+
+    def process_cond(self, batch_size: int, area=None, **kwargs) -> SubjectRows:
+        row = self.cond[0]
+        covered = None if area is None else tuple(int(x) for x in area)
+        return SubjectRows((Row(row.prompt, covered),) * batch_size)
+
+    def can_concat(self, other) -> bool:
+        return isinstance(other, SubjectRows)
+
+    def concat(self, others) -> tuple[Row, ...]:
+        return tuple(row for cond in (self, *others) for row in cond.cond)
+
+    def size(self) -> list[int]:
+        return [len(self.cond)]
+
+    def __deepcopy__(self, memo: dict) -> SubjectRows:
+        return self
+
+
+def carry(conditioning: list, prompt: BoundPrompt | None, **options) -> list:
+    """A copy of CONDITIONING whose rows carry `prompt` (None: rows of ours without subjects)."""
+    rows = SubjectRows((Row(prompt),))
+    return [
+        [tensor, {**old, **options, "model_conds": {**old.get("model_conds", {}), KEY: rows}}] for tensor, old in conditioning
+    ]
+
+
+def delayed(plain: list, fused: list, prompt: BoundPrompt | None, start: float) -> list:
+    """The plain prompt before `start` (0..1 of the denoising), the fused one with its subjects from there on."""
+    if start <= 0:
+        return carry(fused, prompt)
+    if start >= 1:
+        return carry(plain, None)
+    return carry(plain, None, end_percent=start) + carry(fused, prompt, start_percent=start)

@@ -1,0 +1,316 @@
+"""Multi-modal cross-attention in ComfyUI's UNet: LoRA as weight patches, the image branch in the attn2 slots.
+
+What happens when:
+    Apply            clone the model, patch the clone (weights and 70 or 16 slots)
+    once a run       SAMPLER_SAMPLE wrapper: K and V of every subject at every layer, through the layers' own modules
+    once a call      DIFFUSION_MODEL wrapper: which rows of the batch show which subjects
+    once a layer     the host's own attention, then the image branch for those rows alone
+All that a run makes lives in its own transformer_options and is gone with it.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import comfy.ldm.modules.attention as host_attention
+import comfy.patcher_extension
+import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor
+
+from ..adapter import MMDiffAdapter, join_tokens, key_value
+from ..attention import add_to_rows, see_subjects
+from ..masks import Area, regions
+from ..unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
+from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows
+from .models import add_patches_strictly, lora_patches
+
+Wrappers = comfy.patcher_extension.WrappersMP
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How strongly an adapter acts, as on the Apply node."""
+
+    fuse_scale: float = 0.8
+    start: float = 0.0          # fraction of the denoising where the image branch begins
+    end: float = 1.0            # ... and ends
+    lora: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """When the image branch acts, as sigmas. first >= sigma > last."""
+
+    first: float
+    last: float
+
+    def factor(self, sigmas: Tensor) -> float | Tensor:
+        """1 inside, 0 outside. On a GPU it stays there as a tensor: reading it would stop the sampling loop."""
+        if math.isinf(self.first) and self.last <= 0:
+            return 1.0
+        sigma = sigmas[:1]
+        inside = (sigma <= self.first) & (sigma > self.last)
+        return float(inside) if sigma.device.type == "cpu" else inside
+
+
+@dataclass(frozen=True, eq=False)
+class PromptState:
+    """One bound prompt during one run: K [1 N HD] and V (lambda and weights in it) by slot."""
+
+    prompt: BoundPrompt
+    keys: dict[Slot, tuple[Tensor, Tensor]]
+    regions: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def region(self, grid: tuple[int, int], latent: tuple[int, int], area: Area | None, like: Tensor
+               ) -> tuple[Tensor | None, Tensor | None]:
+        """Bias and gate of the subjects' masks on a layer's grid; made once per grid."""
+        subjects = self.prompt.subjects
+        if all(s.mask is None for s in subjects):
+            return None, None
+        key = (grid, area, like.dtype, like.device)
+        if key not in self.regions:
+            self.regions[key] = regions(
+                [s.mask for s in subjects], [len(s.tokens) for s in subjects], grid, latent, area, like.dtype, like.device
+            )
+        return self.regions[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one sampling run of one application made before its loop."""
+
+    states: dict[int, PromptState]      # by id of the bound prompt; the state holds the prompt, so ids stay taken
+    window: Window
+    latent: tuple[int, int]
+
+    def __deepcopy__(self, memo: dict) -> Run:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Neighbouring rows of one model call that show the same subjects."""
+
+    start: int
+    stop: int
+    state: PromptState
+    area: Area | None
+    latent: tuple[int, int]
+    factor: float | Tensor
+
+
+class Application:
+    """One Apply on one model: the key its state goes by, and the wrappers that make it."""
+
+    def __init__(self, adapter: MMDiffAdapter, strength: Strength, blocks: Sequence[TransformerBlock], window: Window):
+        self.adapter = adapter
+        self.strength = strength
+        self.blocks = tuple(blocks)
+        self.window = window
+        self.key = f"mmdiff-{adapter.fingerprint}"
+
+    def __deepcopy__(self, memo: dict) -> Application:
+        return self
+
+    # ------------------------------------------------------------ once a run
+    def on_run(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+        """SAMPLER_SAMPLE: models are loaded and the conds processed; make K and V, then sample."""
+        prompts = label_conds(guider.conds, self.adapter.fingerprint)
+        diffusion_model = guider.inner_model.diffusion_model
+        like = guider.inner_model
+        states = {id(p): self.make_state(p, diffusion_model, model_dtype(like), noise.device) for p in prompts}
+        run = Run(states, self.window, tuple(noise.shape[-2:]))
+        model_options = extra_args["model_options"]
+        transformer_options = {**model_options.get("transformer_options", {}), self.key: run}
+        extra_args = {**extra_args, "model_options": {**model_options, "transformer_options": transformer_options}}
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+
+    def make_state(self, prompt: BoundPrompt, diffusion_model: UNetModel, dtype: torch.dtype, device: torch.device) -> PromptState:
+        """K and V of a prompt's subjects at every layer, through the layers' own modules."""
+        tokens, weights = join_tokens(prompt.subjects)
+        tokens, weights = tokens.to(device, dtype), weights.to(device, dtype) * self.strength.fuse_scale
+        keys = {}
+        for block in self.blocks:
+            attn = diffusion_model.get_submodule(block.path).attn2
+            k, v = key_value(self.adapter, block, tokens, attn.to_k, attn.to_v, self.strength.lora)
+            keys[block.slot] = (k, v * weights)
+        return PromptState(prompt, keys)
+
+    # ------------------------------------------------------------ once a model call
+    def on_call(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+        """DIFFUSION_MODEL: tell the layers which rows show which subjects."""
+        groups = self.groups(kwargs.get(KEY, ()), len(x), transformer_options)
+        transformer_options = {**transformer_options, self.key: groups}
+        return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+    def groups(self, rows: tuple[Row, ...], batch: int, transformer_options: dict) -> tuple[Group, ...]:
+        """Neighbouring equal rows that carry subjects of this adapter."""
+        mine = [row if row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint else NOTHING for row in rows]
+        if all(row.prompt is None for row in mine):
+            return ()
+        run = transformer_options.get(self.key)
+        if not isinstance(run, Run):
+            raise RuntimeError(
+                "MM-Diff: the subjects' keys and values were not made, because this sampler does not run ComfyUI's SAMPLER_SAMPLE "
+                "wrappers; use KSampler, SamplerCustom or a guider built on CFGGuider"
+            )
+        if len(mine) != batch:
+            raise RuntimeError(
+                f"MM-Diff: the model was called with {batch} rows, but the conditioning describes {len(mine)}; a node between "
+                "sampler and model splits the batch in a way that hides which row is which"
+            )
+        factor = run.window.factor(transformer_options["sigmas"])
+        if isinstance(factor, float) and factor == 0:
+            return ()
+        edges = [0, *(i for i in range(1, batch) if mine[i] != mine[i - 1]), batch]
+        return tuple(
+            Group(a, b, run.states[id(mine[a].prompt)], mine[a].area, run.latent, factor)
+            for a, b in zip(edges, edges[1:], strict=False) if mine[a].prompt is not None
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectAttention:
+    """The attn2 slot of one layer: what held it before us, then the image branch."""
+
+    application: Application
+    slot: Slot
+    inner: Callable | None = None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
+        out = self.base(q, k, v, extra_options)
+        groups = extra_options.get(self.application.key, ())
+        if groups and self.inner is not None:
+            out = out.clone()           # another pack's result may be shared; ours is written into
+        for group in groups:
+            out = self.show(out, q, group, extra_options)
+        return out
+
+    def base(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
+        if self.inner is not None:
+            return self.inner(q, k, v, extra_options)
+        return host_attention.optimized_attention(
+            q, k, v, extra_options["n_heads"], attn_precision=extra_options.get("attn_precision"), transformer_options=extra_options
+        )
+
+    def show(self, out: Tensor, q: Tensor, group: Group, extra_options: dict) -> Tensor:
+        """The image branch on the group's rows."""
+        key, value = group.state.keys[self.slot]
+        rows = q[group.start:group.stop]
+        if key.dtype != q.dtype or key.device != q.device:
+            key, value = key.to(q), value.to(q)
+        bias, gate = group.state.region(tuple(extra_options["activations_shape"][-2:]), group.latent, group.area, q)
+        seen = see_subjects(rows, key, value, extra_options["n_heads"], bias, gate)
+        if not isinstance(group.factor, float):
+            seen = seen * group.factor.to(seen.dtype)
+        return add_to_rows(out, group.start, group.stop, seen)
+
+    def __deepcopy__(self, memo: dict) -> SubjectAttention:
+        return self
+
+
+def model_dtype(base_model) -> torch.dtype:
+    """The dtype the model computes in."""
+    if hasattr(base_model, "get_dtype_inference"):
+        return base_model.get_dtype_inference()
+    return base_model.manual_cast_dtype or base_model.get_dtype()
+
+
+def label_conds(conds: dict[str, list[dict]], adapter: str) -> list[BoundPrompt]:
+    """Give every processed cond of a run its `SubjectRows`, so that all batch together; return the adapter's prompts.
+
+    A cond whose text was zeroed out (ConditioningZeroOut) is an unconditional one and shows nothing. The plain half of a
+    delayed prompt ends just above the sigma where the fused half begins, so that no step runs both.
+    """
+    prompts: dict[int, BoundPrompt] = {}
+    for kind in conds:
+        for i, cond in enumerate(conds[kind]):
+            rows = cond["model_conds"].get(KEY)
+            prompt = rows.cond[0].prompt if isinstance(rows, SubjectRows) else None
+            if prompt is not None and _zeroed(cond):
+                prompt = None
+            changes: dict = {"model_conds": {**cond["model_conds"], KEY: SubjectRows((Row(prompt),))}}
+            if isinstance(rows, SubjectRows) and rows.cond[0].prompt is None and "timestep_end" in cond:
+                end = torch.tensor(cond["timestep_end"], dtype=torch.float32)
+                changes["timestep_end"] = torch.nextafter(end, torch.tensor(math.inf)).item()
+            conds[kind][i] = {**cond, **changes}
+            if prompt is not None and prompt.adapter == adapter:
+                prompts[id(prompt)] = prompt
+    return list(prompts.values())
+
+
+def _zeroed(cond: dict) -> bool:
+    text = cond["model_conds"].get("c_crossattn")
+    return text is not None and not bool(text.cond.any())
+
+
+def check_unet(model, adapter: MMDiffAdapter) -> tuple[TransformerBlock, ...]:
+    """The adapter's blocks, all of them found in the model with the right widths; else a ValueError for the person."""
+    unet = model.model.diffusion_model
+    if not isinstance(unet, UNetModel):
+        raise ValueError(
+            f"MM-Diff works on Stable Diffusion UNets (SDXL, SD1.5); this model is a {type(model.model).__name__} with a "
+            f"{type(unet).__name__}. Load an SDXL checkpoint."
+        )
+    expected = transformer_blocks(adapter.config.base)
+    found = {name: m for name, m in unet.named_modules() if isinstance(m, BasicTransformerBlock) and m.attn2 is not None}
+    wrong = [b for b in expected if b.path not in found or found[b.path].attn2.heads * found[b.path].attn2.dim_head != b.width]
+    if wrong or len(found) != len(expected):
+        raise ValueError(
+            f"the adapter {adapter.source} is for {adapter.config.base} with {len(expected)} cross-attention layers; this model "
+            f"has {len(found)}" + (f", and {wrong[0].path} is not as expected" if wrong else "")
+            + ". Use a checkpoint of the adapter's base model."
+        )
+    width = next(iter(model.model_state_dict(f"diffusion_model.{expected[0].path}.attn2.to_k.weight").values())).shape[-1]
+    if width != adapter.config.context_width:
+        raise ValueError(f"the model reads text of width {width}, the adapter needs {adapter.config.context_width}; "
+                         f"is the model of the {adapter.config.base} family?")
+    return expected
+
+
+def lora_keys(blocks: Sequence[TransformerBlock]) -> dict[str, str]:
+    """Pair name -> weight key in the model, for the LoRA that is baked into the layers."""
+    return {
+        f"{block.path}.{attention}.{projection}":
+            f"diffusion_model.{block.path}.{attention}.{projection}{'.0' if projection == 'to_out' else ''}.weight"
+        for block in blocks for attention in ("attn1", "attn2") for projection in SELF_PROJECTIONS
+    }
+
+
+def make_window(model, start: float, end: float) -> Window:
+    """Fractions of the denoising -> sigmas, by the model's own schedule."""
+    sampling = model.get_model_object("model_sampling")
+    first = math.inf if start <= 0 else float(sampling.percent_to_sigma(start))
+    last = -1.0 if end >= 1 else float(sampling.percent_to_sigma(end))
+    return Window(first, last)
+
+
+def apply(model, adapter: MMDiffAdapter, strength: Strength):
+    """A clone of the model that shows subjects. The model itself stays as it is.
+
+    Raises ValueError when the model is not one the adapter fits, or when it already has this adapter.
+    """
+    blocks = check_unet(model, adapter)
+    application = Application(adapter, strength, blocks, make_window(model, strength.start, strength.end))
+    if application.key in model.wrappers.get(Wrappers.SAMPLER_SAMPLE, {}):
+        raise ValueError(f"{adapter.source} is already applied to this model; one Apply MM-Diff Attention is enough")
+    patched = model.clone()
+    if strength.fuse_scale == 0 and strength.lora == 0:
+        return patched
+    if strength.lora != 0:
+        add_patches_strictly(patched, lora_patches(adapter.unet, lora_keys(blocks)), strength.lora, "the model")
+    patched.add_wrapper_with_key(Wrappers.SAMPLER_SAMPLE, application.key, application.on_run)
+    if strength.fuse_scale != 0:
+        _fill_slots(patched, application)
+        patched.add_wrapper_with_key(Wrappers.DIFFUSION_MODEL, application.key, application.on_call)
+    return patched
+
+
+def _fill_slots(patched, application: Application) -> None:
+    held = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    for block in application.blocks:
+        inner = held.get(block.slot, held.get(block.slot[:2]))
+        patched.set_model_attn2_replace(SubjectAttention(application, block.slot, inner), *block.slot)

@@ -1,0 +1,58 @@
+"""ComfyUI's CLIP_VISION in both of its roles: the adapter's partly fine-tuned copy for CLS, the untouched one for patches.
+
+The copy is weight patches on a clone: one set of weights in memory.
+"""
+from __future__ import annotations
+
+import comfy.model_management as mm
+import torch
+from torch import Tensor
+
+from ..adapter import MMDiffAdapter
+from ..config import MMDiffConfig
+from ..vision import normalise, object_pixels, to_uint8
+from .models import add_patches_strictly, set_patches
+
+PENULTIMATE = -2
+
+
+def check_encoder(clip_vision, config: MMDiffConfig) -> None:
+    """ValueError when CLIP_VISION is not the encoder the adapter was trained with."""
+    state = clip_vision.model.state_dict()
+    projection = state.get("visual_projection.weight")
+    if projection is None:
+        raise ValueError("the image encoder has no CLIP projection; load CLIP ViT-L/14 with Load CLIP Vision")
+    cls, width = projection.shape
+    if (cls, width) != (config.cls_width, config.vision_width):
+        raise ValueError(
+            f"the image encoder has width {width} and projection {cls}, {config.name} needs {config.vision_width} and "
+            f"{config.cls_width}" + (": load CLIP ViT-L/14 (224 px) with Load CLIP Vision" if config.cls_width == 768 else "")
+        )
+
+
+def fine_tuned(clip_vision, adapter: MMDiffAdapter):
+    """A patcher on the same weights with the adapter's fine-tuned ones set over them."""
+    patcher = clip_vision.patcher.clone()
+    add_patches_strictly(patcher, set_patches(adapter.vision), 1.0, "the image encoder")
+    return patcher
+
+
+def _run(clip_vision, patcher, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised pixels [R 3 S S] -> projected CLS [R C] and penultimate states [R L W], float32 on the CPU."""
+    mm.load_model_gpu(patcher)
+    with torch.no_grad():
+        _, penultimate, cls, *_ = clip_vision.model(
+            pixel_values=pixels.to(patcher.load_device).float(), intermediate_output=PENULTIMATE
+        )
+    return cls.float().cpu(), penultimate.float().cpu()
+
+
+def cls_embeddings(clip_vision, adapter: MMDiffAdapter, images: Tensor) -> Tensor:
+    """IMAGE [R H W 3] -> CLS of the fine-tuned encoder on the padded pictures [R C]."""
+    pixels = torch.stack([object_pixels(image, adapter.config.image_size) for image in to_uint8(images[..., :3]).movedim(-1, 1)])
+    return _run(clip_vision, fine_tuned(clip_vision, adapter), normalise(pixels))[0]
+
+
+def patch_embeddings(clip_vision, pixels: Tensor) -> Tensor:
+    """Pixels [R 3 S S] in 0..1 -> penultimate states of the untouched encoder [R L W]."""
+    return _run(clip_vision, clip_vision.patcher, normalise(pixels))[1]

@@ -1,0 +1,22 @@
+"""The pack's nodes: a schema and a sentence each."""
+from comfy_api.latest import ComfyExtension, io
+
+from ..mmdiff_core.host import files
+from .apply import ApplyAttention
+from .load import ConvertCheckpoint, LoadFaceAnalysis, LoadMMDiff
+from .prompt import TextEncode
+from .subjects import ConstraintMasks, SubjectEncoder
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadMMDiff, LoadFaceAnalysis, SubjectEncoder, ConstraintMasks, TextEncode, ApplyAttention, ConvertCheckpoint,
+]
+
+
+class MMDiffExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> MMDiffExtension:
+    files.register_folders()
+    return MMDiffExtension()

@@ -1,0 +1,39 @@
+"""Apply MM-Diff Attention: a model -> the same model, able to show subjects."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..mmdiff_core.host.unet import Strength, apply
+from .sockets import CATEGORY, MMDiff
+
+
+class ApplyAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MMDiffApplyAttention", display_name="Apply MM-Diff Attention", category=CATEGORY,
+            description="Adds the multi-modal cross-attention. The subjects come with the conditioning of MM-Diff Text Encode.",
+            inputs=[
+                io.Model.Input("model", tooltip="A model of the adapter's base (SDXL for the released checkpoint)."),
+                MMDiff.Input("mmdiff", tooltip="From Load MM-Diff."),
+                io.Float.Input("fuse_scale", default=0.8, min=0.0, max=3.0, step=0.05,
+                               tooltip="Strength of the subjects' image branch. 0.8 suits most; less follows the text more."),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Fraction of the denoising where the image branch begins."),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Fraction of the denoising where the image branch ends."),
+                io.Float.Input("lora_strength", default=1.0, min=0.0, max=2.0, step=0.05,
+                               tooltip="Strength of the adapter's LoRA on the model's attention. 1 = as trained."),
+            ],
+            outputs=[io.Model.Output("model", display_name="model", tooltip="For the sampler.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, start_percent: float, end_percent: float) -> bool | str:
+        if start_percent >= end_percent:
+            return f"start_percent {start_percent} must be less than end_percent {end_percent}"
+        return True
+
+    @classmethod
+    def execute(cls, model, mmdiff, fuse_scale: float, start_percent: float, end_percent: float, lora_strength: float) -> io.NodeOutput:
+        return io.NodeOutput(apply(model, mmdiff.adapter, Strength(fuse_scale, start_percent, end_percent, lora_strength)))

@@ -1,0 +1,92 @@
+"""Load MM-Diff, Load Face Analysis, Convert MM-Diff Checkpoint: files -> objects."""
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..mmdiff_core import checkpoint, faces
+from ..mmdiff_core.config import BEHAVIOURS
+from ..mmdiff_core.host import files
+from ..mmdiff_core.host.models import load_mmdiff
+from .sockets import CATEGORY, MMDiff, MMDiffFaces
+
+AS_STORED = "as stored"
+
+
+class LoadMMDiff(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MMDiffLoad", display_name="Load MM-Diff", category=CATEGORY,
+            description="Loads an MM-Diff adapter: the released folder of three .bin files, or one .safetensors.",
+            inputs=[io.Combo.Input(
+                "checkpoint", options=files.list_checkpoints(),
+                tooltip="A .safetensors, or a folder with the released .bin files, in models/mmdiff.",
+            )],
+            outputs=[MMDiff.Output("mmdiff", display_name="mmdiff", tooltip="The adapter, for the other MM-Diff nodes.")],
+        )
+
+    @classmethod
+    def execute(cls, checkpoint: str) -> io.NodeOutput:
+        return io.NodeOutput(load_mmdiff(files.find_checkpoint(checkpoint)))
+
+
+class LoadFaceAnalysis(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        packs = sorted(faces.list_models(files.roots(files.FACES))) or ["buffalo_l"]
+        return io.Schema(
+            node_id="MMDiffLoadFaceAnalysis", display_name="Load Face Analysis", category=CATEGORY,
+            description="Loads InsightFace's detector and recogniser, which portrait checkpoints read faces with. "
+                        "The buffalo_l models are for non-commercial research only.",
+            inputs=[
+                io.Combo.Input("model", options=packs, default="buffalo_l" if "buffalo_l" in packs else packs[0],
+                               tooltip="A model pack in models/insightface/models. The released checkpoint was trained with buffalo_l."),
+                io.Combo.Input("device", options=["auto", "cuda", "cpu"], default="auto",
+                               tooltip="auto: the GPU if onnxruntime can use it, else the CPU. cuda: an error where it cannot."),
+            ],
+            outputs=[MMDiffFaces.Output("faces", display_name="faces", tooltip="The face analyser, for MM-Diff Subject Encoder.")],
+        )
+
+    @classmethod
+    def execute(cls, model: str, device: str) -> io.NodeOutput:
+        roots = files.roots(files.FACES)
+        root = faces.list_models(roots).get(model, roots[0])
+        return io.NodeOutput(faces.load_analyser(root, model, device))
+
+
+class ConvertCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MMDiffConvert", display_name="Convert MM-Diff Checkpoint", category=CATEGORY, is_output_node=True,
+            description="Writes a checkpoint in the other layout: one .safetensors, or the released folder of three .bin files.",
+            inputs=[
+                io.Combo.Input("checkpoint", options=files.list_checkpoints(), tooltip="What to convert, in models/mmdiff."),
+                io.String.Input("file_name", default="mm-diff-portrait.safetensors",
+                                tooltip="Written to models/mmdiff. Ends in .safetensors: one file; otherwise the released folder."),
+                io.Combo.Input("dtype", options=["fp16", "bf16", "fp32"], default="fp16", tooltip="Precision of the stored weights."),
+                io.Combo.Input("behaviour", options=[AS_STORED, *BEHAVIOURS], default=AS_STORED,
+                               tooltip="How the checkpoint asks to be run; see MM-Diff Text Encode."),
+            ],
+            outputs=[io.String.Output("report", display_name="report", tooltip="What was written.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file_name: str) -> bool | str:
+        try:
+            files.target_path(file_name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, checkpoint: str, file_name: str, dtype: str, behaviour: str) -> io.NodeOutput:
+        report = convert_checkpoint(checkpoint, file_name, dtype, None if behaviour == AS_STORED else behaviour)
+        return io.NodeOutput(report, ui=ui.PreviewText(report))
+
+
+def convert_checkpoint(name: str, file_name: str, dtype: str, behaviour: str | None) -> str:
+    target = files.target_path(file_name)
+    if target.exists():
+        raise FileExistsError(f"{target.name} is already there; choose another file name")
+    return checkpoint.convert(files.find_checkpoint(name), target, dtype, behaviour)

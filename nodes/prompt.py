@@ -1,0 +1,47 @@
+"""MM-Diff Text Encode: text and subjects -> CONDITIONING."""
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..mmdiff_core.config import BEHAVIOURS
+from ..mmdiff_core.host.encode import encode_prompt
+from .sockets import CATEGORY, MMDiff, MMDiffSubjects
+
+FROM_CHECKPOINT = "from checkpoint"
+
+
+class TextEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MMDiffTextEncode", display_name="MM-Diff Text Encode", category=CATEGORY,
+            description="Encodes both prompts. Write <|subj|> right after each subject's class noun, in the order of the subjects: "
+                        "a man<|subj|> and a woman<|subj|> in the snow.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
+                MMDiff.Input("mmdiff", tooltip="From Load MM-Diff."),
+                io.String.Input("text", default="a man<|subj|> in the snow", multiline=True, dynamic_prompts=True,
+                                tooltip="One <|subj|> per subject, right after its noun. Prompt weights like (man<|subj|>:1.2) work."),
+                io.String.Input("negative", default="lowres, bad anatomy, bad hands", multiline=True, dynamic_prompts=True,
+                                tooltip="What to avoid; without markers."),
+                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Delayed conditioning: the fraction of the denoising drawn from the plain prompt first. "
+                                       "0 = subjects from the first step; more follows the text better, and the subject less."),
+                io.Combo.Input("behaviour", options=[FROM_CHECKPOINT, *BEHAVIOURS], default=FROM_CHECKPOINT,
+                               tooltip="released: as the official code runs (second text encoder's LoRA unused, negative prompt fused too). "
+                                       "corrected: neither."),
+                MMDiffSubjects.Input("subjects", optional=True, tooltip="The subjects, in the order of their markers."),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive", display_name="positive", tooltip="Carries the subjects to the model."),
+                io.Conditioning.Output("negative", display_name="negative", tooltip="For the same sampler."),
+                io.String.Output("bindings", display_name="bindings", tooltip="Which word was bound to which subject."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, mmdiff, text: str, negative: str, start: float, behaviour: str, subjects=()) -> io.NodeOutput:
+        encoded = encode_prompt(
+            clip, mmdiff, text, negative, subjects or (), start, None if behaviour == FROM_CHECKPOINT else behaviour
+        )
+        return io.NodeOutput(encoded.positive, encoded.negative, encoded.describe(), ui=ui.PreviewText(encoded.describe()))

@@ -1,0 +1,8 @@
+"""Socket types of the pack. A socket carries an object, never a dict."""
+from comfy_api.latest import io
+
+MMDiff = io.Custom("MMDIFF")                        # mmdiff_core.host.models.LoadedMMDiff
+MMDiffSubjects = io.Custom("MMDIFF_SUBJECTS")       # tuple of mmdiff_core.subjects.Subject
+MMDiffFaces = io.Custom("MMDIFF_FACES")             # mmdiff_core.faces.FaceAnalyser
+
+CATEGORY = "MM-Diff"

@@ -1,0 +1,74 @@
+"""MM-Diff Subject Encoder and Multi-Subject Constraint Masks: pictures and regions -> subjects."""
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..mmdiff_core.host.encode import WARMEST, encode_subject
+from ..mmdiff_core.masks import feather_inwards
+from ..mmdiff_core.subjects import add_subject
+from .sockets import CATEGORY, MMDiff, MMDiffFaces, MMDiffSubjects
+
+MASKS = 6
+
+
+class SubjectEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MMDiffSubjectEncoder", display_name="MM-Diff Subject Encoder", category=CATEGORY,
+            description="One subject from one or more reference pictures. For several subjects, chain the nodes through `subjects`.",
+            inputs=[
+                MMDiff.Input("mmdiff", tooltip="From Load MM-Diff."),
+                io.ClipVision.Input("clip_vision", tooltip="CLIP ViT-L/14 (224 px), from Load CLIP Vision."),
+                io.Image.Input("image", tooltip="References of ONE subject as a batch; put the clearest first, it speaks in the text. "
+                                                "1 to 5 are useful."),
+                io.String.Input("name", default="subject 1", tooltip="A name of your own for this subject; each only once."),
+                io.Float.Input("weight", default=1.0, min=0.0, max=WARMEST, step=0.05,
+                               tooltip="Factor on this subject's image branch. 1 = as trained, 0 = none, above 1.5 tends to burn."),
+                io.Int.Input("face", default=0, min=0, max=100,
+                             tooltip="Which face on each picture: 0 = the largest, 1 = the leftmost, 2 = the next ... Portrait checkpoints only."),
+                MMDiffFaces.Input("faces", optional=True, tooltip="From Load Face Analysis. Portrait checkpoints need it."),
+                MMDiffSubjects.Input("subjects", optional=True, tooltip="Earlier subjects; this one is added after them."),
+            ],
+            outputs=[
+                MMDiffSubjects.Output("subjects", display_name="subjects", tooltip="Earlier subjects and this one, in order."),
+                io.Image.Output("seen", display_name="seen", tooltip="What the encoder looked at: the aligned faces, or the padded pictures."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, mmdiff, clip_vision, image, name: str, weight: float, face: int, faces=None, subjects=()) -> io.NodeOutput:
+        subject, seen = encode_subject(mmdiff, clip_vision, image, faces, name, weight, face)
+        return io.NodeOutput(add_subject(subjects or (), subject), seen, ui=ui.PreviewImage(seen, cls=cls))
+
+
+class ConstraintMasks(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        masks = [
+            io.Mask.Input(f"mask_{i}", optional=True, tooltip=f"Where subject {i} may act (white); not connected = everywhere.")
+            for i in range(1, MASKS + 1)
+        ]
+        return io.Schema(
+            node_id="MMDiffConstraintMasks", display_name="Multi-Subject Constraint Masks", category=CATEGORY,
+            description="Optional: restricts where each subject's tokens may act. Without it subjects find their own place.",
+            inputs=[
+                MMDiffSubjects.Input("subjects", tooltip="Subjects in order; mask 1 belongs to the first."),
+                io.Float.Input("feather", default=0.0, min=0.0, max=512.0, step=1.0,
+                               tooltip="Softens the border inwards over this many pixels of the mask; nothing outside is opened."),
+                *masks,
+            ],
+            outputs=[MMDiffSubjects.Output("subjects", display_name="subjects", tooltip="The subjects with their regions.")],
+        )
+
+    @classmethod
+    def execute(cls, subjects, feather: float, **masks) -> io.NodeOutput:
+        given = {int(key.rsplit("_", 1)[1]): mask for key, mask in masks.items() if mask is not None}
+        if beyond := [i for i in given if i > len(subjects)]:
+            raise ValueError(f"mask_{beyond[0]} is connected, but there are only {len(subjects)} subjects "
+                             f"({', '.join(s.name for s in subjects)})")
+        for i, mask in given.items():
+            if mask.ndim == 3 and len(mask) != 1:
+                raise ValueError(f"mask_{i} is a batch of {len(mask)} masks; each input takes the one mask of its subject")
+        regions = {i: feather_inwards(mask.reshape(mask.shape[-2:]).float().clamp(0, 1), feather) for i, mask in given.items()}
+        return io.NodeOutput(tuple(s.masked(regions[i]) if i in regions else s for i, s in enumerate(subjects, 1)))

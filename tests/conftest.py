@@ -1,0 +1,42 @@
+"""Shared set-up: ComfyUI on the path (COMFYUI_PATH), CPU mode where there is no GPU, the small model, the reference folder."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+PACK = TESTS.parent
+
+
+def _use_host() -> None:
+    host = os.environ.get("COMFYUI_PATH")
+    if not host or not (Path(host) / "comfy").is_dir():
+        raise pytest.UsageError(f"COMFYUI_PATH is {host!r}: no ComfyUI there. Run the tests with: python dev.py test")
+    sys.path.insert(0, host)
+    import comfy.options
+    comfy.options.enable_args_parsing(False)
+    import torch
+    from comfy.cli_args import args
+    args.cpu = not torch.cuda.is_available() or bool(os.environ.get("MMDIFF_TEST_CPU"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reference", default=None, help="folder with case_*.json/.safetensors in the recorded format")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    _use_host()
+
+
+def reference_folder(config: pytest.Config) -> Path:
+    return Path(config.getoption("--reference") or TESTS / "reference").resolve()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        from cases import find_cases
+        names = find_cases(reference_folder(metafunc.config))
+        metafunc.parametrize("case", names, indirect=True, ids=[p.stem for p in names], scope="session")
