@@ -19,11 +19,11 @@ class SubjectToText(nn.Module):
         self.norm = ops.LayerNorm(cls_width)
         self.hidden = ops.Linear(cls_width, cls_width)
         self.act = nn.GELU()
-        self.to = nn.ModuleDict({name: ops.Linear(cls_width, width) for name, width in text_widths.items()})
+        self.project = nn.ModuleDict({name: ops.Linear(cls_width, width) for name, width in text_widths.items()})
 
     def forward(self, cls: Tensor) -> dict[str, Tensor]:
         hidden = self.act(self.hidden(self.norm(cls)))
-        return {name: project(hidden) for name, project in self.to.items()}
+        return {name: project(hidden) for name, project in self.project.items()}
 
 
 class QueryTokens(nn.Module):

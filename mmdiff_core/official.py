@@ -23,7 +23,7 @@ FILES = (UNET_FILE, TEXT_FILE, CUSTOM_FILE)
 MODULES: dict[str, dict[str, str]] = {
     "obj_embeds_proj": {
         "layernorm": "subject_to_text.norm", "fc": "subject_to_text.hidden",
-        "proj_1": "subject_to_text.to.l", "proj_2": "subject_to_text.to.g",
+        "proj_1": "subject_to_text.project.l", "proj_2": "subject_to_text.project.g",
     },
     "face_embeds_proj": {
         "proj.0": "query.hidden", "proj.2": "query.tokens", "layer_norm": "query.norm",
@@ -90,7 +90,7 @@ def module_keys(config: MMDiffConfig) -> dict[str, tuple[str, str]]:
 
 
 def _of_absent_encoder(stem: str, config: MMDiffConfig) -> bool:
-    match = re.match(r"(?:fuse|subject_to_text\.to)\.(\w+)", stem)
+    match = re.match(r"(?:fuse|subject_to_text\.project)\.(\w+)", stem)
     return match is not None and match[1] not in config.encoders
 
 

@@ -153,27 +153,24 @@ def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun
 
 
 def encode(clip, tokens: Tokens) -> list:
-    """Tokens -> CONDITIONING. An end token that was fused still marks where the pooled output is read."""
+    """Tokens -> CONDITIONING. The pooled output is read at the prompt's end token, also when a fused row stands on or after it."""
     conditioning = clip.encode_from_tokens_scheduled(tokens)
-    lost = _fused_end(tokens)
-    if lost is not None:
-        pooled = _pooled_at(clip, *lost)
+    encoder = "g" if "g" in tokens else "l"
+    chunk = tokens[encoder][0]
+    end = next((p for p, entry in enumerate(chunk) if entry[2] == 0 and p > 0), len(chunk))
+    if any(torch.is_tensor(entry[0]) for entry in chunk[end:]):
+        pooled = _pooled_at(clip, encoder, chunk, end)
         for _, options in conditioning:
             options["pooled_output"] = pooled.to(options["pooled_output"])
     return conditioning
 
 
-def _fused_end(tokens: Tokens) -> tuple[str, list, int] | None:
-    """(encoder, chunk, position) where the first chunk's end token was replaced. Only the released behaviour does that:
-    its negative prompt is fused at the positive's places, whatever stands there (quirk 2)."""
-    encoder = "g" if "g" in tokens else "l"
-    chunk = tokens[encoder][0]
-    end = next((p for p, entry in enumerate(chunk) if entry[2] == 0 and p > 0), None)
-    return None if end is None or not torch.is_tensor(chunk[end][0]) else (encoder, chunk, end)
-
-
 def _pooled_at(clip, encoder: str, chunk: list, position: int) -> Tensor:
-    """The projected state at a position of the chunk, [1 width]: causal attention, so what follows does not matter."""
+    """The projected state at a position of the chunk, [1 width].
+
+    The host counts every tensor token as text, so a fused row in the padding would move the place it reads. Only the released
+    behaviour puts one there: its negative prompt is fused at the positive's places, whatever stands there (quirk 2).
+    """
     model = getattr(clip.cond_stage_model, f"clip_{encoder}")
     with torch.no_grad():
         embeds, mask, *_ = model.process_tokens([[entry[0] for entry in chunk]], clip.patcher.load_device)
