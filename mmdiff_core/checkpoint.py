@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -84,7 +85,7 @@ def read(path: Path) -> tuple[MMDiffConfig, Tensors]:
 
 def _read_bin(path: Path) -> dict:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path.name} holds more than weights ({str(error).splitlines()[0]}); reading it would run code, so it is refused"

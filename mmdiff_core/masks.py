@@ -28,13 +28,14 @@ def feather_inwards(mask: Tensor, feather: float) -> Tensor:
 
 def on_grid(mask: Tensor, grid: tuple[int, int], latent: tuple[int, int], area: Area | None) -> Tensor:
     """A mask [H W] resized to a layer's grid (h, w); with `area` the part of the picture that the cond covers is cropped
-    out of the mask first, never squeezed. `latent` is the whole latent's (height, width)."""
+    out of the mask first, never squeezed. `latent` is the whole latent's (height, width). A position holds the share of
+    its area that is masked, so nothing bleeds over a border."""
     mask = mask[None, None].float()
     if area is not None:
         height, width, top, left = area
-        mask = F.interpolate(mask, size=latent, mode="bilinear", antialias=True, align_corners=False)
+        mask = F.interpolate(mask, size=latent, mode="area")
         mask = mask[..., top:top + height, left:left + width]
-    return F.interpolate(mask, size=grid, mode="bilinear", antialias=True, align_corners=False)[0, 0].clamp(0, 1)
+    return F.interpolate(mask, size=grid, mode="area")[0, 0].clamp(0, 1)
 
 
 def regions(masks: Sequence[Tensor | None], tokens: Sequence[int], grid: tuple[int, int],

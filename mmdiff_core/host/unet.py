@@ -298,8 +298,6 @@ def apply(model, adapter: MMDiffAdapter, strength: Strength):
     if application.key in model.wrappers.get(Wrappers.SAMPLER_SAMPLE, {}):
         raise ValueError(f"{adapter.source} is already applied to this model; one Apply MM-Diff Attention is enough")
     patched = model.clone()
-    if strength.fuse_scale == 0 and strength.lora == 0:
-        return patched
     if strength.lora != 0:
         add_patches_strictly(patched, lora_patches(adapter.unet, lora_keys(blocks)), strength.lora, "the model")
     patched.add_wrapper_with_key(Wrappers.SAMPLER_SAMPLE, application.key, application.on_run)

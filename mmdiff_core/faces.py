@@ -1,0 +1,354 @@
+"""Faces in pictures: detection, embedding and aligned crops by InsightFace, from models that are already on the disk.
+
+The only module that touches insightface and onnxruntime, and only when a function needs them. Nothing is downloaded.
+"""
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+DETECTOR_SIZES = (640, 512, 384, 320, 256, 192, 128)    # tried in turn until a face is found
+BORDERS = (0.25, 0.5, 1.0)                              # then black borders, as parts of the longer side
+THRESHOLD = 0.5                                         # lowest detector confidence that counts
+CROP_SIZE = 224
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+# Not here: TensorRT and MIGraphX compile anew for every detector size, CoreML can end the process when the size changes.
+AUTOMATIC_PROVIDERS = (CUDA, "ROCMExecutionProvider", "DmlExecutionProvider", CPU)
+DEVICES = ("auto", "cuda", "cpu")
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-rocm", "onnxruntime-migraphx",
+            "onnxruntime-openvino", "onnxruntime-silicon")
+TASKS = ("detection", "recognition")
+KNOWN_FILES = {"buffalo_l": ("det_10g.onnx", "w600k_r50.onnx")}
+LICENCE = "The pretrained InsightFace models (buffalo_l too) are licensed for non-commercial research only."
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One detected face, in pixels of the picture given."""
+
+    box: tuple[float, float, float, float]      # x1 y1 x2 y2
+    score: float                                # detector confidence 0..1
+    landmarks: np.ndarray                       # [5 2] eyes, nose, mouth corners as (x, y)
+    embedding: np.ndarray                       # [512] unit length ArcFace embedding
+
+    @property
+    def area(self) -> float:
+        x1, y1, x2, y2 = self.box
+        return (x2 - x1) * (y2 - y1)
+
+
+class FaceAnalyser:
+    """A loaded InsightFace model pack."""
+
+    def __init__(self, app: Any, name: str, root: Path):
+        self.name = name
+        self.root = root
+        self._detector = app.models["detection"]
+        self._recogniser = app.models["recognition"]
+        self.providers: tuple[str, ...] = tuple(self._detector.session.get_providers())
+        self._sizes = _detector_sizes(self._detector)
+
+    def __repr__(self) -> str:
+        return f"FaceAnalyser({self.name}, {', '.join(self.providers)})"
+
+    def detect(self, image: np.ndarray, label: str = "image") -> tuple[Face, ...]:
+        """All faces of a uint8 RGB picture [H W 3] from left to right; empty when every attempt found none."""
+        _check_image(image, label)
+        bgr = np.ascontiguousarray(image[..., ::-1])
+        for boxes, landmarks in self._attempts(bgr):
+            if len(boxes):
+                faces = [self._face(bgr, box, points) for box, points in zip(boxes, landmarks, strict=True)]
+                return tuple(sorted(faces, key=lambda face: face.box[0] + face.box[2]))
+        return ()
+
+    def pick(self, image: np.ndarray, which: int = 0, label: str = "image") -> Face:
+        """One face: the largest for 0, the n-th from the left for n >= 1."""
+        if which < 0:
+            raise ValueError(f"{label}: face {which} asked for; 0 is the largest face, 1 the first from the left.")
+        faces = self.detect(image, label)
+        if not faces:
+            raise ValueError(self._no_face(image, label))
+        if which > len(faces):
+            raise ValueError(f"{label}: face {which} from the left asked for, but there {_count(len(faces))}. "
+                             f"Choose 1 to {len(faces)}, or 0 for the largest.")
+        return faces[which - 1] if which else max(faces, key=lambda face: face.area)
+
+    def portrait(self, image: np.ndarray, which: int = 0, label: str = "image") -> tuple[np.ndarray, np.ndarray]:
+        """The picked face's embedding [512] and its aligned crop, uint8 RGB [224 224 3]."""
+        face = self.pick(image, which, label)
+        return face.embedding, align(image, face.landmarks)
+
+    def _attempts(self, bgr: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Boxes with scores [n 5] and landmarks [n 5 2] of each attempt, in coordinates of the picture itself."""
+        for border in (0.0, *BORDERS):
+            pixels = round(border * max(bgr.shape[:2]))
+            padded = np.pad(bgr, ((pixels, pixels), (pixels, pixels), (0, 0)))
+            for size in self._sizes:
+                boxes, landmarks = self._detector.detect(padded, input_size=size)
+                offset = np.array([pixels] * 4 + [0], dtype=np.float32)
+                yield boxes - offset, landmarks - pixels
+
+    def _face(self, bgr: np.ndarray, box: np.ndarray, landmarks: np.ndarray) -> Face:
+        from insightface.app.common import Face as Found
+        found = Found(bbox=box[:4], kps=landmarks, det_score=box[4])
+        embedding = np.asarray(self._recogniser.get(bgr, found), dtype=np.float32)
+        length = float(np.linalg.norm(embedding))
+        if not np.isfinite(length) or length == 0:
+            raise RuntimeError(f"The recognition model of {self.name} returned an embedding of length {length}. The "
+                               f"file may be damaged: put the files under {_home(self.root, self.name)} there again.")
+        return Face(tuple(float(v) for v in box[:4]), float(box[4]), np.asarray(landmarks, np.float32), embedding / length)
+
+    def _no_face(self, image: np.ndarray, label: str) -> str:
+        height, width = image.shape[:2]
+        sizes = ", ".join(str(w) if w == h else f"{w} x {h}" for w, h in self._sizes)
+        borders = ", ".join(f"{border:.0%}" for border in BORDERS)
+        return (f"{label}: no face found in this picture of {width} x {height} pixels. Tried {self.name} at detector "
+                f"sizes {sizes}, on the picture itself and with black borders of {borders} of its longer side; "
+                f"lowest confidence {THRESHOLD}. Use a picture in which eyes, nose and mouth are visible, upright, "
+                f"and the face at least about 30 pixels wide.")
+
+
+def align(image: np.ndarray, landmarks: np.ndarray, size: int = CROP_SIZE) -> np.ndarray:
+    """The face turned upright and scaled to ArcFace's template: uint8 RGB [size size 3]."""
+    _check_image(image, "image to align")
+    if size < 112 or (size % 112 and size % 128):
+        raise ValueError(f"aligned size {size}; InsightFace aligns to multiples of 112 or of 128")
+    _require_packages()
+    from insightface.utils import face_align
+    bgr = np.ascontiguousarray(image[..., ::-1])
+    crop = face_align.norm_crop(bgr, landmark=np.asarray(landmarks, np.float32), image_size=size)
+    return np.ascontiguousarray(crop[..., ::-1])
+
+
+def draw(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
+    """A copy of the picture with every face's box, landmarks and number from the left."""
+    _check_image(image, "image to draw on")
+    import cv2
+    canvas = np.ascontiguousarray(image).copy()
+    line = max(1, round(max(image.shape[:2]) / 320))
+    for number, face in enumerate(faces, 1):
+        x1, y1, x2, y2 = (round(v) for v in face.box)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), (0, 255, 0), line)
+        for x, y in face.landmarks:
+            cv2.circle(canvas, (round(float(x)), round(float(y))), 2 * line, (255, 255, 0), -1)
+        origin = (max(x1, 0) + 2 * line, max(y1, 0) + 12 * line)
+        cv2.putText(canvas, str(number), origin, cv2.FONT_HERSHEY_SIMPLEX, 0.45 * line, (0, 255, 0), line)
+    return canvas
+
+
+def load_analyser(root: Path, name: str = "buffalo_l", device: str = "auto") -> FaceAnalyser:
+    """Loads the detector and the recogniser of <root>/models/<name>; device is auto, cuda or cpu."""
+    _require_packages()
+    root = Path(root)
+    _check_files(root, name)
+    wanted = choose_providers(device, available_providers(), _distributions())
+    app = _open(root, name, wanted)
+    analyser = FaceAnalyser(app, name, root)
+    _report_providers(device, wanted, analyser)
+    return analyser
+
+
+def installed() -> bool:
+    """Whether insightface and onnxruntime are there to be imported."""
+    return not _missing_packages()
+
+
+def available_providers() -> tuple[str, ...]:
+    """What the installed onnxruntime offers."""
+    _require_packages("onnxruntime")
+    return tuple(importlib.import_module("onnxruntime").get_available_providers())
+
+
+def choose_providers(device: str, available: Sequence[str], distributions: Mapping[str, str]) -> tuple[str, ...]:
+    """The providers to ask for, best first."""
+    if device not in DEVICES:
+        raise ValueError(f"Unknown device {device!r} for faces; choose one of {', '.join(DEVICES)}.")
+    if device == "cpu":
+        return (CPU,)
+    if device == "cuda" and CUDA not in available:
+        advice = provider_advice(distributions, available, cuda_wanted=True)
+        raise RuntimeError(f"CUDA was chosen for faces, but onnxruntime does not offer it. {advice} Or choose auto or cpu.")
+    offered = tuple(p for p in AUTOMATIC_PROVIDERS if p in available)
+    return tuple(p for p in offered if p in (CUDA, CPU)) if device == "cuda" else offered
+
+
+def provider_advice(distributions: Mapping[str, str], available: Sequence[str], cuda_wanted: bool) -> str | None:
+    """What is wrong between the installed onnxruntime packages and what they offer, and what to run; None if nothing."""
+    if CUDA in available:
+        return None
+    gpu = distributions.get("onnxruntime-gpu")
+    found = f"Installed: {', '.join(f'{n} {v}' for n, v in distributions.items()) or 'no onnxruntime package'}; " \
+            f"offered: {', '.join(available) or 'nothing'}."
+    if gpu:
+        return (f"{found} The files of onnxruntime-gpu were overwritten, most likely by the CPU package onnxruntime, "
+                f"which insightface asks for. Repair: {_pip('install --force-reinstall --no-deps')} onnxruntime-gpu=={gpu}")
+    if cuda_wanted:
+        return f"{found} For an NVIDIA GPU run: {_pip('install')} onnxruntime-gpu"
+    return None
+
+
+def list_models(roots: Sequence[Path]) -> dict[str, Path]:
+    """Model packs (name -> root) over the folders <root>/models/<name>/*.onnx; the first root that has a name counts."""
+    found: dict[str, Path] = {}
+    for root in map(Path, roots):
+        for folder in _subfolders(root / "models"):
+            if _onnx_files(folder):
+                found.setdefault(folder.name, root)
+    return found
+
+
+def _open(root: Path, name: str, providers: Sequence[str]) -> Any:
+    """InsightFace's FaceAnalysis. Its name is the folder itself, so it never looks elsewhere, let alone downloads."""
+    folder = _home(root, name).resolve()
+    _preload_gpu_libraries(providers)
+    analysis = importlib.import_module("insightface.app").FaceAnalysis
+    try:
+        # One session serves every detector size; InsightFace 2 would otherwise open another for each.
+        app = analysis(name=str(folder), root=str(root), allowed_modules=list(TASKS), providers=list(providers),
+                       static_shape_sessions=False)
+    except AssertionError:
+        raise FileNotFoundError(_wrong_models(root, name, TASKS[:1])) from None
+    except Exception as error:
+        raise RuntimeError(f"The model pack {name} could not be loaded: {error}. Files under {folder}: {_sizes(folder)}. "
+                           f"A file may be damaged or incomplete: put it there again. {LICENCE}") from error
+    absent = [task for task in TASKS if task not in app.models]
+    if absent:
+        raise FileNotFoundError(_wrong_models(root, name, absent))
+    app.prepare(ctx_id=0, det_thresh=THRESHOLD, det_size=(DETECTOR_SIZES[0],) * 2)
+    return app
+
+
+def _preload_gpu_libraries(providers: Sequence[str]) -> None:
+    """Lets onnxruntime find the CUDA and cuDNN libraries that came with torch's packages."""
+    preload = getattr(importlib.import_module("onnxruntime"), "preload_dlls", None)
+    if CUDA in providers and callable(preload):
+        preload()
+
+
+def _report_providers(device: str, wanted: Sequence[str], analyser: FaceAnalyser) -> None:
+    """One warning when the GPU was asked for, or could have been, and is not used."""
+    advice = provider_advice(_distributions(), available_providers(), cuda_wanted=device == "cuda")
+    if CUDA in wanted and CUDA not in analyser.providers:
+        log.warning("Faces run on %s: onnxruntime offers CUDA but could not start it. Its own message above says why; "
+                    "usually there is no NVIDIA GPU, or its CUDA or cuDNN is not the version that onnxruntime-gpu needs. "
+                    "Choose device cpu to load without trying.", ", ".join(analyser.providers))
+    elif advice and device != "cpu":
+        log.warning("Faces run on %s. %s", ", ".join(analyser.providers), advice)
+    log.info("Faces: %s from %s on %s", analyser.name, analyser.root, ", ".join(analyser.providers))
+
+
+def _detector_sizes(detector: Any) -> tuple[tuple[int, int], ...]:
+    """(width, height) of every attempt; a detector made for one size has only that one."""
+    height, width = detector.session.get_inputs()[0].shape[2:4]
+    if isinstance(height, int) and isinstance(width, int):
+        return ((width, height),)
+    return tuple((size, size) for size in DETECTOR_SIZES)
+
+
+def _check_image(image: np.ndarray, label: str) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"{label}: expected a uint8 RGB array [height width 3], got {found}")
+
+
+def _count(faces: int) -> str:
+    return "is 1 face" if faces == 1 else f"are {faces} faces"
+
+
+def _home(root: Path, name: str) -> Path:
+    return Path(root) / "models" / name
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def _onnx_files(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.glob("*.onnx")) if folder.is_dir() else []
+
+
+def _sizes(folder: Path) -> str:
+    return ", ".join(f"{name} ({(folder / name).stat().st_size:,} bytes)" for name in _onnx_files(folder))
+
+
+def _check_files(root: Path, name: str) -> None:
+    """An error that says where the files should be, and where some were found instead."""
+    have = _onnx_files(_home(root, name))
+    lacking = [file for file in KNOWN_FILES.get(name, ()) if file not in have]
+    if have and not lacking:
+        return
+    here = f"has {', '.join(have)} but not {', '.join(lacking)}" if have else "has no .onnx file"
+    elsewhere = "".join(f" Found {files}: move them into that folder." for files in _misplaced(root, name))
+    raise FileNotFoundError(f"The face models {name} are not there: the folder {_home(root, name)} {here}. "
+                            f"Expected in it: {_expected(name)}.{elsewhere} Nothing is downloaded: get the pack {name} from "
+                            f"the InsightFace project and unpack it so that these files lie directly in that folder. {LICENCE}")
+
+
+def _expected(name: str) -> str:
+    return " and ".join(KNOWN_FILES.get(name, ("a detection model and a recognition model (*.onnx)",)))
+
+
+def _misplaced(root: Path, name: str) -> list[str]:
+    """Where a pack ends up that was unpacked one folder too deep or too shallow, or not at all."""
+    home = _home(root, name)
+    places = (*_subfolders(home), home.parent, root / name, root / name / name, root)
+    found = [f"{', '.join(_onnx_files(place))} in {place}" for place in places if _onnx_files(place)]
+    zips = [place / f"{name}.zip" for place in (home, home.parent, root)]
+    return found + [f"{path} still packed" for path in zips if path.is_file()]
+
+
+def _wrong_models(root: Path, name: str, absent: Sequence[str]) -> str:
+    folder = _home(root, name)
+    return (f"The model pack {name} has no {' and no '.join(absent)} model that InsightFace recognises. Files under {folder}: "
+            f"{_sizes(folder)}. Expected in it: {_expected(name)}. {LICENCE}")
+
+
+def _distributions() -> dict[str, str]:
+    """Installed onnxruntime packages and their versions; they all share one folder, and the last one installed wins."""
+    found = {}
+    for name in RUNTIMES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _pip(command: str) -> str:
+    return f'"{sys.executable}" -m pip {command}'
+
+
+def _missing_packages(*names: str) -> list[str]:
+    return [name for name in names or ("insightface", "onnxruntime") if importlib.util.find_spec(name) is None]
+
+
+def _require_packages(*names: str) -> None:
+    names = names or ("insightface", "onnxruntime")
+    missing = _missing_packages(*names)
+    if missing:
+        raise ImportError(f"Faces need the Python package {' and '.join(missing)}, which this Python does not have. Run: "
+                          f"{_pip('install')} {' '.join(missing)}  Then put the models into models/insightface/models/buffalo_l "
+                          f"({' and '.join(KNOWN_FILES['buffalo_l'])}). {LICENCE}")
+    for name in names:
+        _import(name)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ImportError(f"The Python package {name} is installed but cannot be imported: {error}. Try: "
+                          f"{_pip('install --force-reinstall --no-deps')} {name}") from error
