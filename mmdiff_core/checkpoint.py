@@ -88,13 +88,17 @@ def _read_bin(path: Path) -> dict:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path.name} holds more than weights ({str(error).splitlines()[0]}); reading it would run code, so it is refused"
+            f"{path.name} holds more than weights ({_reason(error)}); reading it would run code, so it is refused"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path.name} cannot be read ({str(error).splitlines()[0]}): is the download complete?") from error
+        raise CheckpointError(f"{path.name} cannot be read ({_reason(error)}): is the download complete?") from error
     if not isinstance(found, Mapping):
         raise CheckpointError(f"{path.name} holds a {type(found).__name__}, expected a dictionary of weights")
     return dict(found)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _custom_groups(custom: Mapping) -> dict[str, Tensors]:

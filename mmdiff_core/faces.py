@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ THRESHOLD = 0.5                                         # lowest detector confid
 CROP_SIZE = 224
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
-# Not here: TensorRT and MIGraphX compile anew for every detector size, CoreML can end the process when the size changes.
+# Left out: TensorRT and MIGraphX compile anew for every detector size; CoreML can end the process when it changes.
 AUTOMATIC_PROVIDERS = (CUDA, "ROCMExecutionProvider", "DmlExecutionProvider", CPU)
 DEVICES = ("auto", "cuda", "cpu")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-rocm", "onnxruntime-migraphx",
@@ -109,7 +108,8 @@ class FaceAnalyser:
         if not np.isfinite(length) or length == 0:
             raise RuntimeError(f"The recognition model of {self.name} returned an embedding of length {length}. The "
                                f"file may be damaged: put the files under {_home(self.root, self.name)} there again.")
-        return Face(tuple(float(v) for v in box[:4]), float(box[4]), np.asarray(landmarks, np.float32), embedding / length)
+        x1, y1, x2, y2, score = (float(v) for v in box)
+        return Face((x1, y1, x2, y2), score, np.asarray(landmarks, np.float32), embedding / length)
 
     def _no_face(self, image: np.ndarray, label: str) -> str:
         height, width = image.shape[:2]
@@ -180,28 +180,29 @@ def choose_providers(device: str, available: Sequence[str], distributions: Mappi
         return (CPU,)
     if device == "cuda" and CUDA not in available:
         advice = provider_advice(distributions, available, cuda_wanted=True)
-        raise RuntimeError(f"CUDA was chosen for faces, but onnxruntime does not offer it. {advice} Or choose auto or cpu.")
+        raise RuntimeError(f"CUDA was chosen for faces; onnxruntime offers none. {advice}\nOr choose auto or cpu.")
     offered = tuple(p for p in AUTOMATIC_PROVIDERS if p in available)
     return tuple(p for p in offered if p in (CUDA, CPU)) if device == "cuda" else offered
 
 
 def provider_advice(distributions: Mapping[str, str], available: Sequence[str], cuda_wanted: bool) -> str | None:
-    """What is wrong between the installed onnxruntime packages and what they offer, and what to run; None if nothing."""
+    """What is wrong with the installed onnxruntime packages, and what to run; None if nothing is."""
     if CUDA in available:
         return None
     gpu = distributions.get("onnxruntime-gpu")
     found = f"Installed: {', '.join(f'{n} {v}' for n, v in distributions.items()) or 'no onnxruntime package'}; " \
             f"offered: {', '.join(available) or 'nothing'}."
     if gpu:
+        repair = _pip("install --force-reinstall --no-deps onnxruntime-gpu")
         return (f"{found} The files of onnxruntime-gpu were overwritten, most likely by the CPU package onnxruntime, "
-                f"which insightface asks for. Repair: {_pip('install --force-reinstall --no-deps')} onnxruntime-gpu=={gpu}")
+                f"which insightface asks for. Repair: {repair}=={gpu}")
     if cuda_wanted:
         return f"{found} For an NVIDIA GPU run: {_pip('install')} onnxruntime-gpu"
     return None
 
 
 def list_models(roots: Sequence[Path]) -> dict[str, Path]:
-    """Model packs (name -> root) over the folders <root>/models/<name>/*.onnx; the first root that has a name counts."""
+    """Model packs (name -> root) in the folders <root>/models/<name>/*.onnx; of two of one name the first counts."""
     found: dict[str, Path] = {}
     for root in map(Path, roots):
         for folder in _subfolders(root / "models"):
@@ -222,17 +223,21 @@ def _open(root: Path, name: str, providers: Sequence[str]) -> Any:
     except AssertionError:
         raise FileNotFoundError(_wrong_models(root, name, TASKS[:1])) from None
     except Exception as error:
-        raise RuntimeError(f"The model pack {name} could not be loaded: {error}. Files under {folder}: {_sizes(folder)}. "
-                           f"A file may be damaged or incomplete: put it there again. {LICENCE}") from error
+        raise RuntimeError(f"The model pack {name} could not be loaded: {error}. Files in {folder}: {_sizes(folder)}. "
+                           "A file may be damaged or incomplete: put it there again.") from error
     absent = [task for task in TASKS if task not in app.models]
     if absent:
         raise FileNotFoundError(_wrong_models(root, name, absent))
+    if not app.models["detection"].use_kps:
+        raise RuntimeError(f"The detector of {name} finds no landmarks, which alignment needs: {_sizes(folder)}.")
     app.prepare(ctx_id=0, det_thresh=THRESHOLD, det_size=(DETECTOR_SIZES[0],) * 2)
     return app
 
 
 def _preload_gpu_libraries(providers: Sequence[str]) -> None:
-    """Lets onnxruntime find the CUDA and cuDNN libraries that came with torch's packages."""
+    """Lets onnxruntime find the CUDA and cuDNN libraries of torch's packages, as InsightFace 2.1 does by itself."""
+    if importlib.util.find_spec("insightface.model_zoo.onnxruntime_utils"):
+        return
     preload = getattr(importlib.import_module("onnxruntime"), "preload_dlls", None)
     if CUDA in providers and callable(preload):
         preload()
@@ -243,7 +248,7 @@ def _report_providers(device: str, wanted: Sequence[str], analyser: FaceAnalyser
     advice = provider_advice(_distributions(), available_providers(), cuda_wanted=device == "cuda")
     if CUDA in wanted and CUDA not in analyser.providers:
         log.warning("Faces run on %s: onnxruntime offers CUDA but could not start it. Its own message above says why; "
-                    "usually there is no NVIDIA GPU, or its CUDA or cuDNN is not the version that onnxruntime-gpu needs. "
+                    "usually there is no NVIDIA GPU, or CUDA or cuDNN is not the version that onnxruntime-gpu needs. "
                     "Choose device cpu to load without trying.", ", ".join(analyser.providers))
     elif advice and device != "cpu":
         log.warning("Faces run on %s. %s", ", ".join(analyser.providers), advice)
@@ -292,9 +297,11 @@ def _check_files(root: Path, name: str) -> None:
         return
     here = f"has {', '.join(have)} but not {', '.join(lacking)}" if have else "has no .onnx file"
     elsewhere = "".join(f" Found {files}: move them into that folder." for files in _misplaced(root, name))
-    raise FileNotFoundError(f"The face models {name} are not there: the folder {_home(root, name)} {here}. "
-                            f"Expected in it: {_expected(name)}.{elsewhere} Nothing is downloaded: get the pack {name} from "
-                            f"the InsightFace project and unpack it so that these files lie directly in that folder. {LICENCE}")
+    raise FileNotFoundError(
+        f"The face models {name} are not there: the folder {_home(root, name)} {here}. Expected in it: "
+        f"{_expected(name)}.{elsewhere} Nothing is downloaded: get the pack {name} from the InsightFace project and "
+        f"unpack it so that these files lie directly in that folder. {LICENCE}"
+    )
 
 
 def _expected(name: str) -> str:
@@ -312,8 +319,8 @@ def _misplaced(root: Path, name: str) -> list[str]:
 
 def _wrong_models(root: Path, name: str, absent: Sequence[str]) -> str:
     folder = _home(root, name)
-    return (f"The model pack {name} has no {' and no '.join(absent)} model that InsightFace recognises. Files under {folder}: "
-            f"{_sizes(folder)}. Expected in it: {_expected(name)}. {LICENCE}")
+    return (f"The model pack {name} has no {' and no '.join(absent)} model that InsightFace recognises. "
+            f"Files under {folder}: {_sizes(folder)}. Expected in it: {_expected(name)}. {LICENCE}")
 
 
 def _distributions() -> dict[str, str]:
@@ -339,16 +346,18 @@ def _require_packages(*names: str) -> None:
     names = names or ("insightface", "onnxruntime")
     missing = _missing_packages(*names)
     if missing:
-        raise ImportError(f"Faces need the Python package {' and '.join(missing)}, which this Python does not have. Run: "
-                          f"{_pip('install')} {' '.join(missing)}  Then put the models into models/insightface/models/buffalo_l "
-                          f"({' and '.join(KNOWN_FILES['buffalo_l'])}). {LICENCE}")
+        raise ImportError(
+            f"Faces need the Python package {' and '.join(missing)}, which this Python does not have. Run: "
+            f"{_pip('install')} {' '.join(missing)}\nThen put the models ({_expected('buffalo_l')}) into "
+            f"ComfyUI's folder models/insightface/models/buffalo_l. {LICENCE}"
+        )
     for name in names:
         _import(name)
 
 
-def _import(name: str) -> ModuleType:
+def _import(name: str) -> None:
     try:
-        return importlib.import_module(name)
+        importlib.import_module(name)
     except Exception as error:
         raise ImportError(f"The Python package {name} is installed but cannot be imported: {error}. Try: "
                           f"{_pip('install --force-reinstall --no-deps')} {name}") from error
