@@ -71,7 +71,7 @@ def read_single(path: Path) -> tuple[MMDiffConfig, Tensors]:
                     f"{path.name} is not an MM-Diff checkpoint: its header says format {header.get('format')!r}, expected "
                     f"{FORMAT!r}. An official folder is turned into one by Convert MM-Diff Checkpoint."
                 )
-            return MMDiffConfig.from_json(header["config"]), {key: file.get_tensor(key) for key in file.keys()}
+            return MMDiffConfig.from_json(header["config"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{path.name} cannot be read as safetensors ({error}): is the download complete?") from error
 

@@ -235,7 +235,7 @@ def _open(root: Path, name: str, providers: Sequence[str]) -> Any:
 
 
 def _preload_gpu_libraries(providers: Sequence[str]) -> None:
-    """Lets onnxruntime find the CUDA and cuDNN libraries of torch's packages, as InsightFace 2.1 does by itself."""
+    """Lets onnxruntime find the CUDA and cuDNN libraries of torch's packages, as InsightFace 2 does by itself."""
     if importlib.util.find_spec("insightface.model_zoo.onnxruntime_utils"):
         return
     preload = getattr(importlib.import_module("onnxruntime"), "preload_dlls", None)

@@ -28,8 +28,8 @@ class TextEncode(io.ComfyNode):
                                tooltip="Delayed conditioning: the fraction of the denoising drawn from the plain prompt first. "
                                        "0 = subjects from the first step; more follows the text better, and the subject less."),
                 io.Combo.Input("behaviour", options=[FROM_CHECKPOINT, *BEHAVIOURS], default=FROM_CHECKPOINT,
-                               tooltip="released: as the official code runs (second text encoder's LoRA unused, negative prompt fused too). "
-                                       "corrected: neither."),
+                               tooltip="released: as the official code runs (second text encoder's LoRA unused, negative prompt fused "
+                                       "too). corrected: neither."),
                 MMDiffSubjects.Input("subjects", optional=True, tooltip="The subjects, in the order of their markers."),
             ],
             outputs=[

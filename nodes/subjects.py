@@ -26,13 +26,15 @@ class SubjectEncoder(io.ComfyNode):
                 io.Float.Input("weight", default=1.0, min=0.0, max=WARMEST, step=0.05,
                                tooltip="Factor on this subject's image branch. 1 = as trained, 0 = none, above 1.5 tends to burn."),
                 io.Int.Input("face", default=0, min=0, max=100,
-                             tooltip="Which face on each picture: 0 = the largest, 1 = the leftmost, 2 = the next ... Portrait checkpoints only."),
+                             tooltip="Which face on each picture: 0 = the largest, 1 = the leftmost, 2 = the next ... "
+                                     "Portrait checkpoints only."),
                 MMDiffFaces.Input("faces", optional=True, tooltip="From Load Face Analysis. Portrait checkpoints need it."),
                 MMDiffSubjects.Input("subjects", optional=True, tooltip="Earlier subjects; this one is added after them."),
             ],
             outputs=[
                 MMDiffSubjects.Output("subjects", display_name="subjects", tooltip="Earlier subjects and this one, in order."),
-                io.Image.Output("seen", display_name="seen", tooltip="What the encoder looked at: the aligned faces, or the padded pictures."),
+                io.Image.Output("seen", display_name="seen",
+                                tooltip="What the encoder looked at: the aligned faces, or the padded pictures."),
             ],
         )
 

@@ -8,6 +8,7 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models
 import torch
+
 from mmdiff_core import checkpoint, official
 from mmdiff_core.config import GENERAL_SD15, PORTRAIT_SDXL, MMDiffConfig
 from mmdiff_core.host.models import LoadedMMDiff

@@ -5,14 +5,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import make
 import pytest
 import torch
-from cases import CHECKPOINT, OURS
+
 from mmdiff_core import checkpoint, convert, official
 from mmdiff_core.checkpoint import CheckpointError
 from mmdiff_core.config import CONFIGS, GENERAL_SD15, GENERAL_SDXL, PORTRAIT_SDXL, MMDiffConfig
 from mmdiff_core.unet_layers import transformer_blocks
+
+import make
+from cases import CHECKPOINT, OURS
 
 MANIFEST = json.loads((OURS / "full_size_manifest.json").read_text(encoding="utf-8"))
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import make
 import pytest
 import torch
-from cases import CHECKPOINT, OURS, Case
+from safetensors.torch import load_file
+
 from mmdiff_core import checkpoint
 from mmdiff_core.adapter import SubjectModules
+from mmdiff_core.heads import QueryTokens
 from mmdiff_core.host import text as text_side
 from mmdiff_core.host.encode import encode_prompt, encode_subject
 from mmdiff_core.host.models import LoadedMMDiff, load_mmdiff
 from mmdiff_core.host.unet import Strength, apply
-from mmdiff_core.heads import QueryTokens
 from mmdiff_core.lora import LowRank
 from mmdiff_core.refiner import SubjectRefiner
 from mmdiff_core.subjects import add_subject
-from safetensors.torch import load_file
+
+import make
+from cases import CHECKPOINT, OURS, Case
 from test_reference import probe, sized
 from tiny_model import build
 
@@ -146,6 +148,7 @@ def test_an_image_encoder_of_another_size_is_refused(world):
 
 def test_the_fine_tuned_image_encoder_shares_its_weights_and_leaves_them_as_they_were(world):
     import comfy.model_management
+
     from mmdiff_core.host.vision import fine_tuned
     patcher = fine_tuned(world["vision"], world["mmdiff"].adapter)
     assert patcher.model is world["vision"].model

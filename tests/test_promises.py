@@ -6,16 +6,18 @@ import copy
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
-import make
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from mmdiff_core.attention import see_subjects
 from mmdiff_core.host import unet as host_unet
 from mmdiff_core.host.conditioning import BoundPrompt, carry
 from mmdiff_core.host.unet import Strength, SubjectAttention, apply
 from mmdiff_core.masks import feather_inwards, on_grid, regions
+
+import make
 from test_reference import probe
-from torch.utils._python_dispatch import TorchDispatchMode
 
 SIGMAS = torch.tensor([4.0, 2.0, 1.0, 0.5, 0.0])
 LORA_ONLY, IMAGE_ONLY, BOTH = Strength(fuse_scale=0.0), Strength(lora=0.0), Strength()

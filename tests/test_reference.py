@@ -9,13 +9,15 @@ import comfy.samplers
 import node_helpers
 import pytest
 import torch
-from cases import Case, checkpoint_folder, weights_folder
+
 from mmdiff_core.host import text as text_side
 from mmdiff_core.host.encode import encode_prompt, encode_subject
 from mmdiff_core.host.models import load_mmdiff
 from mmdiff_core.host.unet import Strength, apply
 from mmdiff_core.host.vision import cls_embeddings, patch_embeddings
 from mmdiff_core.vision import normalise, object_pixels
+
+from cases import Case, checkpoint_folder, weights_folder
 from tiny_model import build
 
 STAGE, LAYER, NOISE, LATENTS = 1e-4, 3e-4, 1e-4, 2e-3
@@ -235,9 +237,10 @@ def rows_uncond_first(found: torch.Tensor, recorded: torch.Tensor) -> list[int]:
 def test_subject_keys_and_values_are_the_recorded_ones(case, world, subjects, number):
     if not subjects:
         return
+    import comfy.model_management
+
     from mmdiff_core.host.conditioning import BoundPrompt
     from mmdiff_core.host.unet import Application, check_unet, make_window
-    import comfy.model_management
     adapter = world["mmdiff"].adapter
     model = apply(world["model"], adapter, Strength(fuse_scale=1.0))
     comfy.model_management.load_model_gpu(model)

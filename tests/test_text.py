@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CHECKPOINT
-from make import random_subject
+
 from mmdiff_core.host import text as text_side
 from mmdiff_core.host.encode import encode_prompt
 from mmdiff_core.host.models import load_mmdiff
+
+from cases import CHECKPOINT
+from make import random_subject
 from tiny_model import build
 
 

@@ -1,14 +1,22 @@
-"""A node for tests and the demo: the small SDXL with random weights that the reference numbers were recorded on."""
+"""Nodes for tests and the demo: the small SDXL with random weights of the reference numbers, and the recorded cases as inputs."""
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
 from comfy_api.latest import ComfyExtension, io
+
+CATEGORY = "MM-Diff/tests"
+TESTS = Path(__file__).resolve().parents[2]
 
 
 class LoadTinyReferenceModel(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="MMDiffLoadTinyReferenceModel", display_name="Load Tiny Reference Model (random weights)",
-            category="MM-Diff/tests", inputs=[],
-            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output(), io.ClipVision.Output()],
+            node_id="MMDiffLoadTinyReferenceModel", display_name="Load Tiny Reference Model (random weights)", category=CATEGORY,
+            inputs=[], outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output(), io.ClipVision.Output()],
         )
 
     @classmethod
@@ -17,9 +25,64 @@ class LoadTinyReferenceModel(io.ComfyNode):
         return io.NodeOutput(build.model(), build.clip(), build.vae(), build.clip_vision())
 
 
+def read_case(path: str):
+    spec = importlib.util.spec_from_file_location("mmdiff_recorded_cases", TESTS / "cases.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Case(Path(path))
+
+
+class RecordedNoise:
+    """A NOISE that starts a sampling at the recorded latents."""
+
+    seed = 0
+
+    def __init__(self, noise: torch.Tensor):
+        self.noise = noise
+
+    def generate_noise(self, latent) -> torch.Tensor:
+        return self.noise
+
+
+class RecordedSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MMDiffTestRecordedSubject", display_name="Recorded Subject", category=CATEGORY,
+            inputs=[io.String.Input("case"), io.Int.Input("number", default=0)],
+            outputs=[io.Image.Output(), io.Custom("MMDIFF_FACES").Output()],
+        )
+
+    @classmethod
+    def execute(cls, case: str, number: int):
+        recorded = read_case(case)
+        slot = recorded.slots()[number]
+        return io.NodeOutput(recorded.images(slot), recorded.faces(slot))
+
+
+class RecordedSampling(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MMDiffTestRecordedSampling", display_name="Recorded Sampling", category=CATEGORY,
+            inputs=[io.String.Input("case"), io.Conditioning.Input("positive"), io.Conditioning.Input("negative")],
+            outputs=[io.Conditioning.Output(), io.Conditioning.Output(), io.Noise.Output(), io.Sigmas.Output(), io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, case: str, positive, negative):
+        import node_helpers
+        recorded = read_case(case)
+        sigmas = recorded["official/run/sigmas"]
+        first = sigmas[0].item()
+        noise = recorded["input/latents"] * (first ** 2 + 1) ** 0.5 / first
+        sized = [node_helpers.conditioning_set_values(c, recorded.size_options) for c in (positive, negative)]
+        return io.NodeOutput(*sized, RecordedNoise(noise), sigmas, {"samples": torch.zeros_like(noise)})
+
+
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [LoadTinyReferenceModel]
+        return [LoadTinyReferenceModel, RecordedSubject, RecordedSampling]
 
 
 async def comfy_entrypoint():

@@ -1,0 +1,124 @@
+"""The nodes in a real ComfyUI server: the recorded pictures come out of a graph, and mistakes are told to the person."""
+from __future__ import annotations
+
+import pytest
+from safetensors.torch import load_file
+
+from cases import Case, checkpoint_folder
+from server import Server
+from test_reference import BEHAVIOURS, LATENTS, close, recorded_prompt
+
+
+@pytest.fixture(scope="session")
+def case(request) -> Case:
+    return Case(request.param)
+
+
+def graph(case: Case, behaviour: str) -> dict:
+    """The whole pack as an API graph that ends in a saved latent."""
+    path = str(case.path)
+    nodes: dict = {
+        "tiny": node("MMDiffLoadTinyReferenceModel"),
+        "mmdiff": node("MMDiffLoad", checkpoint=checkpoint_folder(case.path.parent).name),
+        "apply": node("MMDiffApplyAttention", model=["tiny", 0], mmdiff=["mmdiff", 0], fuse_scale=case.call["fuse_scale"], start_percent=0.0,
+                      end_percent=1.0, lora_strength=1.0),
+        "text": node("MMDiffTextEncode", clip=["tiny", 1], mmdiff=["mmdiff", 0], text=recorded_prompt(case),
+                     negative=case.meta["negative_prompt"] or "", start=case.start(None), behaviour=behaviour),
+        "recorded": node("MMDiffTestRecordedSampling", case=path, positive=["text", 0], negative=["text", 1]),
+        "guider": node("CFGGuider", model=["apply", 0], positive=["recorded", 0], negative=["recorded", 1], cfg=case.call["guidance_scale"]),
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+        "sample": node("SamplerCustomAdvanced", noise=["recorded", 2], guider=["guider", 0], sampler=["euler", 0], sigmas=["recorded", 3],
+                       latent_image=["recorded", 4]),
+        "save": node("SaveLatent", samples=["sample", 0], filename_prefix=f"{case.path.stem}_{behaviour}"),
+    }
+    earlier = None
+    for i in range(len(case.slots())):
+        nodes[f"case{i}"] = node("MMDiffTestRecordedSubject", case=path, number=i)
+        nodes[f"subject{i}"] = node("MMDiffSubjectEncoder", mmdiff=["mmdiff", 0], clip_vision=["tiny", 3], image=[f"case{i}", 0], name=f"s{i}",
+                                    weight=1.0, face=0, faces=[f"case{i}", 1], **({"subjects": earlier} if earlier else {}))
+        earlier = [f"subject{i}", 0]
+    if earlier:
+        nodes["text"]["inputs"]["subjects"] = earlier
+    return nodes
+
+
+def node(class_type: str, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+@pytest.mark.parametrize("behaviour", ["released", "corrected"])
+def test_a_graph_in_a_real_server_ends_in_the_recorded_latents(case, server: Server, behaviour):
+    entry = server.run(graph(case, behaviour))
+    (saved,) = entry["outputs"]["save"]["latents"]
+    latents = load_file(server.output / saved["subfolder"] / saved["filename"])["latent_tensor"] * 0.13025
+    variant, negative_fused = next(k for k, v in BEHAVIOURS.items() if v == behaviour)
+    name = "latents_final" if negative_fused or not case.slots() else "latents_final_neg_pure"
+    close(latents, case[f"{variant}/run/{name}"], LATENTS, f"{behaviour} through the nodes")
+
+
+def a_case_graph() -> dict:
+    from cases import OURS
+    return graph(Case(OURS / "case_A.json"), "released")
+
+
+def executed(server: Server, prompt: dict) -> set[str]:
+    """Nodes that really ran: not those the server answered from its cache."""
+    entry = server.run(prompt)
+    cached = next(m[1]["nodes"] for m in entry["status"]["messages"] if m[0] == "execution_cached")
+    return set(prompt) - set(cached)
+
+
+def test_changing_seed_weight_prompt_or_scale_encodes_no_picture_again(server: Server):
+    prompt = a_case_graph()
+    server.run(prompt)
+    changes = [("apply", "fuse_scale", 0.5), ("text", "text", "a man<|subj|> on a boat"), ("guider", "cfg", 3.0), ("text", "start", 0.3)]
+    for name, key, value in changes:
+        prompt[name]["inputs"][key] = value
+        ran = executed(server, prompt)
+        assert "sample" in ran and not ran & {"subject0", "case0", "mmdiff", "tiny"}, f"changing {key} ran {ran}"
+
+
+@pytest.mark.parametrize("name, key, value, message", [
+    ("text", "text", "a man in the snow", "0 <|subj|> markers"),
+    ("text", "text", "a man<|subj|> and a dog<|subj|>", "2 <|subj|> markers"),
+    ("subject0", "faces", None, "connect Load Face Analysis"),
+    ("subject0", "name", " ", "has no name"),
+])
+def test_mistakes_in_a_graph_are_told_in_a_sentence(server: Server, name, key, value, message):
+    prompt = a_case_graph()
+    if value is None:
+        del prompt[name]["inputs"][key]
+    else:
+        prompt[name]["inputs"][key] = value
+    with pytest.raises(RuntimeError) as error:
+        server.run(prompt)
+    assert message in str(error.value)
+
+
+def test_a_window_that_ends_before_it_starts_is_refused_before_running(server: Server):
+    prompt = a_case_graph()
+    prompt["apply"]["inputs"] |= {"start_percent": 0.8, "end_percent": 0.2}
+    with pytest.raises(RuntimeError, match="start_percent 0.8 must be less than end_percent 0.2"):
+        server.run(prompt)
+
+
+def test_every_input_and_output_has_a_tooltip(server: Server):
+    info = {k: v for k, v in server.get("/object_info").items() if k.startswith("MMDiff") and not k.startswith(("MMDiffTest", "MMDiffLoadTiny"))}
+    assert len(info) == 7
+    for name, entry in info.items():
+        for kind in ("required", "optional"):
+            for key, (_, *options) in entry["input"].get(kind, {}).items():
+                assert options and options[0].get("tooltip"), f"{name}.{key} has no tooltip"
+        assert len(entry.get("output_tooltips", [])) == len(entry["output"]) and all(entry["output_tooltips"]), name
+
+
+def test_the_binding_is_shown_on_the_text_node(server: Server):
+    entry = server.run(a_case_graph() | {"show": node("PreviewAny", source=["text", 2])})
+    assert "man → s0 (1 reference, 4 tokens, weight 1)" in str(entry["outputs"])
+
+
+def test_a_checkpoint_is_converted_by_its_node_and_loads_from_the_list(server: Server):
+    name = "converted-by-node.safetensors"
+    prompt = {"c": node("MMDiffConvert", checkpoint="tiny-portrait", file_name=f"../{name}", dtype="fp16", behaviour="as stored")}
+    with pytest.raises(RuntimeError, match="leads out of"):
+        server.run(prompt)
