@@ -25,7 +25,7 @@ class ApplyAttention(io.ComfyNode):
                 io.Float.Input("lora_strength", default=1.0, min=0.0, max=2.0, step=0.05,
                                tooltip="Strength of the adapter's LoRA on the model's attention. 1 = as trained."),
             ],
-            outputs=[io.Model.Output("model", display_name="model", tooltip="For the sampler.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="For the sampler.")],
         )
 
     @classmethod

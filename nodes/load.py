@@ -22,7 +22,7 @@ class LoadMMDiff(io.ComfyNode):
                 "checkpoint", options=files.list_checkpoints(),
                 tooltip="A .safetensors, or a folder with the released .bin files, in models/mmdiff.",
             )],
-            outputs=[MMDiff.Output("mmdiff", display_name="mmdiff", tooltip="The adapter, for the other MM-Diff nodes.")],
+            outputs=[MMDiff.Output(display_name="mmdiff", tooltip="The adapter, for the other MM-Diff nodes.")],
         )
 
     @classmethod
@@ -44,7 +44,7 @@ class LoadFaceAnalysis(io.ComfyNode):
                 io.Combo.Input("device", options=["auto", "cuda", "cpu"], default="auto",
                                tooltip="auto: the GPU if onnxruntime can use it, else the CPU. cuda: an error where it cannot."),
             ],
-            outputs=[MMDiffFaces.Output("faces", display_name="faces", tooltip="The face analyser, for MM-Diff Subject Encoder.")],
+            outputs=[MMDiffFaces.Output(display_name="faces", tooltip="The face analyser, for MM-Diff Subject Encoder.")],
         )
 
     @classmethod
@@ -68,7 +68,7 @@ class ConvertCheckpoint(io.ComfyNode):
                 io.Combo.Input("behaviour", options=[AS_STORED, *BEHAVIOURS], default=AS_STORED,
                                tooltip="How the checkpoint asks to be run; see MM-Diff Text Encode."),
             ],
-            outputs=[io.String.Output("report", display_name="report", tooltip="What was written.")],
+            outputs=[io.String.Output(display_name="report", tooltip="What was written.")],
         )
 
     @classmethod

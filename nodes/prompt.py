@@ -33,9 +33,9 @@ class TextEncode(io.ComfyNode):
                 MMDiffSubjects.Input("subjects", optional=True, tooltip="The subjects, in the order of their markers."),
             ],
             outputs=[
-                io.Conditioning.Output("positive", display_name="positive", tooltip="Carries the subjects to the model."),
-                io.Conditioning.Output("negative", display_name="negative", tooltip="For the same sampler."),
-                io.String.Output("bindings", display_name="bindings", tooltip="Which word was bound to which subject."),
+                io.Conditioning.Output(display_name="positive", tooltip="Carries the subjects to the model."),
+                io.Conditioning.Output(display_name="negative", tooltip="For the same sampler."),
+                io.String.Output(display_name="bindings", tooltip="Which word was bound to which subject."),
             ],
         )
 

@@ -32,8 +32,8 @@ class SubjectEncoder(io.ComfyNode):
                 MMDiffSubjects.Input("subjects", optional=True, tooltip="Earlier subjects; this one is added after them."),
             ],
             outputs=[
-                MMDiffSubjects.Output("subjects", display_name="subjects", tooltip="Earlier subjects and this one, in order."),
-                io.Image.Output("seen", display_name="seen",
+                MMDiffSubjects.Output(display_name="subjects", tooltip="Earlier subjects and this one, in order."),
+                io.Image.Output(display_name="seen",
                                 tooltip="What the encoder looked at: the aligned faces, or the padded pictures."),
             ],
         )
@@ -60,7 +60,7 @@ class ConstraintMasks(io.ComfyNode):
                                tooltip="Softens the border inwards over this many pixels of the mask; nothing outside is opened."),
                 *masks,
             ],
-            outputs=[MMDiffSubjects.Output("subjects", display_name="subjects", tooltip="The subjects with their regions.")],
+            outputs=[MMDiffSubjects.Output(display_name="subjects", tooltip="The subjects with their regions.")],
         )
 
     @classmethod

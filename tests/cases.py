@@ -45,7 +45,7 @@ class RecordedFaces:
 
     def portrait(self, image: np.ndarray, which: int, label: str) -> tuple[np.ndarray, np.ndarray]:
         self.calls += 1
-        return self.answers[self.calls - 1]
+        return self.answers[(self.calls - 1) % len(self.answers)]
 
 
 @dataclass(frozen=True, eq=False)

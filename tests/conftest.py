@@ -40,3 +40,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from cases import find_cases
         names = find_cases(reference_folder(metafunc.config))
         metafunc.parametrize("case", names, indirect=True, ids=[p.stem for p in names], scope="session")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    from server import Server
+    started = Server(tmp_path_factory.mktemp("server"))
+    yield started
+    started.stop()

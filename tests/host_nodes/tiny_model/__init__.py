@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ class LoadTinyReferenceModel(io.ComfyNode):
 def read_case(path: str):
     spec = importlib.util.spec_from_file_location("mmdiff_recorded_cases", TESTS / "cases.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module         # dataclasses look their module up
     spec.loader.exec_module(module)
     return module.Case(Path(path))
 
