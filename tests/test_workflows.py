@@ -1,0 +1,155 @@
+"""The bundled workflows are sound, are offered as templates, and run in a real server (on the tiny model)."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from server import PACK, PACK_NAME, TESTS, Server
+
+WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+PHOTOS = TESTS / "tiny/demo/photos"
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+NAMES = {"single_portrait", "several_references", "two_subjects", "delayed_conditioning"}
+# how the graphs run without the real models: node type -> (stand-in, {output: output of the stand-in})
+STAND_INS = {"CheckpointLoaderSimple": {0: 0, 1: 1, 2: 2}, "CLIPVisionLoader": {0: 3}}
+SMALL = {
+    "MMDiffLoad": {"checkpoint": "tiny-portrait"}, "MMDiffLoadFaceAnalysis": {"model": "stand_in", "device": "cpu"},
+    "EmptyLatentImage": {"width": 192, "height": 128}, "KSampler": {"steps": 2},
+}
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(params=WORKFLOWS, ids=lambda p: p.stem)
+def workflow(request) -> dict:
+    return load(request.param)
+
+
+@pytest.fixture(scope="session")
+def info(server: Server) -> dict:
+    return server.get("/object_info")
+
+
+def slots(entry: dict) -> list[tuple[str, list]]:
+    return [(k, v) for kind in ("required", "optional") for k, v in entry["input"].get(kind, {}).items()]
+
+
+def widgets(entry: dict) -> list[str]:
+    """Names of a node's widget values in their saved order, with the ones the page adds."""
+    names = []
+    for name, spec in slots(entry):
+        if isinstance(spec[0], list) or spec[0] in WIDGET_TYPES:
+            options = spec[1] if len(spec) > 1 else {}
+            names += [name] + ["control_after_generate"] * bool(options.get("control_after_generate")) + ["upload"] * bool(options.get("image_upload"))
+    return names
+
+
+def drawn(workflow: dict) -> list[dict]:
+    return [n for n in workflow["nodes"] if n["type"] != "MarkdownNote"]
+
+
+def test_exactly_the_promised_workflows_are_bundled():
+    assert {p.stem for p in WORKFLOWS} == NAMES
+
+
+def test_every_node_exists_and_has_the_widgets_it_was_saved_with(workflow, info):
+    for node in drawn(workflow):
+        assert node["type"] in info, f"unknown node {node['type']}"
+        assert len(node["widgets_values"]) == len(widgets(info[node["type"]])), node["type"]
+        sockets = {k: v[0] for k, v in slots(info[node["type"]])}
+        for socket in node["inputs"]:
+            assert sockets[socket["name"]] == socket["type"], f"{node['type']}.{socket['name']}"
+        assert [o["type"] for o in node["outputs"]] == info[node["type"]]["output"]
+
+
+def test_links_fit_at_both_ends(workflow):
+    nodes = {n["id"]: n for n in workflow["nodes"]}
+    for number, source, out, target, into, kind in workflow["links"]:
+        output, entry = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
+        assert number in output["links"] and entry["link"] == number and output["type"] == entry["type"] == kind
+    assert len({link[0] for link in workflow["links"]}) == len(workflow["links"])
+
+
+def test_no_two_nodes_overlap(workflow):
+    boxes = [(n["pos"][0], n["pos"][1] - 30, n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1], n["type"]) for n in workflow["nodes"]]
+    for i, a in enumerate(boxes):
+        for b in boxes[i + 1:]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{a[4]} and {b[4]} overlap"
+
+
+def test_our_nodes_say_which_pack_they_come_from(workflow):
+    for node in drawn(workflow):
+        properties = node["properties"]
+        assert properties["Node name for S&R"] == node["type"]
+        assert properties["cnr_id"] == ("mm-diff" if node["type"].startswith("MMDiff") else "comfy-core") and properties["ver"]
+
+
+def test_models_are_named_as_their_loader_asks_for_them(workflow):
+    for node in drawn(workflow):
+        for model in node["properties"].get("models", []):
+            assert model["name"] in node["widgets_values"] and model["url"].startswith("https://huggingface.co/")
+
+
+def test_the_prompt_has_a_marker_for_every_subject_and_the_photos_exist(workflow):
+    types = [n["type"] for n in workflow["nodes"]]
+    (text,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MMDiffTextEncode")
+    assert text.count("<|subj|>") == types.count("MMDiffSubjectEncoder")
+    assert "MarkdownNote" in types
+    for node in workflow["nodes"]:
+        if node["type"] == "LoadImage":
+            assert (PHOTOS / node["widgets_values"][0]).is_file()
+
+
+def to_api(workflow: dict, info: dict) -> dict:
+    """The saved graph as the server takes it, with loaders exchanged for the tiny model's and small pictures."""
+    prompt: dict = {"tiny": {"class_type": "MMDiffLoadTinyReferenceModel", "inputs": {}}}
+    kinds = {n["id"]: n["type"] for n in workflow["nodes"]}
+    origin = {link[0]: (link[1], link[2]) for link in workflow["links"]}
+
+    def source(link: int) -> list:
+        node, out = origin[link]
+        return ["tiny", STAND_INS[kinds[node]][out]] if kinds[node] in STAND_INS else [str(node), out]
+
+    for node in drawn(workflow):
+        kind = node["type"]
+        if kind in STAND_INS:
+            continue
+        values = dict(zip(widgets(info[kind]), node["widgets_values"], strict=True))
+        inputs = {k: v for k, v in values.items() if k not in ("control_after_generate", "upload")} | SMALL.get(kind, {})
+        inputs |= {s["name"]: source(s["link"]) for s in node["inputs"] if s["link"] is not None}
+        prompt[str(node["id"])] = {"class_type": kind, "inputs": inputs}
+    return prompt
+
+
+def test_the_workflow_runs_in_a_server_and_saves_a_picture(workflow, info, server: Server):
+    for photo in PHOTOS.iterdir():
+        server.upload(photo)
+    prompt = to_api(workflow, info)
+    entry = server.run(prompt)
+    saved = [image for node, out in entry["outputs"].items() if prompt[node]["class_type"] == "SaveImage" for image in out["images"]]
+    assert saved and all((server.output / i["subfolder"] / i["filename"]).stat().st_size > 1000 for i in saved)
+
+
+def test_the_demo_graph_runs_in_a_server(server: Server):
+    for photo in PHOTOS.iterdir():
+        server.upload(photo)
+    prompt = load(TESTS / "tiny/demo/portrait.api.json")
+    prompt["sample"]["inputs"]["steps"] = 2
+    assert server.run(prompt)["outputs"]["save"]["images"]
+
+
+def test_the_server_offers_the_workflows_as_templates(server: Server):
+    assert set(server.get("/api/workflow_templates")[PACK_NAME]) == NAMES
+    for path in WORKFLOWS:
+        assert server.get(f"/api/workflow_templates/{PACK_NAME}/{path.name}")["nodes"] == load(path)["nodes"]
+
+
+def test_help_pages_and_the_script_are_served_for_our_nodes(server: Server, info):
+    import urllib.request
+    ours = [n for n in info if n.startswith("MMDiff") and not n.startswith(("MMDiffTest", "MMDiffLoadTiny"))]
+    for page in [*(f"docs/{n}.md" for n in ours), "mmdiff.js"]:
+        with urllib.request.urlopen(f"{server.url}/extensions/{PACK_NAME}/{page}", timeout=30) as answer:
+            assert len(answer.read()) > 100
