@@ -10,6 +10,7 @@ from ..mmdiff_core.host.models import load_mmdiff
 from .sockets import CATEGORY, MMDiff, MMDiffFaces
 
 AS_STORED = "as stored"
+NOTHING_YET = "(nothing in models/mmdiff yet)"      # choosing it tells which folders were searched
 
 
 class LoadMMDiff(io.ComfyNode):
@@ -19,7 +20,7 @@ class LoadMMDiff(io.ComfyNode):
             node_id="MMDiffLoad", display_name="Load MM-Diff", category=CATEGORY,
             description="Loads an MM-Diff adapter: the released folder of three .bin files, or one .safetensors.",
             inputs=[io.Combo.Input(
-                "checkpoint", options=files.list_checkpoints(),
+                "checkpoint", options=files.list_checkpoints() or [NOTHING_YET],
                 tooltip="A .safetensors, or a folder with the released .bin files, in models/mmdiff.",
             )],
             outputs=[MMDiff.Output(display_name="mmdiff", tooltip="The adapter, for the other MM-Diff nodes.")],
@@ -61,7 +62,8 @@ class ConvertCheckpoint(io.ComfyNode):
             node_id="MMDiffConvert", display_name="Convert MM-Diff Checkpoint", category=CATEGORY, is_output_node=True,
             description="Writes a checkpoint in the other layout: one .safetensors, or the released folder of three .bin files.",
             inputs=[
-                io.Combo.Input("checkpoint", options=files.list_checkpoints(), tooltip="What to convert, in models/mmdiff."),
+                io.Combo.Input("checkpoint", options=files.list_checkpoints() or [NOTHING_YET],
+                               tooltip="What to convert, in models/mmdiff."),
                 io.String.Input("file_name", default="mm-diff-portrait.safetensors",
                                 tooltip="Written to models/mmdiff. Ends in .safetensors: one file; otherwise the released folder."),
                 io.Combo.Input("dtype", options=["fp16", "bf16", "fp32"], default="fp16", tooltip="Precision of the stored weights."),

@@ -5,6 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..mmdiff_core.config import BEHAVIOURS
 from ..mmdiff_core.host.encode import encode_prompt
+from ..mmdiff_core.host.text import MARKER
 from .sockets import CATEGORY, MMDiff, MMDiffSubjects
 
 FROM_CHECKPOINT = "from checkpoint"
@@ -38,6 +39,12 @@ class TextEncode(io.ComfyNode):
                 io.String.Output(display_name="bindings", tooltip="Which word was bound to which subject."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, negative: str) -> bool | str:
+        if MARKER in negative:
+            return f"{MARKER} belongs in the positive prompt only; the negative prompt names no subject"
+        return True
 
     @classmethod
     def execute(cls, clip, mmdiff, text: str, negative: str, start: float, behaviour: str, subjects=()) -> io.NodeOutput:

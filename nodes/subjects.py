@@ -39,6 +39,10 @@ class SubjectEncoder(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        return True if name.strip() else "the subject has no name; give it one, for example the person's first name"
+
+    @classmethod
     def execute(cls, mmdiff, clip_vision, image, name: str, weight: float, face: int, faces=None, subjects=()) -> io.NodeOutput:
         subject, seen = encode_subject(mmdiff, clip_vision, image, faces, name, weight, face)
         return io.NodeOutput(add_subject(subjects or (), subject), seen, ui=ui.PreviewImage(seen, cls=cls))

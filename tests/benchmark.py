@@ -42,7 +42,7 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--scale", choices=("reduced", "full"), default="reduced", help="width of the UNet's layers")
-    parser.add_argument("--size", type=int, default=1024, help="side of the picture in pixels")
+    parser.add_argument("--size", type=int, help="side of the picture in pixels (full: 1024, reduced: 512)")
     parser.add_argument("--subjects", default="1,2,4", help="numbers of subjects, each with one reference (4 tokens)")
     parser.add_argument("--masks", action="store_true", help="also with a mask for every subject")
     parser.add_argument("--cfg", type=float, default=5.0, help="1 runs the positive prompt alone, one row instead of two")
@@ -51,6 +51,7 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pack", type=Path, help="a checkout of ComfyUI_IPAdapter_plus to measure beside ours")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     args = parser.parse_args(argv)
+    args.size = args.size or {"full": 1024, "reduced": 512}[args.scale]
     try:
         args.subjects = [int(number) for number in args.subjects.split(",")]
     except ValueError:
@@ -99,6 +100,7 @@ from mmdiff_core.config import PORTRAIT_SDXL, MMDiffConfig  # noqa: E402
 from mmdiff_core.host.conditioning import BoundPrompt, carry  # noqa: E402
 from mmdiff_core.host.unet import Strength, apply  # noqa: E402
 from mmdiff_core.subjects import Subject  # noqa: E402
+
 from tiny_model import build  # noqa: E402
 
 TRUE_CHANNELS = 320
@@ -300,7 +302,7 @@ class PeerAdapter(nn.Module):
 
 def peer_layers(model, scale: Scale, seed: int, mask: Tensor | None) -> Iterator[tuple[tuple, dict[str, Any]]]:
     """(layer, arguments) of one application. Its middle block has the number 1, which the host never asks for."""
-    device, dtype = model.load_device, model.model.get_dtype_inference()
+    device, dtype = model.load_device, model.model.get_dtype()
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(2, TOKENS, scale.context, generator=generator).to(device, dtype)
     sampling = model.get_model_object("model_sampling")
@@ -344,6 +346,10 @@ class OperationCounter(TorchDispatchMode):
         self.waits: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        with self:                          # an operation made of others counts as those others
+            out = func.decompose(*args, **(kwargs or {}))
+        if out is not NotImplemented:
+            return out
         out = func(*args, **(kwargs or {}))
         name = func._schema.name
         self.operations[name] += 1
@@ -410,7 +416,7 @@ class Meter:
         """Forget the last sampling; step i of the next one runs inside probes[i]."""
         self.probes = list(probes)
         self.started: Any = None
-        self.steps: list[tuple[Any, Any]] = []
+        self.steps: list[tuple[Any, Any, float]] = []
 
     def now(self) -> Any:
         """A point in time, on a GPU in the GPU's own queue so that taking it does not disturb."""
@@ -429,20 +435,24 @@ class Meter:
 
     def on_step(self, executor, *args, **kwargs):
         number = len(self.steps)
-        start = self.now()
+        start, busy = self.now(), time.process_time()
         with self.probes[number] if number < len(self.probes) else contextlib.nullcontext():
             out = executor(*args, **kwargs)
-        self.steps.append((start, self.now()))
+        self.steps.append((start, self.now(), time.process_time() - busy))
         return out
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One sampling: seconds before its first step, of the first step, the median of the others, and peak memory."""
+    """One sampling: seconds before its first step, of the first step, the median of the others, and peak memory.
+
+    `busy` is a step's time on all cores of the CPU together: other programs disturb it less.
+    """
 
     before: float
     first: float
     step: float
+    busy: float
     peak: int
 
 
@@ -466,9 +476,10 @@ def time_arm(arm: Arm, meter: Meter, size: int, steps: int, cfg: float) -> Timin
     sample(arm, size, steps, cfg)
     if meter.cuda:
         torch.cuda.synchronize()
-    first, *others = (meter.seconds(*span) for span in meter.steps)
+    first, *others = (meter.seconds(start, end) for start, end, _ in meter.steps)
+    busy = statistics.median(busy for _, _, busy in meter.steps[1:])
     peak = torch.cuda.max_memory_allocated() if meter.cuda else 0
-    return Timing(meter.seconds(meter.started, meter.steps[0][0]), first, statistics.median(others), peak)
+    return Timing(meter.seconds(meter.started, meter.steps[0][0]), first, statistics.median(others), busy, peak)
 
 
 def count_arm(arm: Arm, meter: Meter, size: int, cfg: float) -> Counts:
@@ -509,6 +520,8 @@ class Line:
     step_ms: float
     ratio: float
     ratio_quartiles: tuple[float, float]
+    cpu_ratio: float
+    cpu_ratio_quartiles: tuple[float, float]
     operations: int
     operations_ratio: float
     kernels_ratio: float
@@ -530,20 +543,23 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 def make_line(arm: Arm, timings: Sequence[Timing], plains: Sequence[tuple[Timing, Timing]], counts: Counts, plain: Counts) -> Line:
     """`plains` are the plain samplings right before and right after each of the arm's."""
-    pairs = [(t, [(a.step + b.step) / 2, (a.before + b.before) / 2, (a.first + b.first - a.step - b.step) / 2])
-             for t, (a, b) in zip(timings, plains)]
-    ratios = [t.step / step for t, (step, _, _) in pairs]
+    ratios, cpu_ratios = (
+        [2 * getattr(t, clock) / (getattr(a, clock) + getattr(b, clock)) for t, (a, b) in zip(timings, plains)]
+        for clock in ("step", "busy")
+    )
+    before = [t.before - (a.before + b.before) / 2 for t, (a, b) in zip(timings, plains)]
+    first = [t.first - t.step - (a.first - a.step + b.first - b.step) / 2 for t, (a, b) in zip(timings, plains)]
     peak = statistics.median(t.peak - max(a.peak, b.peak) for t, (a, b) in zip(timings, plains))
     extra = Counter(counts.operations)
     extra.subtract(plain.operations)
     return Line(
         arm=arm.name, step_ms=1000 * statistics.median(t.step for t in timings), ratio=statistics.median(ratios),
-        ratio_quartiles=quartiles(ratios), operations=counts.total, operations_ratio=counts.total / plain.total,
+        ratio_quartiles=quartiles(ratios), cpu_ratio=statistics.median(cpu_ratios), cpu_ratio_quartiles=quartiles(cpu_ratios),
+        operations=counts.total, operations_ratio=counts.total / plain.total,
         kernels_ratio=counts.kernels / plain.kernels, flop_ratio=counts.flop / plain.flop,
         extra_waits=counts.waits - plain.waits,
         extra_waits_first_step=sum(counts.first_waits.values()) - sum(plain.first_waits.values()),
-        before_loop_extra_ms=1000 * statistics.median(t.before - before for t, (_, before, _) in pairs),
-        first_step_extra_ms=1000 * statistics.median(t.first - t.step - first for t, (_, _, first) in pairs),
+        before_loop_extra_ms=1000 * statistics.median(before), first_step_extra_ms=1000 * statistics.median(first),
         peak_extra_mb=peak / 2**20 if timings[0].peak else None,
         extra_operations={name: n for name, n in extra.most_common() if n},
     )
@@ -562,14 +578,17 @@ def machine(device: str) -> dict[str, Any]:
             "python": platform.python_version()}
 
 
-COLUMNS = ("arm", "step, ms", "time ratio (quartiles)", "operations", "kernels", "FLOP", "extra waits a step / first step",
+COLUMNS = ("arm", "step, ms", "time ratio (quartiles)", "CPU time ratio (quartiles)", "operations", "kernels", "FLOP", "extra waits a step / first step",
            "extra before the loop, ms", "extra first step, ms", "extra peak, MB")
 
 
 def table_row(line: Line) -> tuple[str, ...]:
-    low, high = line.ratio_quartiles
+    def spread(ratio: float, low_high: tuple[float, float]) -> str:
+        return f"{ratio:.3f} ({low_high[0]:.3f} to {low_high[1]:.3f})"
+
     return (
-        line.arm, f"{line.step_ms:.1f}", f"{line.ratio:.3f} ({low:.3f} to {high:.3f})",
+        line.arm, f"{line.step_ms:.1f}", spread(line.ratio, line.ratio_quartiles),
+        spread(line.cpu_ratio, line.cpu_ratio_quartiles),
         f"{line.operations_ratio:.3f}", f"{line.kernels_ratio:.3f}", f"{line.flop_ratio:.4f}",
         f"{line.extra_waits} / {line.extra_waits_first_step}", f"{line.before_loop_extra_ms:.1f}",
         f"{line.first_step_extra_ms:.1f}", "-" if line.peak_extra_mb is None else f"{line.peak_extra_mb:.1f}",
@@ -579,7 +598,7 @@ def table_row(line: Line) -> tuple[str, ...]:
 def markdown(lines: Sequence[Line], plain_ms: float, plain: Counts) -> str:
     """The report's table; ratios are to the plain model."""
     rows = [COLUMNS, tuple("---" for _ in COLUMNS)]
-    rows.append(("plain", f"{plain_ms:.1f}", "1", f"1 (= {plain.total})", f"1 (= {plain.kernels})",
+    rows.append(("plain", f"{plain_ms:.1f}", "1", "1", f"1 (= {plain.total})", f"1 (= {plain.kernels})",
                  f"1 (= {plain.flop / 1e9:.1f} G)", "0", "0", "0", "-"))
     rows += [table_row(line) for line in lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -83,6 +83,7 @@ def test_changing_seed_weight_prompt_or_scale_encodes_no_picture_again(server: S
     ("text", "text", "a man<|subj|> and a dog<|subj|>", "2 <|subj|> markers"),
     ("subject0", "faces", None, "connect Load Face Analysis"),
     ("subject0", "name", " ", "has no name"),
+    ("text", "negative", "a dog<|subj|>", "belongs in the positive prompt only"),
 ])
 def test_mistakes_in_a_graph_are_told_in_a_sentence(server: Server, name, key, value, message):
     prompt = a_case_graph()
@@ -121,4 +122,21 @@ def test_a_checkpoint_is_converted_by_its_node_and_loads_from_the_list(server: S
     name = "converted-by-node.safetensors"
     prompt = {"c": node("MMDiffConvert", checkpoint="tiny-portrait", file_name=f"../{name}", dtype="fp16", behaviour="as stored")}
     with pytest.raises(RuntimeError, match="leads out of"):
+        server.run(prompt)
+
+
+def test_a_checkpoint_that_is_not_there_is_told_with_the_folders_searched(server: Server):
+    prompt = a_case_graph()
+    prompt["mmdiff"]["inputs"]["checkpoint"] = "no-such-file"
+    with pytest.raises(RuntimeError, match=r"not found\. Searched: .*models|not in list"):
+        server.run(prompt)
+
+
+def test_a_face_that_is_not_there_is_an_error_that_names_the_picture(server: Server):
+    """The real face analyser in the server, on a stand-in detector that sees nothing in a black picture."""
+    prompt = a_case_graph()
+    prompt["faces"] = node("MMDiffLoadFaceAnalysis", model="stand_in", device="cpu")
+    prompt["black"] = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
+    prompt["subject0"]["inputs"] |= {"faces": ["faces", 0], "image": ["black", 0], "face": 3}
+    with pytest.raises(RuntimeError, match="s0, picture 1 of 1: "):
         server.run(prompt)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from server import PACK, PACK_NAME, TESTS, Server
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))

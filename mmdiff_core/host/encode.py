@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import comfy.model_management
+import comfy.utils
 import numpy as np
 import torch
 from torch import Tensor
@@ -54,10 +56,11 @@ def _portraits(images: Tensor, faces: FaceSource | None, name: str, which: int) 
             "this MM-Diff checkpoint is a portrait one and reads faces: connect Load Face Analysis. It needs the packages insightface "
             "and onnxruntime, and the buffalo_l models under models/insightface/models/buffalo_l"
         )
-    found = [
-        faces.portrait(image.numpy(), which, f"{name}, picture {i} of {len(images)}")
-        for i, image in enumerate(to_uint8(images[..., :3].cpu()), 1)
-    ]
+    progress, found = comfy.utils.ProgressBar(len(images)), []
+    for i, image in enumerate(to_uint8(images[..., :3].cpu()), 1):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        found.append(faces.portrait(image.numpy(), which, f"{name}, picture {i} of {len(images)}"))
+        progress.update(1)
     query = torch.from_numpy(np.stack([embedding for embedding, _ in found])).float()
     crops = torch.from_numpy(np.stack([crop for _, crop in found])).movedim(-1, 1).float() / 255
     return query, crops
