@@ -51,5 +51,5 @@ def regions(masks: Sequence[Tensor | None], tokens: Sequence[int], grid: tuple[i
     hidden = torch.finfo(dtype).min / 2                      # exp(...) is exactly 0, and no NaN where all is hidden
     bias = torch.where(seen > 0, seen.clamp_min(1e-6).log(), torch.full_like(seen, hidden))
     bias = torch.where(gate > 0, bias, torch.zeros_like(bias))
-    per_token = torch.repeat_interleave(bias, torch.tensor(list(tokens), device=device), dim=0)
+    per_token = torch.cat([row.expand(count, -1) for row, count in zip(bias.split(1), tokens, strict=True)])
     return per_token.T[None, None].to(dtype).contiguous(), gate[None, :, None].to(dtype)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..mmdiff_core.host.encode import WARMEST, encode_subject
+from ..mmdiff_core.host.encode import MAX_WEIGHT, encode_subject
 from ..mmdiff_core.masks import feather_inwards
 from ..mmdiff_core.subjects import add_subject
 from .sockets import CATEGORY, MMDiff, MMDiffFaces, MMDiffSubjects
@@ -23,7 +23,7 @@ class SubjectEncoder(io.ComfyNode):
                 io.Image.Input("image", tooltip="References of ONE subject as a batch; put the clearest first, it speaks in the text. "
                                                 "1 to 5 are useful."),
                 io.String.Input("name", default="subject 1", tooltip="A name of your own for this subject; each only once."),
-                io.Float.Input("weight", default=1.0, min=0.0, max=WARMEST, step=0.05,
+                io.Float.Input("weight", default=1.0, min=0.0, max=MAX_WEIGHT, step=0.05,
                                tooltip="Factor on this subject's image branch. 1 = as trained, 0 = none, above 1.5 tends to burn."),
                 io.Int.Input("face", default=0, min=0, max=100,
                              tooltip="Which face on each picture: 0 = the largest, 1 = the leftmost, 2 = the next ... "

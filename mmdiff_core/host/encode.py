@@ -18,7 +18,7 @@ from .conditioning import BoundPrompt, carry, delayed
 from .models import LoadedMMDiff
 from .vision import check_encoder, cls_embeddings, patch_embeddings
 
-WARMEST = 10.0      # largest sensible weight of a subject
+MAX_WEIGHT = 10.0      # of a subject; far beyond what is useful
 
 
 class FaceSource(Protocol):

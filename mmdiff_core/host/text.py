@@ -178,7 +178,3 @@ def _pooled_at(clip, encoder: str, chunk: list, position: int) -> Tensor:
             None, embeds=embeds, num_tokens=[position + 1], dtype=torch.float32,
         )
     return (projected if model.return_projected_pooled else raw).float().cpu()
-
-
-def strip_word_ids(tokens: Tokens) -> Tokens:
-    return {encoder: [[entry[:2] for entry in chunk] for chunk in chunks] for encoder, chunks in tokens.items()}

@@ -62,19 +62,18 @@ class PromptState:
 
     prompt: BoundPrompt
     keys: dict[Slot, tuple[Tensor, Tensor]]
+    masks: tuple[Tensor | None, ...]        # of the prompt's subjects, on the device
     regions: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def region(self, grid: tuple[int, int], latent: tuple[int, int], area: Area | None, like: Tensor
                ) -> tuple[Tensor | None, Tensor | None]:
         """Bias and gate of the subjects' masks on a layer's grid; made once per grid."""
-        subjects = self.prompt.subjects
-        if all(s.mask is None for s in subjects):
+        if all(mask is None for mask in self.masks):
             return None, None
         key = (grid, area, like.dtype, like.device)
         if key not in self.regions:
-            self.regions[key] = regions(
-                [s.mask for s in subjects], [len(s.tokens) for s in subjects], grid, latent, area, like.dtype, like.device
-            )
+            tokens = [len(s.tokens) for s in self.prompt.subjects]
+            self.regions[key] = regions(self.masks, tokens, grid, latent, area, like.dtype, like.device)
         return self.regions[key]
 
 
@@ -137,7 +136,8 @@ class Application:
             attn = diffusion_model.get_submodule(block.path).attn2
             k, v = key_value(self.adapter, block, tokens, attn.to_k, attn.to_v, self.strength.lora)
             keys[block.slot] = (k, v * weights)
-        return PromptState(prompt, keys)
+        masks = tuple(None if s.mask is None else s.mask.to(device) for s in prompt.subjects)
+        return PromptState(prompt, keys, masks)
 
     # ------------------------------------------------------------ once a model call
     def on_call(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
