@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,10 @@ def test_links_fit_at_both_ends(workflow):
     for number, source, out, target, into, kind in workflow["links"]:
         output, entry = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
         assert number in output["links"] and entry["link"] == number and output["type"] == entry["type"] == kind
-    assert len({link[0] for link in workflow["links"]}) == len(workflow["links"])
+    numbers = sorted(link[0] for link in workflow["links"])
+    assert numbers == sorted(n for node in nodes.values() for out in node["outputs"] for n in out["links"])
+    assert numbers == sorted(i["link"] for node in nodes.values() for i in node["inputs"] if i["link"] is not None)
+    assert len(set(numbers)) == len(numbers)
 
 
 def test_no_two_nodes_overlap(workflow):
@@ -94,14 +98,37 @@ def test_models_are_named_as_their_loader_asks_for_them(workflow):
             assert model["name"] in node["widgets_values"] and model["url"].startswith("https://huggingface.co/")
 
 
-def test_the_prompt_has_a_marker_for_every_subject_and_the_photos_exist(workflow):
-    types = [n["type"] for n in workflow["nodes"]]
+def chain_of_subjects(workflow: dict) -> list[str]:
+    """Types of the nodes that the text node's `subjects` come through, last first."""
+    nodes, source = {n["id"]: n for n in workflow["nodes"]}, {link[0]: link[1] for link in workflow["links"]}
+    (node,) = (n for n in workflow["nodes"] if n["type"] == "MMDiffTextEncode")
+    chain = []
+    while links := [i["link"] for i in node["inputs"] if i["type"] == "MMDIFF_SUBJECTS" and i["link"] is not None]:
+        node = nodes[source[links[0]]]
+        chain.append(node["type"])
+    return chain
+
+
+def test_the_prompt_has_a_marker_for_every_chained_subject(workflow):
+    chain = chain_of_subjects(workflow)
     (text,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MMDiffTextEncode")
-    assert text.count("<|subj|>") == types.count("MMDiffSubjectEncoder")
-    assert "MarkdownNote" in types
-    for node in workflow["nodes"]:
-        if node["type"] == "LoadImage":
-            assert (PHOTOS / node["widgets_values"][0]).is_file()
+    assert text.count("<|subj|>") == chain.count("MMDiffSubjectEncoder") > 0
+    assert chain.count("MMDiffSubjectEncoder") == [n["type"] for n in workflow["nodes"]].count("MMDiffSubjectEncoder")
+
+
+def test_a_note_explains_the_workflow_and_its_marker(workflow):
+    (note,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MarkdownNote")
+    assert "<|subj|>" in note and "**Files**" in note
+
+
+def test_every_loaded_photo_is_a_demo_photo(workflow):
+    assert all((PHOTOS / n["widgets_values"][0]).is_file() for n in workflow["nodes"] if n["type"] == "LoadImage")
+
+
+def test_every_demo_photo_is_small_and_has_its_licence_stated():
+    stated = (PHOTOS.parent / "LICENCES.md").read_text(encoding="utf-8")
+    for photo in PHOTOS.iterdir():
+        assert f"`{photo.name}`" in stated and photo.stat().st_size < 120_000
 
 
 def to_api(workflow: dict, info: dict) -> dict:
@@ -142,14 +169,17 @@ def test_the_demo_graph_runs_in_a_server(server: Server):
     assert server.run(prompt)["outputs"]["save"]["images"]
 
 
-def test_the_server_offers_the_workflows_as_templates(server: Server):
+def test_the_server_offers_the_workflows_as_templates_with_a_thumbnail(server: Server):
     assert set(server.get("/api/workflow_templates")[PACK_NAME]) == NAMES
     for path in WORKFLOWS:
-        assert server.get(f"/api/workflow_templates/{PACK_NAME}/{path.name}")["nodes"] == load(path)["nodes"]
+        address = f"/api/workflow_templates/{PACK_NAME}/{path.stem}"
+        assert server.get(f"{address}.json")["nodes"] == load(path)["nodes"]
+        with urllib.request.urlopen(f"{server.url}{address}.jpg", timeout=30) as answer:
+            picture = answer.read()
+        assert picture[:2] == b"\xff\xd8" and len(picture) <= 60_000
 
 
 def test_help_pages_and_the_script_are_served_for_our_nodes(server: Server, info):
-    import urllib.request
     ours = [n for n in info if n.startswith("MMDiff") and not n.startswith(("MMDiffTest", "MMDiffLoadTiny"))]
     for page in [*(f"docs/{n}.md" for n in ours), "mmdiff.js"]:
         with urllib.request.urlopen(f"{server.url}/extensions/{PACK_NAME}/{page}", timeout=30) as answer:
