@@ -35,7 +35,7 @@ class Server:
         host = Path(os.environ["COMFYUI_PATH"])
         folders = [x for name in ("output", "input", "temp", "user") for x in (f"--{name}-directory", str(self._folder(name)))]
         import torch
-        cpu = [] if torch.cuda.is_available() else ["--cpu"]
+        cpu = [] if torch.cuda.is_available() and not os.environ.get("MMDIFF_TEST_CPU") else ["--cpu"]
         command = [sys.executable, "main.py", "--port", self.url.rsplit(":", 1)[1], "--disable-auto-launch", "--database-url", "sqlite:///:memory:", *folders, *cpu,
                    "--extra-model-paths-config", str(self._extra_paths(host))]
         with self.log.open("w") as log:

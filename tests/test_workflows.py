@@ -166,6 +166,7 @@ def test_the_demo_graph_runs_in_a_server(server: Server):
         server.upload(photo)
     prompt = load(TESTS / "tiny/demo/portrait.api.json")
     prompt["sample"]["inputs"]["steps"] = 2
+    prompt["latent"]["inputs"] |= {"width": 192, "height": 128}
     assert server.run(prompt)["outputs"]["save"]["images"]
 
 

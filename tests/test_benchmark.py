@@ -1,0 +1,96 @@
+"""The benchmark's counts are right: held to what is computed by hand, and to what one sampling really holds."""
+from __future__ import annotations
+
+import benchmark
+import pytest
+import torch
+from benchmark import Meter, OperationCounter, Scale
+
+from mmdiff_core.unet_layers import transformer_blocks
+
+SMALL = Scale(channels=32, context=256, head=16, rank=2)
+SIZE, CFG = 64, 5.0
+
+
+@pytest.fixture(scope="module")
+def counted():
+    """World, meter and counts of plain, one subject, and two masked subjects."""
+    meter = Meter("cpu")
+    with benchmark.layout(SMALL), torch.inference_mode():
+        world = benchmark.make_world(SMALL, SIZE, torch.float32, meter)
+        arms = [world.plain(), world.ours(1, False), world.ours(2, True)]
+        yield world, arms, meter, [benchmark.count_arm(arm, meter, SIZE, CFG) for arm in arms]
+
+
+def branch_flop(tokens: int) -> int:
+    """Q K' and the product with V, two operations a term, for one row at every layer; SDXL's layers are 1/4 and 1/2 as wide
+    as the latent: 640 wide ones see a quarter of its positions, 1280 wide ones a sixteenth."""
+    latent = (SIZE // 8) ** 2
+    blocks = transformer_blocks("sdxl")
+    return sum(4 * tokens * (b.width * SMALL.channels // 320) * latent // (4 if b.width == 640 else 16) for b in blocks)
+
+
+def test_flop_are_those_of_the_image_branch(counted):
+    _, _, _, (plain, one, two) = counted
+    assert one.flop - plain.flop == branch_flop(4)
+    assert two.flop - plain.flop == branch_flop(8)
+
+
+def test_every_layer_shows_the_subjects_once_and_nothing_waits(counted):
+    _, _, _, (plain, one, two) = counted
+    fused = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    for found in (one, two):
+        assert found.operations.get(fused, 0) - plain.operations.get(fused, 0) == 70
+        assert found.waits == plain.waits
+        assert plain.total < found.total < 1.5 * plain.total
+
+
+def test_state_is_as_large_as_the_keys_and_values_of_a_run(counted):
+    _, arms, meter, _ = counted
+    held = []
+
+    def look(executor, x, timestep, model_options, seed):
+        run = next(v for v in model_options["transformer_options"].values() if hasattr(v, "states"))
+        held.append(sum(t.nbytes for state in run.states.values() for pair in state.keys.values() for t in pair))
+        return executor(x, timestep, model_options, seed)
+
+    watched = arms[1].model.clone()
+    watched.add_wrapper_with_key("predict_noise", "look", look)
+    meter.begin()
+    benchmark.sample(benchmark.dataclasses.replace(arms[1], model=watched), SIZE, 2, CFG)
+    assert set(held) == {benchmark.state_bytes(1, 4, SMALL.config.base)}
+    assert benchmark.state_bytes(1) == 2 * 4 * 2 * (10 * 640 + 60 * 1280)
+
+
+def test_operations_views_and_waits_are_told_apart():
+    x = torch.arange(6.0).reshape(2, 3)
+    with OperationCounter() as counter, torch.inference_mode():
+        torch.nn.functional.linear(x, x).t().sum().item()
+        x[x > 1]
+        x.repeat_interleave(torch.tensor([1, 2]), dim=0)
+    assert counter.operations["aten::mm"] == 1 and "aten::linear" not in counter.operations
+    assert counter.operations["aten::t"] == 2 and counter.kernels["aten::t"] == 0
+    assert dict(+counter.waits) == {"aten::_local_scalar_dense": 1, "aten::index": 1, "aten::repeat_interleave": 1}
+
+
+def test_an_arm_is_compared_with_the_plain_samplings_beside_it(counted):
+    _, arms, _, (plain, one, _) = counted
+    around = [benchmark.Timing(0, 1.0, step, step, step, 0) for step in (1.0, 3.0, 5.0)]
+    timings = [benchmark.Timing(0.5, 1.0, 4.0, 4.0, 4.0, 0), benchmark.Timing(0.5, 1.0, 8.0, 8.0, 8.0, 0)]
+    line = benchmark.make_line(arms[1], timings, list(zip(around, around[1:])), one, plain)
+    assert (line.ratio, line.ratio_quartiles, line.fastest_ratio) == (2.0, (2.0, 2.0), 4.0)
+    assert line.before_loop_extra_ms == 500 and line.extra_waits == 0 and line.peak_extra_mb is None
+    assert line.operations_ratio == one.total / plain.total and sum(line.extra_operations.values()) == one.total - plain.total
+
+
+def test_the_layout_is_gone_afterwards_and_arguments_are_checked(capsys):
+    from mmdiff_core.unet_layers import LAYOUTS
+    before = set(LAYOUTS)
+    scale = benchmark.SCALES["reduced"]
+    with benchmark.layout(scale):
+        assert [b.width for b in transformer_blocks(scale.config.base)] == [b.width // 5 for b in transformer_blocks("sdxl")]
+    assert set(LAYOUTS) == before
+    assert benchmark.read_arguments(["--subjects", "1,3"]).subjects == [1, 3]
+    with pytest.raises(SystemExit):
+        benchmark.read_arguments(["--size", "100"])
+    assert "multiple of 64" in capsys.readouterr().err
