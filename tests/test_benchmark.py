@@ -18,7 +18,7 @@ def counted():
     meter = Meter("cpu")
     with benchmark.layout(SMALL), torch.inference_mode():
         world = benchmark.make_world(SMALL, SIZE, torch.float32, meter)
-        arms = [world.plain(), world.ours(1, False), world.ours(2, True)]
+        arms = [world.plain(), world.ours(1, False), world.ours(2, True, lora=0.0)]
         yield world, arms, meter, [benchmark.count_arm(arm, meter, SIZE, CFG) for arm in arms]
 
 
