@@ -1,13 +1,15 @@
 """What the pack costs a sampling: time, dispatched operations, FLOP, waits for the device, memory. Random weights.
 
-    python tests/benchmark.py                                         SDXL's 70 layers at a fifth of the width, on the CPU
-    python tests/benchmark.py --device cuda --scale full --masks      true SDXL in fp16
-    python tests/benchmark.py --pack FOLDER                           also a checkout of ComfyUI_IPAdapter_plus
+    python tests/benchmark.py                                     SDXL's 70 layers at a fifth of the width, on the CPU
+    python tests/benchmark.py --device cuda --scale full --masks  true SDXL in fp16
+    python tests/benchmark.py --pack FOLDER                       also a checkout of ComfyUI_IPAdapter_plus
 
-COMFYUI_PATH is a ComfyUI folder. All arms share one UNet in one process. Each arm runs between two samplings of the plain
-model and is compared with those two, so that a slow minute of the machine does not end up in a ratio. Operations and FLOP
-are counted in samplings of their own. Times are those of the guider's model call, one per step of Euler.
-Where other programs keep the machine busy, trust the ratio of the fastest steps and that of the CPU time (all cores together).
+COMFYUI_PATH is a ComfyUI folder. All arms share one UNet in one process. Every timed step of an arm runs twice on the
+same input, with what the pack added to the model call and without it, in turns one or the other first, so that the
+ratio of the two does not depend on how fast the machine is at that minute. Times are those of the guider's model call,
+one per step of Euler. Where other programs keep the machine busy, look at the ratio of the CPU time (all cores) too.
+Operations and FLOP are counted in samplings of their own; what a pack does before the loop is timed beside the plain
+model's samplings.
 
 What is counted as a wait: an operation that makes the host wait for a GPU (reading a number, sizes that depend on data,
 a blocking copy between devices). On the CPU the copies cannot be seen, the others can.
@@ -46,8 +48,8 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="side of the picture in pixels (full: 1024, reduced: 512)")
     parser.add_argument("--subjects", default="1,2,4", help="numbers of subjects, each with one reference (4 tokens)")
     parser.add_argument("--masks", action="store_true", help="also with a mask for every subject")
-    parser.add_argument("--cfg", type=float, default=5.0, help="1 runs the positive prompt alone, one row instead of two")
-    parser.add_argument("--steps", type=int, default=5, help="steps of one sampling; the first is left out of the median")
+    parser.add_argument("--cfg", type=float, default=5.0, help="1 runs the positive prompt alone, in one row")
+    parser.add_argument("--steps", type=int, default=5, help="steps of one sampling; ratios leave out the first")
     parser.add_argument("--repeats", type=int, default=5, help="samplings of each arm")
     parser.add_argument("--threads", type=int, help="threads of torch; 1 is steadier where others use the machine too")
     parser.add_argument("--pack", type=Path, help="a checkout of ComfyUI_IPAdapter_plus to measure beside ours")
@@ -153,7 +155,7 @@ def layout(scale: Scale) -> Iterator[None]:
         yield
         return
     rows = unet_layers.LAYOUTS["sdxl"]
-    unet_layers.LAYOUTS[base] = tuple((b, i, depth, width * scale.channels // TRUE_CHANNELS) for b, i, depth, width in rows)
+    unet_layers.LAYOUTS[base] = tuple((b, i, n, width * scale.channels // TRUE_CHANNELS) for b, i, n, width in rows)
     try:
         yield
     finally:
@@ -161,7 +163,7 @@ def layout(scale: Scale) -> Iterator[None]:
 
 
 def make_model(scale: Scale, dtype: torch.dtype):
-    """MODEL with random weights, on its device. The host leaves them unset, and unset numbers take time of their own."""
+    """MODEL with random weights, on its device. The host leaves them unset: they could be slow numbers."""
     model = build.model(dtype=dtype, unet=scale.unet)
     comfy.model_management.load_model_gpu(model)
     for name, weight in model.model.diffusion_model.named_parameters():
@@ -174,13 +176,13 @@ def make_model(scale: Scale, dtype: torch.dtype):
 
 
 def make_adapter(scale: Scale, dtype: torch.dtype) -> MMDiffAdapter:
-    """An adapter with random LoRA pairs. What encodes photographs is not part of a sampling and stays without weights."""
+    """An adapter with random LoRA pairs. What encodes photographs has no part in it: no weights there."""
     generator = torch.Generator().manual_seed(1)
     shapes = official.unet_shapes(scale.config, scale.rank)
     pairs = {key: (torch.randn(shape, generator=generator) * 0.02).to(dtype) for key, shape in shapes.items()}
     with torch.device("meta"):
         modules = SubjectModules(scale.config)
-    return MMDiffAdapter(scale.config, modules, collect_pairs(pairs), {}, {}, fingerprint="benchmark", source="random adapter")
+    return MMDiffAdapter(scale.config, modules, collect_pairs(pairs), {}, {}, "benchmark", "random adapter")
 
 
 def make_masks(count: int, size: int) -> list[Tensor]:
@@ -245,7 +247,7 @@ class World:
         return Arm(name, model, carry(self.positive, prompt), carry(self.negative, None))
 
     def peer(self, module: types.ModuleType, subjects: int, masked: bool) -> Arm:
-        """ComfyUI_IPAdapter_plus applied once per subject, on the layers and with the arguments of its own Apply node."""
+        """ComfyUI_IPAdapter_plus applied once per subject, with the layers and arguments of its own Apply node."""
         model = self.model.clone()
         masks = make_masks(subjects, self.size) if masked else [None] * subjects
         replacements: dict[tuple, Any] = {}
@@ -309,9 +311,10 @@ def peer_layers(model, scale: Scale, seed: int, mask: Tensor | None) -> Iterator
     tokens = torch.randn(2, TOKENS, scale.context, generator=generator).to(device, dtype)
     sampling = model.get_model_object("model_sampling")
     shared = {
-        "ipadapter": PeerAdapter(scale, dtype, device), "weight": 0.8, "cond": tokens[:1], "cond_alt": None, "uncond": tokens[1:],
+        "ipadapter": PeerAdapter(scale, dtype, device), "weight": 0.8,
+        "cond": tokens[:1], "cond_alt": None, "uncond": tokens[1:], "embeds_scaling": "V only",
         "weight_type": "linear", "mask": None if mask is None else mask[None].to(device, dtype), "unfold_batch": False,
-        "sigma_start": sampling.percent_to_sigma(0.0), "sigma_end": sampling.percent_to_sigma(1.0), "embeds_scaling": "V only",
+        "sigma_start": sampling.percent_to_sigma(0.0), "sigma_end": sampling.percent_to_sigma(1.0),
     }
     for number, block in enumerate(unet_layers.transformer_blocks(scale.config.base)):
         key = ("middle", 1, block.index) if block.block == "middle" else block.slot
@@ -334,12 +337,12 @@ def read_peer(folder: Path) -> types.ModuleType:
 # ---------------------------------------------------------------- counting
 
 
-READS = {"aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim"}
+READS = {"aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts what reaches the dispatcher: all operations, those that are not mere views, and those the host waits for."""
+    """Counts what reaches the dispatcher: all operations, those that are no mere views, and waits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -385,7 +388,8 @@ def flop_counter() -> FlopCounterMode:
     def attention(q, k, v, *args, **kwargs) -> int:
         return sdpa_flop_count(q, k, v)
 
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention})
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={fused: attention})
 
 
 @dataclass(frozen=True)
@@ -407,6 +411,15 @@ class Counts:
 # ---------------------------------------------------------------- measuring
 
 
+@dataclass(frozen=True)
+class Span:
+    """From when to when a model call ran, and its seconds on all cores of the CPU together."""
+
+    start: Any
+    end: Any
+    busy: float
+
+
 class Meter:
     """Sees each model call of a sampling from outside, with all that a pack adds to it."""
 
@@ -414,11 +427,12 @@ class Meter:
         self.cuda = device == "cuda"
         self.begin()
 
-    def begin(self, probes: Sequence[contextlib.AbstractContextManager] = ()) -> None:
-        """Forget the last sampling; step i of the next one runs inside probes[i]."""
-        self.probes = list(probes)
+    def begin(self, probes: Sequence[contextlib.AbstractContextManager] = (), paired: bool = False) -> None:
+        """Forget the last sampling. Step i of the next runs inside probes[i]; when `paired`, also without the pack."""
+        self.probes, self.paired = list(probes), paired
         self.started: Any = None
-        self.steps: list[tuple[Any, Any, float]] = []
+        self.steps: list[Span] = []
+        self.bare: list[Span] = []
 
     def now(self) -> Any:
         """A point in time, on a GPU in the GPU's own queue so that taking it does not disturb."""
@@ -435,27 +449,42 @@ class Meter:
         self.started = self.now()
         return executor(*args, **kwargs)
 
-    def on_step(self, executor, *args, **kwargs):
+    def on_step(self, executor, x, timestep, model_options, seed):
         number = len(self.steps)
-        start, busy = self.now(), time.process_time()
+        if self.paired and number % 2 == 0:
+            self.call(self.bare, executor, x, timestep, without_packs(model_options), seed)
         with self.probes[number] if number < len(self.probes) else contextlib.nullcontext():
-            out = executor(*args, **kwargs)
-        self.steps.append((start, self.now(), time.process_time() - busy))
+            out = self.call(self.steps, executor, x, timestep, model_options, seed)
+        if self.paired and number % 2:
+            self.call(self.bare, executor, x, timestep, without_packs(model_options), seed)
         return out
+
+    def call(self, spans: list[Span], executor, *args):
+        """One model call, and when it was."""
+        start, busy = self.now(), time.process_time()
+        out = executor(*args)
+        spans.append(Span(start, self.now(), time.process_time() - busy))
+        return out
+
+
+def without_packs(model_options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a model call without replaced layers and without wrappers around the UNet."""
+    options = dict(model_options["transformer_options"])
+    options.pop("patches_replace", None)
+    options["wrappers"] = dict(options.get("wrappers", {}))
+    options["wrappers"].pop(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, None)
+    return {**model_options, "transformer_options": options}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One sampling: seconds before its first step, of the first step, median and least of the others, and peak memory.
-
-    `busy` is a step's time on all cores of the CPU together: other programs disturb it less.
-    """
+    """One sampling: seconds before its first step, of each step with the pack and bare, CPU time too, peak memory."""
 
     before: float
-    first: float
-    step: float
-    fastest: float
-    busy: float
+    steps: list[float]
+    bare: list[float]
+    busy: list[float]
+    bare_busy: list[float]
     peak: int
 
 
@@ -469,20 +498,22 @@ def sample(arm: Arm, size: int, steps: int, cfg: float) -> Tensor:
     )
 
 
-def time_arm(arm: Arm, meter: Meter, size: int, steps: int, cfg: float) -> Timing:
+def time_arm(arm: Arm, meter: Meter, args: argparse.Namespace, paired: bool = True) -> Timing:
     """One sampling, timed."""
-    meter.begin()
+    meter.begin(paired=paired)
     if meter.cuda:
         comfy.model_management.load_model_gpu(arm.model)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    sample(arm, size, steps, cfg)
+    sample(arm, args.size, args.steps, args.cfg)
     if meter.cuda:
         torch.cuda.synchronize()
-    first, *others = (meter.seconds(start, end) for start, end, _ in meter.steps)
-    busy = statistics.median(busy for _, _, busy in meter.steps[1:])
-    peak = torch.cuda.max_memory_allocated() if meter.cuda else 0
-    return Timing(meter.seconds(meter.started, meter.steps[0][0]), first, statistics.median(others), min(others), busy, peak)
+    steps, bare = ([meter.seconds(span.start, span.end) for span in spans] for spans in (meter.steps, meter.bare))
+    first = meter.bare[0] if paired else meter.steps[0]
+    return Timing(
+        meter.seconds(meter.started, first.start), steps, bare, [span.busy for span in meter.steps],
+        [span.busy for span in meter.bare], torch.cuda.max_memory_allocated() if meter.cuda else 0,
+    )
 
 
 def count_arm(arm: Arm, meter: Meter, size: int, cfg: float) -> Counts:
@@ -496,15 +527,15 @@ def count_arm(arm: Arm, meter: Meter, size: int, cfg: float) -> Counts:
     )
 
 
-def time_all(plain: Arm, arms: Sequence[Arm], meter: Meter, args: argparse.Namespace) -> tuple[list[Timing], list[list[Timing]]]:
-    """plain, arm, plain, arm, ..., plain; per repeat one timing of each arm and one more of plain than there are arms."""
+def time_all(plain: Arm, arms: Sequence[Arm], meter: Meter, args: argparse.Namespace
+             ) -> tuple[list[Timing], list[list[Timing]]]:
+    """Timings of the plain model's own samplings, and of each arm's; in every repeat one of each."""
     plains, timings = [], [[] for _ in arms]
     for repeat in range(args.repeats):
         say(f"repeat {repeat + 1} of {args.repeats}")
-        for i, arm in enumerate(arms):
-            plains.append(time_arm(plain, meter, args.size, args.steps, args.cfg))
-            timings[i].append(time_arm(arm, meter, args.size, args.steps, args.cfg))
-    plains.append(time_arm(plain, meter, args.size, args.steps, args.cfg))
+        plains.append(time_arm(plain, meter, args, paired=False))
+        for found, arm in zip(timings, arms):
+            found.append(time_arm(arm, meter, args))
     return plains, timings
 
 
@@ -523,7 +554,7 @@ class Line:
     step_ms: float
     ratio: float
     ratio_quartiles: tuple[float, float]
-    fastest_ratio: float
+    pairs: int
     cpu_ratio: float
     cpu_ratio_quartiles: tuple[float, float]
     operations: int
@@ -545,27 +576,24 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def make_line(arm: Arm, timings: Sequence[Timing], plains: Sequence[tuple[Timing, Timing]], counts: Counts, plain: Counts) -> Line:
-    """`plains` are the plain samplings right before and right after each of the arm's."""
-    fastest = min(t.fastest for pair in plains for t in pair)
-    ratios, cpu_ratios = (
-        [2 * getattr(t, clock) / (getattr(a, clock) + getattr(b, clock)) for t, (a, b) in zip(timings, plains)]
-        for clock in ("step", "busy")
-    )
-    before = [t.before - (a.before + b.before) / 2 for t, (a, b) in zip(timings, plains)]
-    first = [t.first - t.step - (a.first - a.step + b.first - b.step) / 2 for t, (a, b) in zip(timings, plains)]
-    peak = statistics.median(t.peak - max(a.peak, b.peak) for t, (a, b) in zip(timings, plains))
+def make_line(arm: Arm, timings: Sequence[Timing], plains: Sequence[Timing], counts: Counts, plain: Counts) -> Line:
+    """The first steps count for themselves: masks are made there."""
+    ratios = [step / bare for t in timings for step, bare in zip(t.steps[1:], t.bare[1:])]
+    cpu_ratios = [step / bare for t in timings for step, bare in zip(t.busy[1:], t.bare_busy[1:])]
+    steps, bare = (statistics.median(s for t in timings for s in getattr(t, kind)[1:]) for kind in ("steps", "bare"))
+    first = statistics.median(t.steps[0] - t.bare[0] for t in timings) - (steps - bare)
+    before = statistics.median(t.before for t in timings) - statistics.median(t.before for t in plains)
+    peak = statistics.median(t.peak for t in timings) - statistics.median(t.peak for t in plains)
     extra = Counter(counts.operations)
     extra.subtract(plain.operations)
     return Line(
-        arm=arm.name, step_ms=1000 * statistics.median(t.step for t in timings), ratio=statistics.median(ratios),
-        ratio_quartiles=quartiles(ratios), fastest_ratio=min(t.fastest for t in timings) / fastest,
-        cpu_ratio=statistics.median(cpu_ratios), cpu_ratio_quartiles=quartiles(cpu_ratios),
+        arm=arm.name, step_ms=1000 * steps, ratio=statistics.median(ratios), ratio_quartiles=quartiles(ratios),
+        pairs=len(ratios), cpu_ratio=statistics.median(cpu_ratios), cpu_ratio_quartiles=quartiles(cpu_ratios),
         operations=counts.total, operations_ratio=counts.total / plain.total,
         kernels_ratio=counts.kernels / plain.kernels, flop_ratio=counts.flop / plain.flop,
         extra_waits=counts.waits - plain.waits,
         extra_waits_first_step=sum(counts.first_waits.values()) - sum(plain.first_waits.values()),
-        before_loop_extra_ms=1000 * statistics.median(before), first_step_extra_ms=1000 * statistics.median(first),
+        before_loop_extra_ms=1000 * before, first_step_extra_ms=1000 * first,
         peak_extra_mb=peak / 2**20 if timings[0].peak else None,
         extra_operations={name: n for name, n in extra.most_common() if n},
     )
@@ -580,12 +608,13 @@ def machine(device: str) -> dict[str, Any]:
     """What the numbers were taken on."""
     import comfyui_version
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "comfyui": comfyui_version.__version__,
-            "python": platform.python_version()}
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "comfyui": comfyui_version.__version__, "python": platform.python_version()}
 
 
-COLUMNS = ("arm", "step, ms", "time ratio (quartiles)", "fastest steps", "CPU time ratio (quartiles)", "operations", "kernels", "FLOP", "extra waits a step / first step",
-           "extra before the loop, ms", "extra first step, ms", "extra peak, MB")
+COLUMNS = ("arm", "step, ms", "time ratio (quartiles)", "CPU time ratio (quartiles)", "operations", "kernels",
+           "FLOP", "extra waits a step / first step", "extra before the loop, ms", "extra first step, ms",
+           "extra peak, MB")
 
 
 def table_row(line: Line) -> tuple[str, ...]:
@@ -594,7 +623,7 @@ def table_row(line: Line) -> tuple[str, ...]:
 
     return (
         line.arm, f"{line.step_ms:.1f}", spread(line.ratio, line.ratio_quartiles),
-        f"{line.fastest_ratio:.3f}", spread(line.cpu_ratio, line.cpu_ratio_quartiles),
+        spread(line.cpu_ratio, line.cpu_ratio_quartiles),
         f"{line.operations_ratio:.3f}", f"{line.kernels_ratio:.3f}", f"{line.flop_ratio:.4f}",
         f"{line.extra_waits} / {line.extra_waits_first_step}", f"{line.before_loop_extra_ms:.1f}",
         f"{line.first_step_extra_ms:.1f}", "-" if line.peak_extra_mb is None else f"{line.peak_extra_mb:.1f}",
@@ -604,7 +633,7 @@ def table_row(line: Line) -> tuple[str, ...]:
 def markdown(lines: Sequence[Line], plain_ms: float, plain: Counts) -> str:
     """The report's table; ratios are to the plain model."""
     rows = [COLUMNS, tuple("---" for _ in COLUMNS)]
-    rows.append(("plain", f"{plain_ms:.1f}", "1", "1", "1", f"1 (= {plain.total})", f"1 (= {plain.kernels})",
+    rows.append(("plain", f"{plain_ms:.1f}", "1", "1", f"1 (= {plain.total})", f"1 (= {plain.kernels})",
                  f"1 (= {plain.flop / 1e9:.1f} G)", "0", "0", "0", "-"))
     rows += [table_row(line) for line in lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -622,11 +651,8 @@ def run(args: argparse.Namespace, scale: Scale) -> tuple[list[Line], float, Coun
         say(f"counting: {arm.name}")
         counts.append(count_arm(arm, meter, args.size, args.cfg))
     plains, timings = time_all(plain, arms, meter, args)
-    beside = list(zip(plains, plains[1:]))
-    lines = [
-        make_line(arm, timings[i], beside[i::len(arms)], counts[i + 1], counts[0]) for i, arm in enumerate(arms)
-    ]
-    return lines, 1000 * statistics.median(t.step for t in plains), counts[0]
+    lines = [make_line(arm, timings[i], plains, counts[i + 1], counts[0]) for i, arm in enumerate(arms)]
+    return lines, 1000 * statistics.median(step for t in plains for step in t.steps[1:]), counts[0]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -637,12 +663,16 @@ def main(args: argparse.Namespace) -> None:
         lines, plain_ms, plain = run(args, scale)
     sizes = {n: state_bytes(n) for n in args.subjects}
     print(markdown(lines, plain_ms, plain))
-    print("\nK and V at SDXL's widths in fp16: " + ", ".join(f"{n} subject{'s' * (n > 1)} {size / 1e6:.2f} MB" for n, size in sizes.items()))
-    print(f"{machine(args.device)}, {args.scale}, {args.size} px, CFG {args.cfg:g}, {args.repeats} samplings of {args.steps} steps")
+    each = ", ".join(f"{n} subject{'s' * (n > 1)} {size / 1e6:.2f} MB" for n, size in sizes.items())
+    print(f"\nK and V at SDXL's widths in fp16: {each}")
+    ran = f"{args.repeats} samplings of {args.steps} steps"
+    print(f"{machine(args.device)}, {args.scale}, {args.size} px, CFG {args.cfg:g}, {ran}")
     if args.json:
         report = {
-            "machine": machine(args.device), "arguments": {k: v for k, v in vars(args).items() if not isinstance(v, Path)},
-            "plain": {"step_ms": plain_ms, **dataclasses.asdict(plain)}, "arms": [dataclasses.asdict(line) for line in lines],
+            "machine": machine(args.device),
+            "arguments": {k: v for k, v in vars(args).items() if not isinstance(v, Path)},
+            "plain": {"step_ms": plain_ms, **dataclasses.asdict(plain)},
+            "arms": [dataclasses.asdict(line) for line in lines],
             "state_bytes_sdxl_fp16": sizes,
         }
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -14,17 +14,19 @@ SIZE, CFG = 64, 5.0
 
 @pytest.fixture(scope="module")
 def counted():
-    """World, meter and counts of plain, one subject, and two masked subjects."""
-    meter = Meter("cpu")
+    """World, meter and counts of plain, one subject, and two masked subjects; one thread, for the layers are tiny."""
+    meter, threads = Meter("cpu"), torch.get_num_threads()
+    torch.set_num_threads(1)
     with benchmark.layout(SMALL), torch.inference_mode():
         world = benchmark.make_world(SMALL, SIZE, torch.float32, meter)
         arms = [world.plain(), world.ours(1, False), world.ours(2, True, lora=0.0)]
         yield world, arms, meter, [benchmark.count_arm(arm, meter, SIZE, CFG) for arm in arms]
+    torch.set_num_threads(threads)
 
 
 def branch_flop(tokens: int) -> int:
-    """Q K' and the product with V, two operations a term, for one row at every layer; SDXL's layers are 1/4 and 1/2 as wide
-    as the latent: 640 wide ones see a quarter of its positions, 1280 wide ones a sixteenth."""
+    """Q K' and the product with V, two operations a term, for one row at every layer. SDXL's layers of width 640 see a
+    quarter of the latent's positions, those of width 1280 a sixteenth."""
     latent = (SIZE // 8) ** 2
     blocks = transformer_blocks("sdxl")
     return sum(4 * tokens * (b.width * SMALL.channels // 320) * latent // (4 if b.width == 640 else 16) for b in blocks)
@@ -73,14 +75,36 @@ def test_operations_views_and_waits_are_told_apart():
     assert dict(+counter.waits) == {"aten::_local_scalar_dense": 1, "aten::index": 1, "aten::repeat_interleave": 1}
 
 
-def test_an_arm_is_compared_with_the_plain_samplings_beside_it(counted):
+def test_a_paired_step_runs_once_more_as_the_plain_model_runs_it(counted):
+    _, arms, meter, (plain, one, _) = counted
+    meter.begin(paired=True)
+    calls = []
+    call = meter.call
+
+    def counting(spans, executor, *args):
+        with OperationCounter() as counter:
+            out = call(spans, executor, *args)
+        calls.append((spans is meter.bare, counter.operations.total()))
+        return out
+
+    meter.call = counting
+    try:
+        benchmark.sample(arms[1], SIZE, 2, CFG)
+    finally:
+        del meter.call
+    assert calls[2:4] == [(False, one.total), (True, plain.total)]
+    assert [bare for bare, _ in calls] == [True, False, False, True]
+
+
+def test_a_line_compares_each_step_with_its_own_bare_run(counted):
     _, arms, _, (plain, one, _) = counted
-    around = [benchmark.Timing(0, 1.0, step, step, step, 0) for step in (1.0, 3.0, 5.0)]
-    timings = [benchmark.Timing(0.5, 1.0, 4.0, 4.0, 4.0, 0), benchmark.Timing(0.5, 1.0, 8.0, 8.0, 8.0, 0)]
-    line = benchmark.make_line(arms[1], timings, list(zip(around, around[1:])), one, plain)
-    assert (line.ratio, line.ratio_quartiles, line.fastest_ratio) == (2.0, (2.0, 2.0), 4.0)
-    assert line.before_loop_extra_ms == 500 and line.extra_waits == 0 and line.peak_extra_mb is None
-    assert line.operations_ratio == one.total / plain.total and sum(line.extra_operations.values()) == one.total - plain.total
+    timings = [benchmark.Timing(0.5, [9, 4, 6], [1, 2, 3], [9, 4, 6], [1, 4, 6], 0)]
+    line = benchmark.make_line(arms[1], timings, [benchmark.Timing(0.25, [1, 2, 3], [], [1, 2, 3], [], 0)], one, plain)
+    assert (line.ratio, line.ratio_quartiles, line.cpu_ratio, line.pairs) == (2.0, (2.0, 2.0), 1.0, 2)
+    assert (line.before_loop_extra_ms, line.first_step_extra_ms) == (250, 5500)
+    assert line.extra_waits == 0 and line.peak_extra_mb is None
+    assert line.operations_ratio == one.total / plain.total
+    assert sum(line.extra_operations.values()) == one.total - plain.total
 
 
 def test_the_layout_is_gone_afterwards_and_arguments_are_checked(capsys):
@@ -88,7 +112,8 @@ def test_the_layout_is_gone_afterwards_and_arguments_are_checked(capsys):
     before = set(LAYOUTS)
     scale = benchmark.SCALES["reduced"]
     with benchmark.layout(scale):
-        assert [b.width for b in transformer_blocks(scale.config.base)] == [b.width // 5 for b in transformer_blocks("sdxl")]
+        widths = [b.width for b in transformer_blocks(scale.config.base)]
+        assert widths == [b.width // 5 for b in transformer_blocks("sdxl")]
     assert set(LAYOUTS) == before
     assert benchmark.read_arguments(["--subjects", "1,3"]).subjects == [1, 3]
     with pytest.raises(SystemExit):
