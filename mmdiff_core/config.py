@@ -84,4 +84,10 @@ GENERAL_SD15 = dataclasses.replace(
 )
 PORTRAIT_SD15 = dataclasses.replace(GENERAL_SD15, name="portrait-sd15", variant="portrait", query_width=512)
 
-CONFIGS = {c.name: c for c in (PORTRAIT_SDXL, GENERAL_SDXL, GENERAL_SD15, PORTRAIT_SD15)}
+# the small trained world in the pack: 32 x 32 dots, one text encoder, one image encoder of 4 x 4 patches
+SMALL_WORLD = MMDiffConfig(
+    name="small-world", variant="general", base="small-world", behaviour="corrected", query_width=128, cls_width=128,
+    vision_width=128, context_width=128, text_widths=(("l", 128),), refiner_depth=2, refiner_head_width=32, image_size=32,
+)
+
+CONFIGS = {c.name: c for c in (PORTRAIT_SDXL, GENERAL_SDXL, GENERAL_SD15, PORTRAIT_SD15, SMALL_WORLD)}

@@ -61,8 +61,9 @@ TEXT_FAMILIES = {
     "attention": tuple(p for p in TEXT_PROJECTIONS if p.startswith("self_attn")),
     "mlp": tuple(p for p in TEXT_PROJECTIONS if p.startswith("mlp")),
 }
-TEXT_DEPTHS = {("sdxl", "l"): 12, ("sdxl", "g"): 32, ("sd15", "l"): 12, ("tiny", "l"): 3, ("tiny", "g"): 3}
-MLP_RATIO = {"sdxl": 4, "sd15": 4, "tiny": 2}
+TEXT_DEPTHS = {("sdxl", "l"): 12, ("sdxl", "g"): 32, ("sd15", "l"): 12, ("tiny", "l"): 3, ("tiny", "g"): 3,
+               ("small-world", "l"): 3}
+MLP_RATIO = {"sdxl": 4, "sd15": 4, "tiny": 2, "small-world": 4}
 
 # transformers' CLIP vision tower below "vision_model.": what may be fine-tuned
 VISION_KEYS = (
@@ -74,8 +75,8 @@ VISION_KEYS = (
         "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
         "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")),
 )
-VISION_DEPTHS = {"sdxl": 24, "sd15": 24, "tiny": 3}
-VISION_PATCH = {"sdxl": 14, "sd15": 14, "tiny": 32}
+VISION_DEPTHS = {"sdxl": 24, "sd15": 24, "tiny": 3, "small-world": 4}
+VISION_PATCH = {"sdxl": 14, "sd15": 14, "tiny": 32, "small-world": 4}
 VISION_IGNORED = ("vision_model.embeddings.position_ids",)     # a buffer of older transformers, not a weight
 
 

@@ -53,6 +53,11 @@ LAYOUTS: dict[str, tuple[SpatialRow, ...]] = {
     ),
     # the small SDXL of the recorded reference numbers
     "tiny": (*_rows("input", (4, 5), 2, 64), *_rows("output", (0, 1, 2), 2, 64), ("middle", 0, 2, 64)),
+    # the small trained world
+    "small-world": (
+        *_rows("input", (1, 2), 1, 64), ("input", 4, 1, 128), *_rows("output", (0, 1), 1, 128), *_rows("output", (2, 3, 4), 1, 64),
+        ("middle", 0, 1, 128),
+    ),
 }
 
 SELF_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")

@@ -1,0 +1,132 @@
+"""The small world as ordinary ComfyUI objects: MODEL, CLIP, VAE and CLIP_VISION, from the weights in the pack or fresh."""
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import comfy.clip_vision
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..small_world import sizes
+
+Tensors = Mapping[str, Tensor]
+
+
+class SmallWorldLatent(comfy.latent_formats.LatentFormat):
+    """The dots themselves, folded 2 x 2 into channels."""
+
+    latent_channels = sizes.CHANNELS
+    scale_factor = sizes.LATENT_SCALE
+
+    def __init__(self):
+        share = 0.5 / sizes.LATENT_SCALE ** 0
+        self.latent_rgb_factors = [[share * (colour == c) / 2 for c in range(3)] for colour in range(3) for _ in range(4)]
+
+
+class SmallWorld(comfy.supported_models.SD15):
+    """ComfyUI's SD1.5 family with the small UNet; predicts v."""
+
+    latent_format = SmallWorldLatent
+
+    def model_type(self, state_dict, prefix=""):
+        return comfy.model_base.ModelType.V_PREDICTION
+
+
+class Dots(nn.Module):
+    """Pixels [B 3 H W] in -1..1 <-> latents [B 12 H/8 W/8]: every dot of 4 x 4 px averaged, 2 x 2 dots folded. No weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.pixel_space_vae = nn.Parameter(torch.tensor(1.0), requires_grad=False)
+
+    def encode(self, pixels: Tensor, *_args, **_kwargs) -> Tensor:
+        return F.pixel_unshuffle(F.avg_pool2d(pixels, sizes.DOT), sizes.FOLD)
+
+    def decode(self, samples: Tensor, *_args, **_kwargs) -> Tensor:
+        return F.interpolate(F.pixel_shuffle(samples, sizes.FOLD), scale_factor=sizes.DOT, mode="nearest")
+
+
+def model(state: Tensors | None = None, dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
+    """MODEL. Without `state` the weights are fresh, for training the base."""
+    config = {**sizes.UNET, "dtype": dtype}
+    supported = SmallWorld(dict(config))
+    supported.unet_config = dict(config)        # the family's extra config would set 8 heads
+    supported.set_inference_dtype(dtype, None)
+    built = supported.get_model({}, "", device=torch.device("cpu"))
+    if state is None:
+        _initialise(built.diffusion_model)
+    else:
+        built.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=True)
+    built.eval().requires_grad_(False)
+    return comfy.model_patcher.ModelPatcher(built, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+
+
+def clip(state: Tensors | None = None) -> comfy.sd.CLIP:
+    """CLIP with one small text encoder. `state` may hold only the trained rows of the token table (`token_rows`, `token_ids`)."""
+    target = comfy.supported_models.SD15({}).clip_target()
+    built = comfy.sd.CLIP(target, model_options={"clip_l_model_config": dict(sizes.TEXT), "dtype": torch.float32})
+    transformer = built.cond_stage_model.clip_l.transformer
+    if state is None:
+        _initialise(transformer)
+        nn.init.normal_(transformer.get_input_embeddings().weight, std=0.02)
+        nn.init.normal_(transformer.text_model.embeddings.position_embedding.weight, std=0.02)
+        return built
+    full = {k: v.float() for k, v in state.items() if not k.startswith("token_")}
+    table = torch.zeros(sizes.TEXT["vocab_size"], sizes.TEXT["hidden_size"])       # words that were never trained say nothing
+    table[state["token_ids"].long()] = state["token_rows"].float()
+    full["text_model.embeddings.token_embedding.weight"] = table
+    transformer.load_state_dict(full, strict=True)
+    return built
+
+
+def clip_vision(state: Tensors | None = None) -> comfy.clip_vision.ClipVisionModel:
+    """CLIP_VISION: a ViT of 4 x 4 dot patches on 32 x 32."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "config.json"
+        path.write_text(json.dumps(sizes.VISION), encoding="utf-8")
+        built = comfy.clip_vision.ClipVisionModel(str(path))
+    built.model.float()
+    if state is None:
+        _initialise(built.model)
+        embeddings = built.model.vision_model.embeddings
+        for parameter in (embeddings.class_embedding, embeddings.position_embedding.weight):
+            nn.init.normal_(parameter, std=0.02)
+    else:
+        built.model.load_state_dict({k: v.float() for k, v in state.items()}, strict=True)
+    return built
+
+
+def vae() -> comfy.sd.VAE:
+    """VAE without weights, 8 px to a latent position like every other."""
+    built = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+    built.first_stage_model = Dots().eval()
+    built.patcher = comfy.model_patcher.ModelPatcher(
+        built.first_stage_model, load_device=built.device, offload_device=mm.vae_offload_device()
+    )
+    built.downscale_ratio = built.upscale_ratio = sizes.DOT * sizes.FOLD
+    built.latent_channels = sizes.CHANNELS
+    return built
+
+
+def _initialise(module: nn.Module) -> None:
+    """torch's usual initialisation, which the host's layers leave out; layers that close a residual branch begin at zero."""
+    for name, part in module.named_modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d)):
+            nn.init.kaiming_uniform_(part.weight, a=5 ** 0.5)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, (nn.LayerNorm, nn.GroupNorm)):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+        if name.endswith(("out_layers.3", "proj_out")) or name == "out.2":
+            nn.init.zeros_(part.weight)

@@ -1,0 +1,186 @@
+"""The small world's drawings, as data: twelve classes, five patterns, four kinds of eyes, five accessories.
+
+Letters   . nothing   o outline (dark first colour)   a body, patterned   b second colour   e eye
+A sprite is 10 wide and 11 high, feet on the last line; accessories reach up to 3 rows above it.
+"""
+from __future__ import annotations
+
+WIDTH, HEIGHT, HEADROOM = 10, 11, 3
+
+SPRITES: dict[str, str] = {
+    "ghost": """
+...oooo...
+..oaaaao..
+.oaaaaaao.
+.oaeaaeao.
+.oaaaaaao.
+.oabbbbao.
+.oaaaaaao.
+.oaaaaaao.
+.oaaaaaao.
+.oaoaaoao.
+.o..oo..o.""",
+    "robot": """
+.oooooooo.
+.oaaaaaao.
+.oaeaaeao.
+.oaaaaaao.
+.oooooooo.
+...obbo...
+bboaaaaobb
+b.oaaaao.b
+b.oaaaao.b
+..oo..oo..
+.bbb..bbb.""",
+    "cat": """
+.o......o.
+.oo....oo.
+.oaooooao.
+.oaeaaeao.
+.oaabbaao.
+..oaaaao..
+..oaaaaoo.
+.oaaaaaaao
+.oabbbbaao
+.oabbbbao.
+..oo..oo..""",
+    "fish": """
+..........
+....bbb...
+...ooooo..
+b.oaaaaao.
+bboaaaaeao
+bbaaaaaaao
+bboaaaaaao
+b.oaaaaao.
+...ooooo..
+....bb....
+..........""",
+    "tree": """
+....oo....
+...oaao...
+..oaaaao..
+.oaaaaaao.
+.oaeaaeao.
+oaaaaaaaao
+oaaaaaaaao
+.oooooooo.
+...obbo...
+...obbo...
+..obbbbo..""",
+    "slime": """
+..........
+..........
+..........
+...oooo...
+..oabbao..
+.oaaaaaao.
+.oaeaaeao.
+oaaaaaaaao
+oaaaaaaaao
+oabbbbbbao
+.oooooooo.""",
+    "mushroom": """
+..........
+..oooooo..
+.oaaaaaao.
+oaaaaaaaao
+oaaaaaaaao
+oaaaaaaaao
+.oooooooo.
+..obebeo..
+..obbbbo..
+..obbbbo..
+...oooo...""",
+    "star": """
+....oo....
+....oo....
+...oaao...
+oooaaaaooo
+oaaeaaeaao
+.oaaaaaao.
+..oabbao..
+..oaaaao..
+.oaaooaao.
+.oao..oao.
+.oo....oo.""",
+    "bird": """
+..........
+....ooo...
+...oaaao..
+...oaeaobb
+...oaaaob.
+.oooaaao..
+oabbbaao..
+oaabbaao..
+.oaaaao...
+..oooo....
+...b.b....""",
+    "crab": """
+..........
+bb......bb
+b.b....b.b
+bb......bb
+.b.oeeo.b.
+.boaaaaob.
+..oaaaao..
+.oaaaaaao.
+.oaaaaaao.
+..oooooo..
+.b.b..b.b.""",
+    "heart": """
+..........
+..oo..oo..
+.oaaooaao.
+oaaaaaaaao
+oaaeaaeaao
+oaaaaaaaao
+.oaabbaao.
+.oaaaaaao.
+..oaaaao..
+...oaao...
+....oo....""",
+    "rocket": """
+....oo....
+...obbo...
+..obbbbo..
+..oaaaao..
+..oaeeao..
+..oaaaao..
+..oaaaao..
+.boaaaaob.
+bboaaaaobb
+bb.oooo.bb
+b........b""",
+}
+
+PATTERNS = ("plain", "stripes", "bars", "dots", "checker")
+EYES = ("dark", "white", "red", "tall")
+ACCESSORIES = ("none", "hat", "crown", "bow", "antenna")
+
+# rows bottom up from the first row above the head; letters are colours of ACCESSORY_COLOURS
+ACCESSORY_ROWS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "hat": ("kkkkkk", ".kkkk.", ".kkkk."),
+    "crown": ("yyyyyy", "y.yy.y"),
+    "bow": ("pp..pp", "ppppp.", "pp..pp"),
+    "antenna": ("..kk..", "..kk..", ".cccc."),
+}
+ACCESSORY_COLOURS = {"k": (0.08, 0.08, 0.10), "y": (1.0, 0.84, 0.10), "p": (1.0, 0.35, 0.70), "c": (0.20, 0.95, 0.95)}
+EYE_COLOURS = {"dark": (0.02, 0.02, 0.05), "white": (1.0, 1.0, 1.0), "red": (0.95, 0.05, 0.05), "tall": (0.02, 0.02, 0.05)}
+
+# column where an accessory's six columns begin, and the row of the head's top
+HEADS: dict[str, tuple[int, int]] = {
+    "ghost": (2, 0), "robot": (2, 0), "cat": (2, 1), "fish": (3, 1), "tree": (2, 0), "slime": (2, 3), "mushroom": (2, 1),
+    "star": (2, 0), "bird": (2, 1), "crab": (2, 4), "heart": (2, 1), "rocket": (2, 0),
+}
+
+PLACES: dict[str, str] = {
+    "beach": "on the beach", "forest": "in the forest", "night": "at night", "snow": "in the snow",
+    "desert": "in the desert", "city": "in the city", "meadow": "on a meadow", "cave": "in a cave",
+}
+
+CLASSES = tuple(SPRITES)
+HELD_OUT_PAIRS = frozenset(frozenset(p) for p in (
+    ("ghost", "robot"), ("cat", "fish"), ("tree", "slime"), ("mushroom", "star"), ("bird", "crab"), ("heart", "rocket"),
+))
