@@ -20,6 +20,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = No
     return rearrange(F.scaled_dot_product_attention(q, k, v, bias), "B H L D -> B L (H D)")
 
 
+def probabilities(q: Tensor, k: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    """softmax(Q K') [B H P N] in float32, for maps and for the constraints on them; attention itself never needs it."""
+    q, k = (rearrange(x, "B L (H D) -> B H L D", H=heads) for x in (q, k.expand(len(q), -1, -1)))
+    logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return torch.softmax(logits.float() if bias is None else logits.float() + bias, dim=-1)
+
+
 def see_subjects(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, gate: Tensor | None) -> Tensor:
     """The image branch, [B P HD]: all subjects' tokens share one softmax; `gate` [1 P 1] in 0..1 mutes positions.
 

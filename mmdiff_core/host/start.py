@@ -27,4 +27,4 @@ def use_comfyui(cpu: bool | None = None) -> None:
     import torch
     from comfy.cli_args import args
     args.cpu = not torch.cuda.is_available() if cpu is None else cpu
-    args.use_pytorch_cross_attention = True
+    args.use_pytorch_cross_attention = not args.cpu      # on a CPU torch's fused attention is slow in the backward pass

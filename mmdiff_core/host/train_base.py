@@ -107,6 +107,7 @@ def train_unet(args: argparse.Namespace) -> None:
     """Scenes and their captions -> UNet and text encoder."""
     import numpy as np
     import torch
+    import torch.nn.functional as F
 
     from ..small_world import scenes, sizes
     from . import small_world as host
@@ -115,16 +116,16 @@ def train_unet(args: argparse.Namespace) -> None:
     base, clip = host.model().model, host.clip()
     unet, text = base.diffusion_model.requires_grad_(True), clip.cond_stage_model.clip_l.transformer.requires_grad_(True)
     text.text_projection.requires_grad_(False)
-    table = text.get_input_embeddings()
+    table = text.get_input_embeddings().weight.requires_grad_(False)
+    vocabulary = sorted({token for caption in scenes.every_word() for token, _ in clip.tokenize(caption)["l"][0]})
+    number = {token: i for i, token in enumerate(vocabulary)}
+    rows = torch.nn.Parameter(table[vocabulary].clone())        # only the words that occur: the rest of the table stays untouched
     sigmas = base.model_sampling.sigmas
     alphas = 1 / (1 + sigmas ** 2)
-    words: set[int] = set()
 
     @lru_cache(maxsize=None)
     def ids(caption: str) -> tuple[int, ...]:
-        found = tuple(token for token, _ in clip.tokenize(caption)["l"][0])
-        words.update(found)
-        return found
+        return tuple(number[token] for token, _ in clip.tokenize(caption)["l"][0])
 
     def loss_of(step: int) -> torch.Tensor:
         numbers = range(step * args.batch, (step + 1) * args.batch)
@@ -132,12 +133,12 @@ def train_unet(args: argparse.Namespace) -> None:
         drawn = [scenes.scene("train", args.seed, i) for i in numbers]
         captions = ["" if rng.random() < CAPTION_DROPOUT else s.caption for s in drawn]
         pixels = torch.from_numpy(np.stack([scenes.draw(s)[0] for s in drawn])).movedim(-1, 1) * 2 - 1
-        latents = torch.nn.functional.pixel_unshuffle(pixels, sizes.FOLD) * sizes.LATENT_SCALE
+        latents = F.pixel_unshuffle(pixels, sizes.FOLD) * sizes.LATENT_SCALE
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(args.seed * 10**9 + step))
         t = torch.from_numpy((np.arange(args.batch) + rng.random(args.batch)) / args.batch * len(sigmas)).long()
         a, b = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16):
-            context = text_states(text, table(torch.tensor([ids(c) for c in captions])))[0]
+            context = text_states(text, F.embedding(torch.tensor([ids(c) for c in captions]), rows))[0]
             v = unet(a * latents + b * noise, t.float(), context=context, transformer_options={})
         return (v.float() - (a * noise - b * latents)).square().mean()
 
@@ -147,13 +148,13 @@ def train_unet(args: argparse.Namespace) -> None:
         header = provenance(args, started)
         write(args.out / "unet.safetensors", unet.state_dict(), header)
         state = text.state_dict()
-        rows = torch.tensor(sorted(words), dtype=torch.int32)
-        state["token_rows"], state["token_ids"] = state.pop("text_model.embeddings.token_embedding.weight")[rows.long()], rows
+        del state["text_model.embeddings.token_embedding.weight"]
+        state["token_rows"], state["token_ids"] = rows.detach(), torch.tensor(vocabulary, dtype=torch.int32)
         write(args.out / "text.safetensors", state, header)
 
-    trained = [p for p in [*unet.parameters(), *text.parameters()] if p.requires_grad]
+    trained = [p for p in [rows, *unet.parameters(), *text.parameters()] if p.requires_grad]
     log.info("%.2f M parameters in the UNet, %.2f M in the text encoder without its token table",
-             sum(p.numel() for p in unet.parameters()) / 1e6, (sum(p.numel() for p in text.parameters()) - table.weight.numel()) / 1e6)
+             sum(p.numel() for p in unet.parameters()) / 1e6, (sum(p.numel() for p in text.parameters()) - table.numel()) / 1e6)
     loop(args, trained, loss_of, save)
 
 

@@ -237,13 +237,21 @@ def random_kinds(rng: np.random.Generator, count: int, split: str) -> list[str]:
             return kinds
 
 
+OPENING = "a picture of "
+
+
+def every_word() -> tuple[str, ...]:
+    """Texts that together hold every word a caption can have."""
+    return (OPENING + " and ".join(f"a {kind}" for kind in CLASSES), *PLACES.values())
+
+
 def scene(split: str, seed: int, index: int, count: int | None = None) -> Scene:
     """The scene of that number. `count` subjects, or 1 to 3 with chances 0.3, 0.5, 0.2."""
     rng = np.random.default_rng((SPLITS.index(split), seed, index))
     count = count or int(rng.choice([1, 2, 3], p=[0.3, 0.5, 0.2]))
     kinds = random_kinds(rng, count, split)
     subjects = [(k, random_identity(rng, split)) for k in kinds]
-    opening = "a picture of " if rng.random() < 0.2 else ""
+    opening = OPENING if rng.random() < 0.2 else ""
     return Scene(place_subjects(rng, subjects), str(rng.choice(tuple(PLACES))), int(rng.integers(2**31)), opening)
 
 

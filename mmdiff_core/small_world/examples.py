@@ -1,0 +1,56 @@
+"""The small world as training examples: number in, example out."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..training.example import Example, ExampleSubject
+from . import references, scenes
+
+REFERENCE_COUNTS = (1, 2, 3, 4, 5)
+REFERENCE_CHANCES = (0.5, 0.2, 0.1, 0.1, 0.1)
+
+
+@dataclass(frozen=True)
+class SmallWorldExamples:
+    """Scenes with 1-3 subjects, each with 1-5 references.
+
+    caption_dropout   share of the examples with an empty caption and no subjects (classifier-free guidance)
+    subject_dropout   share that keeps the caption and loses the subjects
+    count             subjects in every scene, or None = 1 to 3
+    """
+
+    seed: int = 0
+    split: str = "train"
+    caption_dropout: float = 0.1
+    subject_dropout: float = 0.05
+    count: int | None = None
+
+    def example(self, index: int) -> Example:
+        scene = scenes.scene(self.split, self.seed, index, self.count)
+        pixels, masks = scenes.draw(scene)
+        rng = np.random.default_rng((self.seed, index, 11))
+        dropped = rng.random()
+        image = torch.from_numpy(pixels.astype(np.float32)).movedim(-1, 0)
+        if dropped < self.caption_dropout:
+            return Example(image, "", (), index)
+        if dropped < self.caption_dropout + self.subject_dropout:
+            return Example(image, scene.caption, (), index)
+        subjects = tuple(
+            ExampleSubject(span, torch.from_numpy(mask.astype(np.float32)), show_references(rng, p.kind, p.identity))
+            for p, span, mask in zip(scene.placed, scene.spans(), masks, strict=True)
+        )
+        return Example(image, scene.caption, subjects, index)
+
+    def batch(self, start: int, size: int) -> tuple[Example, ...]:
+        return tuple(self.example(i) for i in range(start, start + size))
+
+
+def show_references(rng: np.random.Generator, kind: str, identity: scenes.Identity, count: int | None = None,
+                    covered: float | None = None) -> torch.Tensor:
+    """References [R 3 K K] of an individual, augmented as in training."""
+    count = count or int(rng.choice(REFERENCE_COUNTS, p=REFERENCE_CHANCES))
+    shown = np.stack([references.augmented(rng, kind, identity, covered) for _ in range(count)])
+    return torch.from_numpy(shown).movedim(-1, 1)

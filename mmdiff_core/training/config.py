@@ -1,0 +1,111 @@
+"""One typed file for a training run; it is written into the checkpoint's header.
+
+JSON with the sections of `RunConfig`; a field that is not known is an error, a field that is left out has its default.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+LAYERS = ("all", "deep", "shallow")
+
+
+@dataclass(frozen=True)
+class ConstraintConfig:
+    """The attention-map constraints. Defaults justified in docs/training.md by runs in the small world.
+
+    text, image     weights of the two terms, 0 = off
+    layers          "all"; "deep" = the narrower grids (the wider layers), "shallow" = the others
+    first, last     range of the noise level, as fraction of the timesteps (0 clean .. 1 noise), in which they act
+    warmup          examples over which the weights grow to their values
+    """
+
+    text: float = 0.05
+    image: float = 0.05
+    layers: str = "all"
+    first: float = 0.0
+    last: float = 1.0
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if self.layers not in LAYERS:
+            raise ValueError(f"constraint.layers is {self.layers!r}, expected one of {LAYERS}")
+        if not 0 <= self.first <= self.last <= 1:
+            raise ValueError(f"constraint.first..last is {self.first}..{self.last}, expected 0 <= first <= last <= 1")
+        if self.text < 0 or self.image < 0:
+            raise ValueError("a constraint's weight is negative; 0 turns it off")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What is trained.
+
+    name            a name of `config.CONFIGS`, whose sizes the adapter gets
+    rank            of the UNet's LoRA (published: 64)
+    text_rank       of the text encoders' LoRA; 0 = none
+    vision          keys of the image encoder that are fine-tuned begin with one of these
+    refiner_depth   None = the named config's; 0 = tokens from the query embedding alone
+    text_fusion     whether nouns are fused with their subjects
+    subject_tokens  whether the image branch exists
+    """
+
+    name: str = "general-sdxl"
+    rank: int = 64
+    text_rank: int = 16
+    vision: tuple[str, ...] = ("visual_projection", "vision_model.post_layernorm")
+    refiner_depth: int | None = None
+    text_fusion: bool = True
+    subject_tokens: bool = True
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """min_snr None = plain mean squared error; fuse_scale is lambda during training."""
+
+    min_snr: float | None = None
+    fuse_scale: float = 1.0
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything of a run. `data` and `loop` go to the data reader and the loop as they are."""
+
+    base: str = "checkpoint"
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    constraint: ConstraintConfig = field(default_factory=ConstraintConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    loop: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        return read_section(cls, json.loads(text), "run")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        return read_section(cls, values, "run")
+
+
+SECTIONS = {"adapter": AdapterConfig, "constraint": ConstraintConfig, "objective": ObjectiveConfig}
+
+
+def read_section(cls, values: Mapping[str, Any], name: str):
+    """A mapping -> dataclass. ValueError names an unknown field, its section and the known ones."""
+    known = {f.name for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"the config's section {name!r} has unknown fields {unknown}; known are {sorted(known)}")
+    filled = dict(values)
+    for key, section in SECTIONS.items():
+        if key in known and isinstance(filled.get(key), Mapping):
+            filled[key] = read_section(section, filled[key], key)
+    if "vision" in filled and cls is AdapterConfig:
+        filled["vision"] = tuple(filled["vision"])
+    return cls(**filled)

@@ -1,0 +1,87 @@
+"""What training minimises, as pure functions (MM-Diff, sections 3.2 and 3.4; the constraint is FastComposer's balanced L1).
+
+    loss = denoising + weight_text * constraint(noun's map) + weight_image * constraint(subject's map)
+    constraint = mean probability outside the subject's mask - mean probability inside it
+
+Every function gives one number per example, so that a mean over examples is the same however they are spread over processes.
+
+Shapes   B examples · S subjects · H heads · P latent positions · T text tokens · N subject tokens
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def denoising_target(prediction_type: str, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What the UNet is asked for: "eps" the noise, "v" alpha * noise - sigma * latents. alpha, sigma [B 1 1 1], squares add to 1."""
+    if prediction_type == "eps":
+        return noise
+    if prediction_type == "v":
+        return alpha * noise - sigma * latents
+    raise ValueError(f"prediction_type is {prediction_type!r}, expected 'eps' or 'v'")
+
+
+def min_snr_weight(prediction_type: str, snr: Tensor, gamma: float | None) -> Tensor:
+    """Weight of each example's squared error [B]; gamma None = 1 (Hang et al., Min-SNR: min(snr, gamma) on the picture's error)."""
+    if gamma is None:
+        return torch.ones_like(snr)
+    scale = snr if prediction_type == "eps" else snr + 1
+    return torch.minimum(snr, torch.full_like(snr, gamma)) / scale
+
+
+def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Squared error of each example [B], in float32."""
+    return weight * (prediction.float() - target.float()).square().flatten(1).mean(1)
+
+
+def masks_on_grid(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Masks [B S H W] in 0..1 -> share of each layer position that is the subject's [B S P]."""
+    return F.interpolate(masks.float(), size=grid, mode="area").flatten(2)
+
+
+def balanced_l1(probability: Tensor, mask: Tensor, present: Tensor) -> Tensor:
+    """Mean outside minus mean inside, averaged over heads and present subjects [B]; in -1..1, lower is better.
+
+    probability   [B H P S] of reading subject s at a position
+    mask          [B S P] in 0..1
+    present       [B S] bool; subjects that are not there, or whose mask vanished on this grid, do not count
+    """
+    inside = mask.transpose(1, 2)[:, None]                              # B 1 P S
+    outside = 1 - inside
+    counts = present & (mask.sum(-1) > 0) & ((1 - mask).sum(-1) > 0)    # B S
+    mean_in = (probability * inside).sum(2) / inside.sum(2).clamp_min(1e-6)
+    mean_out = (probability * outside).sum(2) / outside.sum(2).clamp_min(1e-6)
+    per_subject = (mean_out - mean_in).mean(1) * counts                 # B S
+    return per_subject.sum(1) / counts.sum(1).clamp_min(1)
+
+
+def inside_share(probability: Tensor, mask: Tensor, present: Tensor) -> Tensor:
+    """Mean probability inside the subject's own mask, averaged like `balanced_l1` [B]: what the constraint should raise."""
+    inside = mask.transpose(1, 2)[:, None]
+    counts = present & (mask.sum(-1) > 0)
+    mean_in = ((probability * inside).sum(2) / inside.sum(2).clamp_min(1e-6)).mean(1) * counts
+    return mean_in.sum(1) / counts.sum(1).clamp_min(1)
+
+
+def noun_probability(text: Tensor, nouns: Tensor) -> Tensor:
+    """Columns of the text branch's softmax [B H P T] at every subject's noun [B S] -> [B H P S]."""
+    index = nouns[:, None, None, :].expand(-1, text.shape[1], text.shape[2], -1)
+    return text.gather(-1, index)
+
+
+def subject_probability(image: Tensor, owner: Tensor, subjects: int) -> Tensor:
+    """The image branch's softmax [B H P N] summed over each subject's tokens -> [B H P S]. owner [N]: token -> subject."""
+    member = F.one_hot(owner, subjects).to(image)
+    return image @ member
+
+
+def noise_gate(fraction: Tensor, first: float, last: float) -> Tensor:
+    """1 where an example's noise level (0 clean .. 1 pure noise) lies in the range in which the constraint acts, else 0 [B]."""
+    return ((fraction >= first) & (fraction <= last)).float()
+
+
+def warm_up(step: int, steps: int) -> float:
+    """Factor of the constraints' weight: grows linearly over the first `steps` steps."""
+    return 1.0 if steps <= 0 else min(1.0, (step + 1) / steps)
