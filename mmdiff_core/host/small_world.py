@@ -15,11 +15,15 @@ import comfy.sd
 import comfy.supported_models
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..small_world import sizes
+from .models import LoadedMMDiff, load_mmdiff
 
 Tensors = Mapping[str, Tensor]
+WEIGHTS = Path(__file__).resolve().parents[1] / "small_world" / "weights"
+FILES = ("unet", "text", "vision")
 
 
 class SmallWorldLatent(comfy.latent_formats.LatentFormat):
@@ -29,8 +33,8 @@ class SmallWorldLatent(comfy.latent_formats.LatentFormat):
     scale_factor = sizes.LATENT_SCALE
 
     def __init__(self):
-        share = 0.5 / sizes.LATENT_SCALE ** 0
-        self.latent_rgb_factors = [[share * (colour == c) / 2 for c in range(3)] for colour in range(3) for _ in range(4)]
+        each = 1 / (sizes.FOLD ** 2 * sizes.LATENT_SCALE)      # previews: the mean of the folded dots
+        self.latent_rgb_factors = [[each * (colour == c) for c in range(3)] for colour in range(3) for _ in range(sizes.FOLD ** 2)]
 
 
 class SmallWorld(comfy.supported_models.SD15):
@@ -54,6 +58,25 @@ class Dots(nn.Module):
 
     def decode(self, samples: Tensor, *_args, **_kwargs) -> Tensor:
         return F.interpolate(F.pixel_shuffle(samples, sizes.FOLD), scale_factor=sizes.DOT, mode="nearest")
+
+
+def read(folder: Path, name: str) -> dict[str, Tensor]:
+    """One of the base's files. FileNotFoundError says where it should be."""
+    path = folder / f"{name}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.name} is missing in mmdiff_core/small_world/weights: is the pack complete? Install it again.")
+    return load_file(path)
+
+
+def load(folder: Path = WEIGHTS) -> tuple:
+    """MODEL, CLIP, CLIP_VISION and VAE of the small world."""
+    unet, text, vision = (read(folder, name) for name in FILES)
+    return model(unet), clip(text), clip_vision(vision), vae()
+
+
+def load_adapter(folder: Path = WEIGHTS) -> LoadedMMDiff:
+    """MMDIFF: the adapter that was trained on it."""
+    return load_mmdiff(folder / "adapter.safetensors")
 
 
 def model(state: Tensors | None = None, dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:

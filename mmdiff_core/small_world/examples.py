@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..training.example import Example, ExampleSubject
-from . import references, scenes
+from . import references, scenes, sizes
 
 REFERENCE_COUNTS = (1, 2, 3, 4, 5)
 REFERENCE_CHANCES = (0.5, 0.2, 0.1, 0.1, 0.1)
@@ -33,19 +33,24 @@ class SmallWorldExamples:
         pixels, masks = scenes.draw(scene)
         rng = np.random.default_rng((self.seed, index, 11))
         dropped = rng.random()
-        image = torch.from_numpy(pixels.astype(np.float32)).movedim(-1, 0)
+        image = enlarge(torch.from_numpy(pixels.astype(np.float32)).movedim(-1, 0))
         if dropped < self.caption_dropout:
             return Example(image, "", (), index)
         if dropped < self.caption_dropout + self.subject_dropout:
             return Example(image, scene.caption, (), index)
         subjects = tuple(
-            ExampleSubject(span, torch.from_numpy(mask.astype(np.float32)), show_references(rng, p.kind, p.identity))
+            ExampleSubject(span, enlarge(torch.from_numpy(mask.astype(np.float32))), show_references(rng, p.kind, p.identity))
             for p, span, mask in zip(scene.placed, scene.spans(), masks, strict=True)
         )
         return Example(image, scene.caption, subjects, index)
 
     def batch(self, start: int, size: int) -> tuple[Example, ...]:
         return tuple(self.example(i) for i in range(start, start + size))
+
+
+def enlarge(dots: torch.Tensor) -> torch.Tensor:
+    """Dots [... h w] -> pixels [... 4h 4w]."""
+    return dots.repeat_interleave(sizes.DOT, -1).repeat_interleave(sizes.DOT, -2)
 
 
 def show_references(rng: np.random.Generator, kind: str, identity: scenes.Identity, count: int | None = None,

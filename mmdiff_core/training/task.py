@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapter import key_value
@@ -137,22 +138,45 @@ class MMDiffTask(nn.Module):
     def measure(self, q: Tensor, k: Tensor, heads: int, grid: tuple[int, int], slot: Slot, conditions: Conditions) -> Tensor:
         """Both constraints and both inside shares of one layer [B M]."""
         masks = losses.masks_on_grid(conditions.masks, grid)
+        text, image = self.probabilities(q, k, heads, slot, conditions)
+        nothing = text.new_zeros(len(text))
+        terms = [
+            nothing if probability is None else score(probability, masks, conditions.present)
+            for score in (losses.balanced_l1, losses.inside_share) for probability in (text, image)
+        ]
+        return torch.stack(terms, 1)
+
+    @torch.no_grad()
+    def maps(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Where every subject is read: text and image maps [B S h w] in 0..1, mean over heads and layers, on one grid."""
+        def slot(block: TransformerBlock) -> SlotCall:
+            inner = self.slot(block.slot, conditions)
+
+            def call(q: Tensor, k: Tensor, v: Tensor, heads: int, own: tuple[int, int]) -> tuple[Tensor, Tensor]:
+                out, _ = inner(q, k, v, heads, own)
+                text, image = self.probabilities(q, k, heads, block.slot, conditions)
+                both = torch.cat([text, torch.zeros_like(text) if image is None else image], -1).mean(1)       # B P 2S
+                both = F.interpolate(both.transpose(1, 2).unflatten(-1, own), size=grid, mode="bilinear")
+                return out, both
+
+            return SlotCall(call)
+
+        _, measured = self.bridge.predict(
+            noisy, timesteps, conditions.context, conditions.vector, {b.slot: slot(b) for b in self.blocks}, False
+        )
+        return torch.stack([m for _, m in measured]).mean(0).chunk(2, dim=1)
+
+    def probabilities(self, q: Tensor, k: Tensor, heads: int, slot: Slot, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
+        """Of reading each subject's noun, and its tokens, at every position [B H P S]."""
         text = losses.noun_probability(probabilities(q, k, heads), conditions.nouns)
-        found = [losses.balanced_l1(text, masks, conditions.present)]
-        if conditions.keys:
-            seen = probabilities(q, conditions.keys[slot][0].to(q), heads, conditions.bias.float())
-            image = losses.subject_probability(seen, conditions.owner, masks.shape[1])
-            found.append(losses.balanced_l1(image, masks, conditions.present))
-        else:
-            image = None
-            found.append(torch.zeros_like(found[0]))
-        found.append(losses.inside_share(text, masks, conditions.present))
-        found.append(torch.zeros_like(found[0]) if image is None else losses.inside_share(image, masks, conditions.present))
-        return torch.stack(found, 1)
+        if not conditions.keys:
+            return text, None
+        seen = probabilities(q, conditions.keys[slot][0].to(q), heads, conditions.bias.float())
+        return text, losses.subject_probability(seen, conditions.owner, conditions.present.shape[1])
 
     # ------------------------------------------------------------ before the UNet
-    def conditions(self, batch: Sequence[Example]) -> Conditions:
-        """Subjects and captions of a batch, padded to its most subjects and references."""
+    def conditions(self, batch: Sequence[Example], measured: bool = True) -> Conditions:
+        """Subjects and captions of a batch, padded to its most subjects and references; with masks where maps are measured."""
         device = self.bridge.alphas.device
         most = max(1, max(len(e.subjects) for e in batch))
         references = max([1, *(len(s.references) for e in batch for s in e.subjects)])
@@ -175,7 +199,7 @@ class MMDiffTask(nn.Module):
         keys, bias = self.subject_keys(cls, patches, places, (len(batch), most, references))
         owner = torch.arange(most, device=device).repeat_interleave(references * self.adapter.config.tokens_per_reference)
         return Conditions(context, vector, columns, keys, bias, present.any(1).view(-1, 1, 1).float(), owner, present,
-                          pad_masks(batch, most).to(device))
+                          pad_masks(batch, most).to(device) if measured else None)
 
     def subject_keys(self, cls: Tensor, patches: Tensor, places: list[tuple[int, int, int]], shape: tuple[int, int, int]
                      ) -> tuple[dict[Slot, tuple[Tensor, Tensor]], Tensor]:

@@ -1,0 +1,62 @@
+"""Pictures from a model in training: ComfyUI's own samplers and schedules over `MMDiffTask.predict`, many prompts in one batch.
+
+The graph's way (Apply MM-Diff Attention, KSampler) gives the same pictures one prompt at a time; a test holds them together.
+
+Shapes   B examples · C h w latent
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import comfy.k_diffusion.sampling
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..training.example import Example
+from ..training.task import Conditions, MMDiffTask
+
+
+class Denoiser:
+    """(x, sigma) -> denoised, with classifier-free guidance between the examples and their unconditional twins."""
+
+    def __init__(self, task: MMDiffTask, examples: Sequence[Example], cfg: float):
+        blank = [Example(e.pixels, "", (), e.index) for e in examples]
+        self.task, self.cfg, self.count = task, cfg, len(examples)
+        self.sampling = task.bridge.base.model_sampling
+        self.conditions: Conditions = task.conditions([*examples, *blank] if cfg != 1 else list(examples), measured=False)
+
+    def __call__(self, x: Tensor, sigma: Tensor, **_options) -> Tensor:
+        sigma = sigma[:1].view(1, 1, 1, 1)
+        a, b = (sigma ** 2 + 1) ** -0.5, sigma * (sigma ** 2 + 1) ** -0.5
+        noisy = x * a
+        twice = torch.cat([noisy, noisy]) if self.cfg != 1 else noisy
+        timesteps = self.sampling.timestep(sigma.flatten()).expand(len(twice))
+        out, _ = self.task.predict(twice, timesteps, self.conditions)
+        denoised = twice * a - b * out if self.task.bridge.prediction_type == "v" else torch.cat([x] * (len(twice) // len(x))) - sigma * out
+        if self.cfg == 1:
+            return denoised
+        cond, uncond = denoised.split(self.count)
+        return uncond + self.cfg * (cond - uncond)
+
+
+@torch.no_grad()
+def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor, steps: int = 20, cfg: float = 2.0,
+                   sampler: str = "euler", scheduler: str = "normal") -> Tensor:
+    """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and references; their pixels
+    only say how large the picture is."""
+    denoiser = Denoiser(task, examples, cfg)
+    sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)
+    start = denoiser.sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
+    run = getattr(comfy.k_diffusion.sampling, f"sample_{sampler}")
+    return run(denoiser, start.to(noise), sigmas.to(noise.device), disable=True)
+
+
+@torch.no_grad()
+def decode(task: MMDiffTask, latents: Tensor) -> Tensor:
+    """Latents -> pictures [B H W 3] in 0..1, through the base's own VAE."""
+    bridge = task.bridge
+    first_stage = bridge.vae.first_stage_model.to(latents.device)
+    weight = next(first_stage.parameters())
+    pixels = first_stage.decode(bridge.base.process_latent_out(latents).to(weight.dtype)).float()
+    return bridge.vae.process_output(pixels).movedim(1, -1)

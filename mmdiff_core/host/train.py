@@ -1,0 +1,125 @@
+"""Command: train an MM-Diff adapter on a ComfyUI base (SDXL, SD1.5, or the small world).
+
+    python -m mmdiff_core.host.train RUN.json OUT
+    accelerate launch --num_processes 4 -m mmdiff_core.host.train RUN.json OUT
+
+RUN.json is a `training.config.RunConfig`; OUT receives states to go on from, samples, and adapter.safetensors for Load MM-Diff.
+Run it again with the same OUT to go on.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import checkpoint
+from ..training.config import RunConfig
+from ..training.example import ExampleSource
+from ..training.loop import fit
+from ..training.run_state import LoopConfig, RunError
+from ..training.task import MMDiffTask
+from ..training.trainable import TrainableAdapter, from_flat, to_flat
+from .start import use_comfyui
+
+log = logging.getLogger(__name__)
+SMALL_WORLD = "small-world"
+BASE_PARTS = ("checkpoint", "image_encoder")
+
+
+def load_base(base: str | Mapping[str, str]) -> tuple:
+    """MODEL, CLIP, CLIP_VISION and VAE of a run's "base": "small-world", or {"checkpoint": file, "image_encoder": file}."""
+    if base == SMALL_WORLD:
+        from . import small_world
+        return small_world.load()
+    if not isinstance(base, Mapping) or set(base) != set(BASE_PARTS):
+        raise ValueError(f'base is {base!r}, expected "{SMALL_WORLD}" or files for {BASE_PARTS}: '
+                         '{"checkpoint": "sd_xl_base_1.0.safetensors", "image_encoder": "clip_vit_l.safetensors"}')
+    if missing := [name for name in BASE_PARTS if not Path(base[name]).is_file()]:
+        raise FileNotFoundError(f"base.{missing[0]}: there is no file {base[missing[0]]}")
+    import comfy.clip_vision
+    import comfy.sd
+    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(base["checkpoint"], output_vae=True, output_clip=True)
+    return model, clip, comfy.clip_vision.load(base["image_encoder"]), vae
+
+
+def load_data(data: Mapping, seed: int) -> ExampleSource:
+    """A run's "data": {"kind": "small-world", ...} or {"kind": "files", "records": [...], ...}."""
+    wanted = dict(data)
+    kind = wanted.pop("kind", None)
+    if kind == SMALL_WORLD:
+        from ..small_world.examples import SmallWorldExamples
+        return SmallWorldExamples(**{"seed": seed, **wanted})
+    if kind == "files":
+        from ..training.files import open_examples
+        return open_examples({"seed": seed, **wanted})
+    raise ValueError(f'data.kind is {kind!r}, expected "{SMALL_WORLD}" or "files"')
+
+
+def build_task(run: RunConfig, device: torch.device | str = "cpu", flat: Mapping[str, Tensor] | None = None,
+               base: tuple | None = None) -> MMDiffTask:
+    """The run's training module on its base; `flat` are the tensors of a checkpoint to begin from."""
+    from .bridge import HostBridge
+    model, clip, clip_vision, vae = base or load_base(run.base)
+    adapter = TrainableAdapter(run.adapter, clip_vision.model.state_dict(), run.seed)
+    if flat is not None:
+        from_flat(dict(flat), adapter)
+    adapter.to(device)
+    dtype = torch.float32 if str(device) == "cpu" else model.model.get_dtype()
+    return MMDiffTask(adapter, HostBridge(model, clip, clip_vision, vae, adapter, device, dtype), run)
+
+
+def export_with(run: RunConfig, task: MMDiffTask, command: str):
+    """What `fit` calls with the weights: writes adapter.safetensors in the layout that Load MM-Diff reads."""
+    def export(weights: Mapping[str, Tensor], path: Path, facts: dict) -> None:
+        flat = to_flat({k.removeprefix("module.").removeprefix("adapter."): v.detach().cpu() for k, v in weights.items()})
+        header = {"run": run.to_json(), "made_by": command, "hardware": hardware(), "torch": torch.__version__, **facts}
+        checkpoint.save_single(path, task.adapter.config, flat, extra={k: str(v) for k, v in header.items()})
+
+    return export
+
+
+def hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def sample_with(task: MMDiffTask, source: ExampleSource, count: int = 6):
+    """What `fit` calls every `sample_every` steps: a grid of pictures, and the subjects' maps beside their masks."""
+    def sample(step: int, folder: Path) -> None:
+        from .contact import training_grid
+        training_grid(task, source.batch(0, count), folder / "samples.png")
+
+    return sample
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mmdiff_core.host.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("run", type=Path, help="the run's config, JSON")
+    parser.add_argument("out", type=Path, help="folder for states, samples and the adapter")
+    parser.add_argument("--cpu", action="store_true", help="train on the CPU also where there is a GPU")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        run = RunConfig.from_json(args.run.read_text(encoding="utf-8"))
+        loop = LoopConfig.from_dict({"seed": run.seed, **run.loop})
+        use_comfyui(cpu=True if args.cpu else None)
+        device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
+        task, source = build_task(run, device), load_data(run.data, run.seed)
+        command = f"python -m mmdiff_core.host.train {args.run.name} OUT"
+        report = fit(task, source, loop, args.out, export=export_with(run, task, command), sample=sample_with(task, source))
+    except (ValueError, OSError, RunError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(f"{report}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
