@@ -24,7 +24,13 @@ def probabilities(q: Tensor, k: Tensor, heads: int, bias: Tensor | None = None) 
     """softmax(Q K') [B H P N] in float32, for maps and for the constraints on them; attention itself never needs it."""
     q, k = (rearrange(x, "B L (H D) -> B H L D", H=heads) for x in (q, k.expand(len(q), -1, -1)))
     logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    return torch.softmax(logits.float() if bias is None else logits.float() + bias, dim=-1)
+    logits = full(logits)
+    return torch.softmax(logits if bias is None else logits + bias, dim=-1)
+
+
+def full(x: Tensor) -> Tensor:
+    """Half precisions as float32; others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def see_subjects(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, gate: Tensor | None) -> Tensor:

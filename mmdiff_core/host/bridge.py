@@ -61,6 +61,7 @@ class HostBridge:
         self.adapter = adapter
         self.alphas = (1 / (1 + self.base.model_sampling.sigmas.double() ** 2)).float().to(self.device)
         self.strength = 1.0
+        self.compute = torch.float32        # of everything outside the UNet
         self.handles: list = []
         self._hook_unet()
         self._hook_texts()
@@ -98,16 +99,16 @@ class HostBridge:
         with torch.no_grad():
             first_stage = self.vae.first_stage_model.to(pixels.device)
             weight = next(first_stage.parameters())
-            encoded = first_stage.encode(self.vae.process_input(pixels).to(weight.dtype)).float()
+            encoded = first_stage.encode(self.vae.process_input(pixels).to(weight.dtype)).to(self.compute)
             return self.base.process_latent_in(encoded)
 
     def vision(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        pixels, tuned = normalise(pixels), self.adapter.vision_weights()
+        pixels, tuned = normalise(pixels.to(self.compute)), self.adapter.vision_weights()
         with torch.no_grad():
             cls, patches = self.image_encoder(pixels)
         if tuned:
             cls, _ = torch.func.functional_call(self.image_encoder, {f"encoder.{k}": v for k, v in tuned.items()}, (pixels,))
-        return cls.float(), patches.float()
+        return cls.to(self.compute), patches.to(self.compute)
 
     def projections(self, block: TransformerBlock) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         attn = self.unet.get_submodule(block.path).attn2
@@ -121,7 +122,7 @@ class HostBridge:
         for encoder, model in self.texts.items():
             ids = torch.tensor([tokens[encoder] for tokens, _ in read], device=self.device)
             places = [(b, place[encoder]) for b, (_, found) in enumerate(read) for place in found]
-            embeds = model.transformer.get_input_embeddings()(ids, out_dtype=torch.float32)
+            embeds = model.transformer.get_input_embeddings()(ids, out_dtype=self.compute)
             if fuse is not None and places:
                 where = tuple(torch.tensor(axis, device=self.device) for axis in zip(*places, strict=True))
                 embeds = embeds.index_put(where, fuse(encoder, embeds[where]).to(embeds))
@@ -161,11 +162,11 @@ class HostBridge:
         for block in blocks:
             block.forward = _checkpointed(type(block).forward.__get__(block))
         try:
-            out = self.unet(noisy.to(dtype), timesteps.float(), context=context.to(dtype), y=vector, transformer_options=options)
+            out = self.unet(noisy.to(dtype), timesteps.to(self.compute), context=context.to(dtype), y=vector, transformer_options=options)
         finally:
             for block in blocks:
                 del block.forward
-        return out.float(), measures
+        return out.to(self.compute), measures
 
 
 def _patch(slot: Slot, call: SlotCall) -> Callable:

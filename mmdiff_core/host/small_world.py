@@ -45,6 +45,9 @@ class SmallWorld(comfy.supported_models.SD15):
     def model_type(self, state_dict, prefix=""):
         return comfy.model_base.ModelType.V_PREDICTION
 
+    def inpaint_model(self):
+        return False        # the host takes more than four input channels for a sign of inpainting
+
 
 class Dots(nn.Module):
     """Pixels [B 3 H W] in -1..1 <-> latents [B 12 H/8 W/8]: every dot of 4 x 4 px averaged, 2 x 2 dots folded. No weights."""

@@ -26,10 +26,16 @@ EMA = 0.999
 
 
 def provenance(args: argparse.Namespace, started: float) -> dict[str, str]:
-    """What made a file, for its header."""
+    """What made a file, for its header; the run it began from inside it."""
     import torch
-    return {
-        "made_by": "python -m mmdiff_core.host.train_base " + f"{args.what} OUT --steps {args.steps} --batch {args.batch} --seed {args.seed}",
+    from safetensors import safe_open
+    earlier = {}
+    if args.init:
+        with safe_open(str(args.init / f"{args.what}.safetensors"), framework="pt") as file:
+            earlier = {"begun_from": json.dumps(file.metadata() or {})}
+    return earlier | {
+        "made_by": "python -m mmdiff_core.host.train_base " + f"{args.what} OUT --steps {args.steps} --batch {args.batch} --rate {args.rate} --seed {args.seed}"
+                   + (" --init (the run in 'begun_from')" if args.init else ""),
         "seed": str(args.seed), "steps": str(args.steps), "batch": str(args.batch), "minutes": f"{(time.time() - started) / 60:.1f}",
         "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads", "torch": torch.__version__,
     }
@@ -113,7 +119,8 @@ def train_unet(args: argparse.Namespace) -> None:
     from . import small_world as host
     from .differentiable import text_states
     torch.manual_seed(args.seed)
-    base, clip = host.model().model, host.clip()
+    begun = [host.read(args.init, name) if args.init else None for name in ("unet", "text")]
+    base, clip = host.model(begun[0]).model, host.clip(begun[1])
     unet, text = base.diffusion_model.requires_grad_(True), clip.cond_stage_model.clip_l.transformer.requires_grad_(True)
     text.text_projection.requires_grad_(False)
     table = text.get_input_embeddings().weight.requires_grad_(False)
@@ -203,6 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rate", type=float, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", type=Path, help="folder with the files of an earlier run to begin from")
     args = parser.parse_args(argv)
     train, steps, batch, rate = DEFAULTS[args.what]
     args.steps, args.batch, args.rate = args.steps or steps, args.batch or batch, args.rate or rate

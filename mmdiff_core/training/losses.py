@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention import full
+
 
 def denoising_target(prediction_type: str, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """What the UNet is asked for: "eps" the noise, "v" alpha * noise - sigma * latents. alpha, sigma [B 1 1 1], squares add to 1."""
@@ -32,13 +34,13 @@ def min_snr_weight(prediction_type: str, snr: Tensor, gamma: float | None) -> Te
 
 
 def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Squared error of each example [B], in float32."""
-    return weight * (prediction.float() - target.float()).square().flatten(1).mean(1)
+    """Squared error of each example [B], in at least float32."""
+    return weight * (full(prediction) - full(target)).square().flatten(1).mean(1)
 
 
 def masks_on_grid(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     """Masks [B S H W] in 0..1 -> share of each layer position that is the subject's [B S P]."""
-    return F.interpolate(masks.float(), size=grid, mode="area").flatten(2)
+    return F.interpolate(full(masks), size=grid, mode="area").flatten(2)
 
 
 def balanced_l1(probability: Tensor, mask: Tensor, present: Tensor) -> Tensor:

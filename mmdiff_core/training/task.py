@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapter import key_value
-from ..attention import attend, probabilities, see_subjects
+from ..attention import attend, full, probabilities, see_subjects
 from ..unet_layers import Slot, TransformerBlock, transformer_blocks
 from . import losses
 from .config import RunConfig
@@ -171,7 +171,7 @@ class MMDiffTask(nn.Module):
         text = losses.noun_probability(probabilities(q, k, heads), conditions.nouns)
         if not conditions.keys:
             return text, None
-        seen = probabilities(q, conditions.keys[slot][0].to(q), heads, conditions.bias.float())
+        seen = probabilities(q, conditions.keys[slot][0].to(q), heads, full(conditions.bias))
         return text, losses.subject_probability(seen, conditions.owner, conditions.present.shape[1])
 
     # ------------------------------------------------------------ before the UNet
