@@ -7,12 +7,14 @@ Shapes   B examples · C h w latent
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import comfy.k_diffusion.sampling
 import comfy.samplers
 import torch
 from torch import Tensor
 
+from ..masks import regions
 from ..training.example import Example
 from ..training.task import Conditions, MMDiffTask
 
@@ -20,11 +22,14 @@ from ..training.task import Conditions, MMDiffTask
 class Denoiser:
     """(x, sigma) -> denoised, with classifier-free guidance between the examples and their unconditional twins."""
 
-    def __init__(self, task: MMDiffTask, examples: Sequence[Example], cfg: float):
+    def __init__(self, task: MMDiffTask, examples: Sequence[Example], cfg: float, held: bool = False):
         blank = [Example(e.pixels, "", (), e.index) for e in examples]
         self.task, self.cfg, self.count = task, cfg, len(examples)
         self.sampling = task.bridge.base.model_sampling
         self.conditions: Conditions = task.conditions([*examples, *blank] if cfg != 1 else list(examples), measured=False)
+        if held:
+            every = [*examples, *blank] if cfg != 1 else list(examples)
+            self.conditions = replace(self.conditions, held=holding(task, every, self.conditions))
 
     def __call__(self, x: Tensor, sigma: Tensor, **_options) -> Tensor:
         sigma = sigma[:1].view(1, 1, 1, 1)
@@ -40,12 +45,31 @@ class Denoiser:
         return uncond + self.cfg * (cond - uncond)
 
 
+def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Conditions):
+    """Layer's grid -> bias [B 1 P N] and gate [B P 1] of the examples' masks, by inference's own `masks.regions`."""
+    most = conditions.present.shape[1]
+    each = len(conditions.owner) // most
+    made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def at(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        if grid not in made:
+            found = []
+            for example in examples:
+                masks = [example.subjects[s].mask if s < len(example.subjects) else torch.zeros_like(example.pixels[0]) for s in range(most)]
+                latent = tuple(side // 8 for side in example.pixels.shape[-2:])
+                found.append(regions(masks, [each] * most, grid, latent, None, torch.float32, conditions.bias.device))
+            made[grid] = tuple(torch.cat(part) for part in zip(*found, strict=True))
+        return made[grid]
+
+    return at
+
+
 @torch.no_grad()
 def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor, steps: int = 20, cfg: float = 2.0,
-                   sampler: str = "euler", scheduler: str = "normal") -> Tensor:
+                   sampler: str = "euler", scheduler: str = "normal", held: bool = False) -> Tensor:
     """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and references; their pixels
-    only say how large the picture is."""
-    denoiser = Denoiser(task, examples, cfg)
+    only say how large the picture is. `held`: every subject acts only inside its mask, as with Multi-Subject Constraint Masks."""
+    denoiser = Denoiser(task, examples, cfg, held)
     sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)
     start = denoiser.sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
     run = getattr(comfy.k_diffusion.sampling, f"sample_{sampler}")

@@ -64,11 +64,13 @@ class Dots(nn.Module):
 
 
 def read(folder: Path, name: str) -> dict[str, Tensor]:
-    """One of the base's files. FileNotFoundError says where it should be."""
-    path = folder / f"{name}.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.name} is missing in mmdiff_core/small_world/weights: is the pack complete? Install it again.")
-    return load_file(path)
+    """One of the base's files, or all its parts. FileNotFoundError says where it should be."""
+    paths = sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*.safetensors")])
+    if not paths:
+        raise FileNotFoundError(
+            f"{name}.safetensors is missing in mmdiff_core/small_world/weights: is the pack complete? Install it again."
+        )
+    return {key: tensor for path in paths for key, tensor in load_file(path).items()}
 
 
 def load(folder: Path = WEIGHTS) -> tuple:

@@ -1,10 +1,13 @@
-"""Command: train the small world's base (UNet and text encoder from captions alone), or its image encoder.
+"""Command: train what the small world's adapter stands on: UNet and text encoder from captions alone, the image encoder, and the
+network that reads pictures for the scores.
 
-    python -m mmdiff_core.host.train_base unet   OUT [--steps 5000] [--batch 40] [--seed 0]
-    python -m mmdiff_core.host.train_base vision OUT [--steps 3000] [--batch 128] [--seed 0]
+    python -m mmdiff_core.host.train_base unet   OUT [--steps 8000] [--batch 32] [--rate 8e-4] [--schedule cosine] [--seed 0]
+    python -m mmdiff_core.host.train_base vision OUT
+    python -m mmdiff_core.host.train_base reader OUT
+    torchrun --nproc_per_node 2 -m mmdiff_core.host.train_base ...                  two processes, on a CPU too
 
-Both are frozen afterwards: the adapter is trained on them as the paper's is on SDXL and CLIP. Every number of a run follows from
-its seed. OUT receives unet.safetensors and text.safetensors, or vision.safetensors, as float16 with the run in the header.
+The first two are frozen afterwards, as SDXL and CLIP are for the paper's adapter. Every number of a run follows from its seed; run it
+again with the same OUT to go on. OUT receives the weights as float16 with the run in the header; `--init` begins from such files.
 """
 from __future__ import annotations
 
@@ -12,212 +15,232 @@ import argparse
 import json
 import logging
 import math
-import platform
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..small_world import references, scenes, score, sizes, sprites
+from ..training import losses
+from ..training.example import Example
+from ..training.loop import fit
+from ..training.run_state import LoopConfig, RunError
+from ..training.task import draw_noise
+from ..vision import normalise
 from .start import use_comfyui
 
 log = logging.getLogger(__name__)
 CAPTION_DROPOUT = 0.1
 EMA = 0.999
+LARGEST = 7_500_000         # bytes of one file; a larger one is written in parts
 
 
-def provenance(args: argparse.Namespace, started: float) -> dict[str, str]:
-    """What made a file, for its header; the run it began from inside it."""
-    import torch
-    from safetensors import safe_open
-    earlier = {}
-    if args.init:
-        with safe_open(str(args.init / f"{args.what}.safetensors"), framework="pt") as file:
-            earlier = {"begun_from": json.dumps(file.metadata() or {})}
-    return earlier | {
-        "made_by": "python -m mmdiff_core.host.train_base " + f"{args.what} OUT --steps {args.steps} --batch {args.batch} --rate {args.rate} --seed {args.seed}"
-                   + (" --init (the run in 'begun_from')" if args.init else ""),
-        "seed": str(args.seed), "steps": str(args.steps), "batch": str(args.batch), "minutes": f"{(time.time() - started) / 60:.1f}",
-        "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads", "torch": torch.__version__,
-    }
+@dataclass(frozen=True)
+class Numbers:
+    """Examples that are numbers: the tasks here draw their pictures themselves."""
+
+    def example(self, index: int) -> Example:
+        return Example(torch.empty(0), "", (), index)
+
+    def batch(self, start: int, size: int) -> tuple[Example, ...]:
+        return tuple(self.example(i) for i in range(start, start + size))
 
 
-class Ema:
-    """Exponential moving average of some parameters, its decay warming up."""
+class UNetTask(nn.Module):
+    """Scenes and their captions -> UNet and text encoder, by v-prediction. Of the token table only the words that occur are trained."""
 
-    def __init__(self, parameters, decay: float):
-        self.parameters, self.decay, self.count = list(parameters), decay, 0
-        self.shadow = [p.detach().clone() for p in self.parameters]
+    def __init__(self, args: argparse.Namespace):
+        super().__init__()
+        from . import small_world as host
+        begun = [host.read(args.init, name) if args.init else None for name in ("unet", "text")]
+        base, self.clip = host.model(begun[0]).model, host.clip(begun[1])
+        self.unet = base.diffusion_model.requires_grad_(True)
+        self.text = self.clip.cond_stage_model.clip_l.transformer.requires_grad_(True)
+        self.text.text_projection.requires_grad_(False)
+        table = self.text.get_input_embeddings().weight.requires_grad_(False)
+        self.vocabulary = sorted({token for words in scenes.every_word() for token, _ in self.clip.tokenize(words)["l"][0]})
+        self.rows = nn.Parameter(table[self.vocabulary].clone())
+        self.seed = args.seed
+        self.alphas = 1 / (1 + base.model_sampling.sigmas ** 2)
 
-    def update(self) -> None:
-        import torch
-        self.count += 1
-        decay = min(self.decay, (1 + self.count) / (10 + self.count))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
+    @lru_cache(maxsize=None)        # noqa: B019  (one task lives as long as its process)
+    def ids(self, caption: str) -> tuple[int, ...]:
+        return tuple(self.vocabulary.index(token) for token, _ in self.clip.tokenize(caption)["l"][0])
 
-    def swap(self) -> None:
-        """Exchange the parameters with their averages."""
-        import torch
-        with torch.no_grad():
-            for p, s in zip(self.parameters, self.shadow, strict=True):
-                kept = p.detach().clone()
-                p.copy_(s)
-                s.copy_(kept)
+    def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
+        from .differentiable import text_states
+        drawn = [scenes.scene("train", self.seed, e.index) for e in batch]
+        dropped = [np.random.default_rng((self.seed, e.index, 3)).random() < CAPTION_DROPOUT for e in batch]
+        captions = ["" if drop else s.caption for drop, s in zip(dropped, drawn, strict=True)]
+        device = self.rows.device
+        latents = F.pixel_unshuffle(pictures(drawn).to(device) * 2 - 1, sizes.FOLD) * sizes.LATENT_SCALE
+        noise, steps = draw_noise([e.index for e in batch], latents.shape[1:], len(self.alphas), self.seed)
+        noise, alpha = noise.to(device), self.alphas[steps].to(device).view(-1, 1, 1, 1)
+        a, b = alpha.sqrt(), (1 - alpha).sqrt()
+        context = text_states(self.text, F.embedding(torch.tensor([self.ids(c) for c in captions], device=device), self.rows))[0]
+        v = self.unet(a * latents + b * noise, steps.to(device).float(), context=context, transformer_options={})
+        target = losses.denoising_target("v", latents, noise, a, b)
+        return {"loss": losses.denoising_loss(v, target, torch.ones(len(batch), device=device)).mean()}
 
+    def files(self, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Trained weights -> the base's files."""
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """Learning rate factor: linear warm-up, then half a cosine to a hundredth."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
-
-
-def loop(args, parameters, loss_of, save) -> None:
-    """AdamW on `loss_of(step)`; `save()` at the end and every 500 steps, with the averaged weights in place."""
-    import torch
-    parameters = list(parameters)
-    ema = Ema(parameters, EMA)
-    optimizer = torch.optim.AdamW(parameters, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01)
-    recent, began = [], time.time()
-    for step in range(args.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = args.rate * schedule(step, args.steps, 200)
-        loss = loss_of(step)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss became {loss.item()} at step {step}; try a lower --rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        ema.update()
-        recent = [*recent[-99:], loss.item()]
-        if step % 50 == 49:
-            rate = (step + 1) / (time.time() - began)
-            log.info("step %d  loss %.4f  %.2f steps/s  %.1f min left", step + 1, sum(recent) / len(recent), rate,
-                     (args.steps - step - 1) / rate / 60)
-        if step % 500 == 499 or step + 1 == args.steps:
-            ema.swap()
-            save()
-            ema.swap()
+        text = part("text.") | {"text_projection.weight": self.text.text_projection.weight.detach()}
+        text |= {"token_rows": weights["rows"], "token_ids": torch.tensor(self.vocabulary, dtype=torch.int32)}
+        return {"unet": part("unet."), "text": text}
 
 
-def write(path: Path, tensors, header: dict[str, str]) -> None:
-    import torch
-    from safetensors.torch import save_file
-    part = path.with_suffix(".part")
-    save_file({k: (v if v.dtype == torch.int32 else v.half()).contiguous().clone() for k, v in tensors.items()}, str(part), metadata=header)
-    part.replace(path)
-
-
-def train_unet(args: argparse.Namespace) -> None:
-    """Scenes and their captions -> UNet and text encoder."""
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
-
-    from ..small_world import scenes, sizes
-    from . import small_world as host
-    from .differentiable import text_states
-    torch.manual_seed(args.seed)
-    begun = [host.read(args.init, name) if args.init else None for name in ("unet", "text")]
-    base, clip = host.model(begun[0]).model, host.clip(begun[1])
-    unet, text = base.diffusion_model.requires_grad_(True), clip.cond_stage_model.clip_l.transformer.requires_grad_(True)
-    text.text_projection.requires_grad_(False)
-    table = text.get_input_embeddings().weight.requires_grad_(False)
-    vocabulary = sorted({token for caption in scenes.every_word() for token, _ in clip.tokenize(caption)["l"][0]})
-    number = {token: i for i, token in enumerate(vocabulary)}
-    rows = torch.nn.Parameter(table[vocabulary].clone())        # only the words that occur: the rest of the table stays untouched
-    sigmas = base.model_sampling.sigmas
-    alphas = 1 / (1 + sigmas ** 2)
-
-    @lru_cache(maxsize=None)
-    def ids(caption: str) -> tuple[int, ...]:
-        return tuple(number[token] for token, _ in clip.tokenize(caption)["l"][0])
-
-    def loss_of(step: int) -> torch.Tensor:
-        numbers = range(step * args.batch, (step + 1) * args.batch)
-        rng = np.random.default_rng((args.seed, step))
-        drawn = [scenes.scene("train", args.seed, i) for i in numbers]
-        captions = ["" if rng.random() < CAPTION_DROPOUT else s.caption for s in drawn]
-        pixels = torch.from_numpy(np.stack([scenes.draw(s)[0] for s in drawn])).movedim(-1, 1) * 2 - 1
-        latents = F.pixel_unshuffle(pixels, sizes.FOLD) * sizes.LATENT_SCALE
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(args.seed * 10**9 + step))
-        t = torch.from_numpy((np.arange(args.batch) + rng.random(args.batch)) / args.batch * len(sigmas)).long()
-        a, b = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
-            context = text_states(text, F.embedding(torch.tensor([ids(c) for c in captions]), rows))[0]
-            v = unet(a * latents + b * noise, t.float(), context=context, transformer_options={})
-        return (v.float() - (a * noise - b * latents)).square().mean()
-
-    started = time.time()
-
-    def save() -> None:
-        header = provenance(args, started)
-        write(args.out / "unet.safetensors", unet.state_dict(), header)
-        state = text.state_dict()
-        del state["text_model.embeddings.token_embedding.weight"]
-        state["token_rows"], state["token_ids"] = rows.detach(), torch.tensor(vocabulary, dtype=torch.int32)
-        write(args.out / "text.safetensors", state, header)
-
-    trained = [p for p in [rows, *unet.parameters(), *text.parameters()] if p.requires_grad]
-    log.info("%.2f M parameters in the UNet, %.2f M in the text encoder without its token table",
-             sum(p.numel() for p in unet.parameters()) / 1e6, (sum(p.numel() for p in text.parameters()) - table.numel()) / 1e6)
-    loop(args, trained, loss_of, save)
-
-
-def train_vision(args: argparse.Namespace) -> None:
+class VisionTask(nn.Module):
     """Reference pictures and what is true of them -> the image encoder, by heads that are thrown away."""
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
 
-    from ..small_world import references, scenes, sizes, sprites
-    from ..vision import normalise
-    from . import small_world as host
-    from .differentiable import vision_states
-    torch.manual_seed(args.seed)
-    encoder = host.clip_vision().model.requires_grad_(True)
-    traits = {"kind": sprites.CLASSES, "pattern": sprites.PATTERNS, "eyes": sprites.EYES, "accessory": sprites.ACCESSORIES}
-    heads = torch.nn.ModuleDict({name: torch.nn.Linear(sizes.VISION["projection_dim"], len(v)) for name, v in traits.items()})
-    heads["hues"] = torch.nn.Linear(sizes.VISION["projection_dim"], 4)
+    TRAITS = {"kind": sprites.CLASSES, "pattern": sprites.PATTERNS, "eyes": sprites.EYES, "accessory": sprites.ACCESSORIES}
 
-    def loss_of(step: int) -> torch.Tensor:
-        rng = np.random.default_rng((args.seed, step, 5))
-        who = [(str(rng.choice(sprites.CLASSES)), scenes.random_identity(rng, "train")) for _ in range(args.batch)]
-        pixels = torch.from_numpy(np.stack([references.augmented(rng, kind, identity) for kind, identity in who])).movedim(-1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
-            cls = vision_states(encoder, normalise(pixels))[0].float()
-        loss = cls.new_zeros(())
-        for name, values in traits.items():
+    def __init__(self, args: argparse.Namespace):
+        super().__init__()
+        from . import small_world as host
+        self.encoder = host.clip_vision(host.read(args.init, "vision") if args.init else None).model.requires_grad_(True)
+        width = sizes.VISION["projection_dim"]
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in self.TRAITS.items()} | {"hues": nn.Linear(width, 4)})
+        self.seed = args.seed
+
+    def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
+        from .differentiable import vision_states
+        rngs = [np.random.default_rng((self.seed, e.index, 5)) for e in batch]
+        who = [(str(rng.choice(sprites.CLASSES)), scenes.random_identity(rng, "train")) for rng in rngs]
+        pixels = np.stack([references.augmented(rng, *one) for rng, one in zip(rngs, who, strict=True)])
+        cls = vision_states(self.encoder, normalise(torch.from_numpy(pixels).movedim(-1, 1)))[0].float()
+        terms = {}
+        for name, values in self.TRAITS.items():
             truth = torch.tensor([values.index(kind if name == "kind" else getattr(identity, name)) for kind, identity in who])
-            loss = loss + F.cross_entropy(heads[name](cls), truth)
+            logits = self.heads[name](cls)
+            terms[name] = F.cross_entropy(logits.float(), truth)
+            terms[f"{name}_right"] = (logits.argmax(1) == truth).float().mean()
         angles = torch.tensor([[i.first, i.second] for _, i in who]) * 2 * math.pi
-        return loss + 4 * F.mse_loss(heads["hues"](cls), torch.cat([angles.sin(), angles.cos()], 1).float())
+        terms["hues"] = F.mse_loss(self.heads["hues"](cls).float(), torch.cat([angles.sin(), angles.cos()], 1).float())
+        loss = sum(terms[name] for name in self.TRAITS) + 4 * terms["hues"]
+        return {"loss": loss} | {k: v.detach() for k, v in terms.items()}
 
-    started = time.time()
-    loop(args, [*encoder.parameters(), *heads.parameters()], loss_of,
-         lambda: write(args.out / "vision.safetensors", encoder.state_dict(), provenance(args, started)))
+    def files(self, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        return {"vision": {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}}
 
 
-DEFAULTS = {"unet": (train_unet, 5000, 40, 8e-4), "vision": (train_vision, 3000, 128, 6e-4)}
+class ReaderTask(nn.Module):
+    """Scenes, noisy too -> the network that tells classes and backgrounds (`small_world.score.Reader`)."""
+
+    NOISE = 0.12
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__()
+        self.reader, self.seed = score.Reader(), args.seed
+
+    def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
+        drawn = [scenes.scene("train", self.seed + 7, e.index) for e in batch]
+        noise, steps = draw_noise([e.index for e in batch], (3, scenes.SIDE, scenes.SIDE), 1000, self.seed)
+        counts, background = self.reader(pictures(drawn) + noise * self.NOISE * steps.view(-1, 1, 1, 1) / 1000)
+        truths = [score.truth(s) for s in drawn]
+        wanted = torch.tensor([[found.get(kind, 0) for kind in sprites.CLASSES] for found, _ in truths])
+        places = torch.tensor([tuple(sprites.PLACES).index(place) for _, place in truths])
+        told = F.cross_entropy(counts.float().flatten(0, 1), wanted.flatten()) * len(sprites.CLASSES)
+        return {
+            "loss": told + F.cross_entropy(background.float(), places),
+            "counts_right": (counts.argmax(-1) == wanted).all(1).float().mean(),
+            "background_right": (background.argmax(1) == places).float().mean(),
+        }
+
+    def files(self, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        return {"reader": {k.removeprefix("reader."): v for k, v in weights.items()}}
+
+
+def pictures(drawn: Sequence[scenes.Scene]) -> Tensor:
+    """Scenes -> [B 3 S S] in 0..1, float32."""
+    return torch.from_numpy(np.stack([scenes.draw(s)[0] for s in drawn])).movedim(-1, 1).float()
+
+
+def write(folder: Path, name: str, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """One of the base's files as float16, in parts when it is large; a file appears under its name only when it is whole."""
+    halved = {k: (v if v.dtype == torch.int32 else v.detach().half()).cpu().contiguous().clone() for k, v in tensors.items()}
+    parts: list[dict[str, Tensor]] = [{}]
+    for key, tensor in halved.items():
+        if sum(t.nbytes for t in parts[-1].values()) + tensor.nbytes > LARGEST:
+            parts.append({})
+        parts[-1][key] = tensor
+    for number, part in enumerate(parts, 1):
+        path = folder / (f"{name}.safetensors" if len(parts) == 1 else f"{name}-{number}.safetensors")
+        save_file(part, str(path) + ".part", metadata=dict(header))
+        Path(str(path) + ".part").replace(path)
+
+
+def header_of(folder: Path, name: str) -> dict[str, str]:
+    """The header of one of the base's files, or {}."""
+    for path in sorted(folder.glob(f"{name}*.safetensors")):
+        with safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}
+    return {}
+
+
+def export_with(task: nn.Module, args: argparse.Namespace):
+    """What `fit` calls with the averaged weights: writes the files, with what made them in the header."""
+    from .train import hardware
+    began = time.time()
+    command = f"python -m mmdiff_core.host.train_base {args.what} OUT --steps {args.steps} --batch {args.batch} --rate {args.rate} " \
+              f"--schedule {args.schedule} --seed {args.seed}"
+
+    def export(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str, str]) -> None:
+        header = {"made_by": command, "hardware": hardware(), "torch": torch.__version__, **{k: str(v) for k, v in facts.items()}}
+        header["minutes"] = f"{(time.time() - began) / 60:.1f} of this process"
+        if args.init:
+            header["begun_from"] = json.dumps(header_of(args.init, args.what))
+        for name, tensors in task.files(weights).items():
+            write(path.parent, name, tensors, header)
+
+    return export
+
+
+# what -> (task, steps, batch, peak rate)
+TASKS = {"unet": (UNetTask, 8000, 32, 8e-4), "vision": (VisionTask, 4000, 96, 6e-4), "reader": (ReaderTask, 2500, 64, 2e-3)}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mmdiff_core.host.train_base", description=__doc__)
-    parser.add_argument("what", choices=sorted(DEFAULTS))
+    parser = argparse.ArgumentParser(prog="python -m mmdiff_core.host.train_base", description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=sorted(TASKS))
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int)
+    parser.add_argument("--batch", type=int, help="examples of one process in one step")
     parser.add_argument("--rate", type=float, help="highest learning rate")
+    parser.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
+    parser.add_argument("--precision", choices=("bf16", "no"), default="bf16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="folder with the files of an earlier run to begin from")
     args = parser.parse_args(argv)
-    train, steps, batch, rate = DEFAULTS[args.what]
+    make, steps, batch, rate = TASKS[args.what]
     args.steps, args.batch, args.rate = args.steps or steps, args.batch or batch, args.rate or rate
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    use_comfyui()
-    args.out.mkdir(parents=True, exist_ok=True)
-    train(args)
+    try:
+        use_comfyui(cpu=True)
+        torch.manual_seed(args.seed)
+        task = make(args)
+        config = LoopConfig(
+            steps=args.steps, batch=args.batch, learning_rate=args.rate, betas=(0.9, 0.99), warmup_steps=200, schedule=args.schedule,
+            final_fraction=0.01, ema_decay=EMA, mixed_precision=args.precision, seed=args.seed, save_every=250, keep_last=1, log_every=50,
+            workers=0, tracker=None,
+        )
+        report = fit(task, Numbers(), config, args.out, export=export_with(task, args))
+    except (ValueError, OSError, RunError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(f"{report}\n")
     return 0
 
 

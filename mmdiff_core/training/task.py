@@ -70,6 +70,7 @@ class Conditions:
     owner: Tensor                                   # [N] token -> subject
     present: Tensor                                 # [B S]
     masks: Tensor | None                            # [B S H W]
+    held: Callable[[tuple[int, int]], tuple[Tensor, Tensor]] | None = None      # layer's grid -> bias [B 1 P N] and gate [B P 1] of constraint masks
 
 
 MEASURES = ("text_constraint", "image_constraint", "text_inside", "image_inside")
@@ -130,7 +131,11 @@ class MMDiffTask(nn.Module):
             out = attend(q, k, v, heads)
             if conditions.keys:
                 key, value = conditions.keys[slot]
-                out = out + see_subjects(q, key.to(q), value.to(q), heads, conditions.bias.to(q), conditions.gate.to(q))
+                bias, gate = conditions.bias, conditions.gate
+                if conditions.held is not None:
+                    region, open_ = conditions.held(grid)
+                    bias, gate = bias + region, gate * open_
+                out = out + see_subjects(q, key.to(q), value.to(q), heads, bias.to(q), gate.to(q))
             return out, self.measure(q, k, heads, grid, slot, conditions) if measure else None
 
         return call

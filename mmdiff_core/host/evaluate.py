@@ -1,0 +1,141 @@
+"""Command: what each part of the method contributes, measured in the small world.
+
+    python -m mmdiff_core.host.evaluate OUT.json ADAPTER.safetensors [more ...] [--pictures 512] [--more] [--no-adapter]
+
+Every adapter answers the same trials from the same noise. OUT.json keeps the counts; `--table` prints them as Markdown. A run that was
+stopped goes on where it was.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import checkpoint
+from ..small_world import sizes
+from ..small_world.score import Reader
+from ..small_world.trials import MORE_QUESTIONS, QUESTIONS, Question, Tally, count, make_trial
+from ..training.config import RunConfig
+from ..training.task import MEASURES, MMDiffTask
+from .start import use_comfyui
+
+log = logging.getLogger(__name__)
+SEED = 99
+BASE = "no adapter"
+STEPS, CFG, SAMPLER = 16, 3.0, "dpmpp_2m"
+COLUMNS = ("identity", "bound", "complete", "mixed", "classes", "background")
+
+
+def load_task(path: Path | None) -> MMDiffTask:
+    """An exported adapter on the shipped base, by the run in its header; None = the base without an adapter."""
+    from safetensors import safe_open
+
+    from .train import build_task
+    if path is None:
+        run = RunConfig.from_dict({"base": "small-world", "adapter": {"name": "small-world", "rank": 1, "text_rank": 0, "vision": []}})
+        task = build_task(run)
+        task.bridge.strength = 0.0
+        return task
+    with safe_open(str(path), framework="pt") as file:
+        run = RunConfig.from_json((file.metadata() or {})["run"])
+    return build_task(run, flat=checkpoint.read(path)[1])
+
+
+def load_reader() -> Reader:
+    from .small_world import WEIGHTS, read
+    reader = Reader()
+    reader.load_state_dict({k: v.float() for k, v in read(WEIGHTS, "reader").items()})
+    return reader.eval()
+
+
+def draw(task: MMDiffTask, examples, index: int, held: bool) -> Tensor:
+    """Pictures in dots [B 3 S S], from noise that follows from the trial's number."""
+    from ..training.task import draw_noise
+    from .sampling import decode, sample_latents
+    noise, _ = draw_noise([e.index for e in examples], (sizes.CHANNELS, 16, 16), 1, SEED)
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = sample_latents(task, examples, noise, STEPS, CFG, SAMPLER, held=held)
+    return decode(task, latents.float())[:, ::sizes.DOT, ::sizes.DOT].movedim(-1, 1)
+
+
+def ask(task: MMDiffTask, question: Question, pictures: int, reader: Reader, batch: int = 32, without: bool = False) -> Tally:
+    """All pictures of one question."""
+    tally = Tally()
+    for start in range(0, pictures, batch):
+        trials = [make_trial(question, SEED, i) for i in range(start, min(start + batch, pictures))]
+        examples = [replace(t.example, subjects=()) if without else t.example for t in trials]
+        tally = tally.merge(count(trials, draw(task, examples, start, question.held), reader))
+    return tally
+
+
+@torch.no_grad()
+def inside(task: MMDiffTask, pictures: int, batch: int = 32) -> dict[str, float]:
+    """Mean probability inside the own mask, text and image maps, on true pictures of held-out individuals with two subjects."""
+    from ..small_world.examples import SmallWorldExamples
+    source = SmallWorldExamples(seed=SEED, split="test", caption_dropout=0, subject_dropout=0, count=2)
+    rows = [task(source.batch(start, batch)) for start in range(0, pictures, batch)]
+    return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in MEASURES if name.endswith("inside")}
+
+
+def run_all(args: argparse.Namespace) -> dict:
+    """Every adapter's answers; written after each cell."""
+    results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
+    reader = load_reader()
+    for path in [*([None] if args.no_adapter else []), *args.adapters]:
+        name = BASE if path is None else path.stem
+        cells = results.setdefault(name, {})
+        task = load_task(path)
+        for question in (*QUESTIONS, *(MORE_QUESTIONS if args.more else ())):
+            if cells.get(question.name, {}).get("pictures", 0) >= args.pictures:
+                continue
+            began = time.time()
+            cells[question.name] = vars(ask(task, question, args.pictures, reader, without=path is None))
+            log.info("%s, %s: %s (%.0f s)", name, question.name, cells[question.name], time.time() - began)
+            args.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        if path is not None and "inside" not in cells:
+            cells["inside"] = inside(task, min(args.pictures, 256))
+        args.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        task.bridge.close()
+    return results
+
+
+def table(results: dict) -> str:
+    """Markdown: a row per adapter and question, shares in per cent with 95 % intervals."""
+    lines = ["| adapter | asked | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for name, cells in results.items():
+        for question, counts in cells.items():
+            if question == "inside":
+                continue
+            shares = Tally(**counts).shares()
+            values = [f"{100 * p:.1f} ({100 * low:.0f}-{100 * high:.0f})" for p, low, high in (shares[c] for c in COLUMNS)]
+            lines.append(f"| {name} | {question} | " + " | ".join(values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mmdiff_core.host.evaluate", description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("adapters", type=Path, nargs="*")
+    parser.add_argument("--pictures", type=int, default=512, help="of every cell")
+    parser.add_argument("--more", action="store_true", help="also the questions about references and masks")
+    parser.add_argument("--no-adapter", action="store_true", help="also the base alone")
+    parser.add_argument("--table", action="store_true", help="print the table of OUT.json and stop")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.table:
+        sys.stdout.write(table(json.loads(args.out.read_text(encoding="utf-8"))))
+        return 0
+    use_comfyui(cpu=True)
+    sys.stdout.write(table(run_all(args)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

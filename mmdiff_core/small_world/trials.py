@@ -1,0 +1,152 @@
+"""What an adapter is asked in the small world, and how its pictures are counted.
+
+A trial is a prompt with individuals nobody trained on, their references, and what must be seen in the picture.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..training.example import Example, ExampleSubject
+from . import references, scenes, score, sizes
+from .examples import enlarge
+from .scenes import Identity, Scene
+
+CROWD = 8           # candidates of the identity question
+STRANGERS = 4       # individuals nobody asked for among the candidates of the binding question
+
+
+@dataclass(frozen=True)
+class Question:
+    """One kind of trial.
+
+    subjects     1 to 3
+    kinds        "any" as scenes come, "same" one class for all, "different" classes
+    look_alike   every further individual is hard to tell from the first
+    references   per subject; the first is clean unless `covered`
+    covered      share of every reference that is hidden
+    held         positions are given by masks
+    """
+
+    name: str
+    subjects: int = 1
+    kinds: str = "any"
+    look_alike: bool = False
+    references: int = 1
+    covered: float = 0.0
+    held: bool = False
+
+
+QUESTIONS = (
+    Question("one"), Question("two different", 2, "different"), Question("two of a class", 2, "same"),
+    Question("two look-alikes", 2, "same", look_alike=True), Question("three", 3),
+)
+MORE_QUESTIONS = (
+    *(Question(f"one, {n} references", references=n) for n in (2, 3, 5)),
+    *(Question(f"one, {n} half covered", references=n, covered=0.5) for n in (1, 2, 3, 5)),
+    Question("two different, held by masks", 2, "different", held=True), Question("two of a class, held by masks", 2, "same", held=True),
+    Question("three, held by masks", 3, held=True),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A scene that was asked for (its places are known only where masks hold them), and the example that asks for it."""
+
+    scene: Scene
+    example: Example
+    strangers: tuple[Identity, ...]
+
+    @property
+    def wanted(self) -> list[tuple[str, Identity]]:
+        return [(p.kind, p.identity) for p in self.scene.placed]
+
+
+def make_trial(question: Question, seed: int, index: int) -> Trial:
+    """Trial number `index`, always the same one."""
+    rng = np.random.default_rng((seed, index, 23))
+    scene = _chosen_kinds(question, scenes.scene("test", seed, index, question.subjects), rng)
+    if question.look_alike:
+        first = scene.placed[0].identity
+        scene = replace(scene, placed=(scene.placed[0], *(replace(p, identity=scenes.look_alike(rng, first)) for p in scene.placed[1:])))
+    _, masks = scenes.draw(scene)
+    subjects = tuple(
+        ExampleSubject(span, enlarge(torch.from_numpy(box(mask))), _references(question, rng, p.kind, p.identity))
+        for p, span, mask in zip(scene.placed, scene.spans(), masks, strict=True)
+    )
+    side = scenes.SIDE * sizes.DOT
+    crowd = tuple(scenes.random_identity(rng, "test") for _ in range(CROWD - 1))
+    return Trial(scene, Example(torch.zeros(3, side, side), scene.caption, subjects, index), crowd)
+
+
+def box(mask: np.ndarray) -> np.ndarray:
+    """The rectangle around a mask [S S], as a person would draw it."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    out = np.zeros(mask.shape, np.float32)
+    out[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] = 1
+    return out
+
+
+def _chosen_kinds(question: Question, scene: Scene, rng: np.random.Generator) -> Scene:
+    kinds = [p.kind for p in scene.placed]
+    if question.kinds == "same":
+        kinds = [kinds[0]] * len(kinds)
+    elif question.kinds == "different":
+        kinds = [str(k) for k in rng.choice(scenes.CLASSES, len(kinds), replace=False)]
+    return replace(scene, placed=tuple(replace(p, kind=k) for p, k in zip(scene.placed, kinds, strict=True)))
+
+
+def _references(question: Question, rng: np.random.Generator, kind: str, identity: Identity) -> Tensor:
+    shown = [
+        scenes.reference(kind, identity) if i == 0 and not question.covered else
+        references.show(kind, identity, references.random_look(rng, question.covered)) for i in range(question.references)
+    ]
+    return torch.from_numpy(np.stack(shown)).movedim(-1, 1)
+
+
+@dataclass
+class Tally:
+    """Counts over the pictures of one question; shares with intervals through `score.interval`."""
+
+    pictures: int = 0
+    subjects: int = 0
+    identity: int = 0       # subjects whose own class shows them rather than 7 others
+    bound: int = 0          # subjects that stand at a place of their own, as their own class
+    complete: int = 0       # pictures in which all are bound
+    mixed: int = 0          # places that show a mixture or a swap
+    classes: int = 0        # pictures with exactly the classes of the prompt
+    background: int = 0
+
+    def add(self, trial: Trial, picture: Tensor, read: tuple[dict[str, int], str]) -> None:
+        """Count one picture [3 S S] in 0..1 (dots) and what the reader saw in it."""
+        found = score.binding(picture, trial.wanted, trial.strangers[:STRANGERS])
+        self.pictures += 1
+        self.subjects += found.wanted
+        self.identity += sum(score.right_identity(picture, kind, who, trial.strangers) for kind, who in trial.wanted)
+        self.bound += found.bound
+        self.complete += found.complete
+        self.mixed += found.mixed
+        kinds, place = score.truth(trial.scene)
+        self.classes += read[0] == kinds
+        self.background += read[1] == place
+
+    def merge(self, other: Tally) -> Tally:
+        return Tally(**{k: v + getattr(other, k) for k, v in vars(self).items()})
+
+    def shares(self) -> dict[str, tuple[float, float, float]]:
+        """Name -> (share, low, high) in 0..1."""
+        of = {"identity": self.subjects, "bound": self.subjects, "mixed": self.subjects,
+              "complete": self.pictures, "classes": self.pictures, "background": self.pictures}
+        return {name: score.interval(getattr(self, name), total) for name, total in of.items()}
+
+
+def count(trials: Sequence[Trial], pictures: Tensor, reader: score.Reader) -> Tally:
+    """Pictures [B 3 S S] in dots -> counts."""
+    tally = Tally()
+    for trial, picture, read in zip(trials, pictures, reader.read(pictures), strict=True):
+        tally.add(trial, picture, read)
+    return tally
