@@ -41,14 +41,16 @@ TORCH_PACKAGES = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 # The pins besides torch are for what ComfyUI's own requirements leave open.
 HOST_PINS = (*TORCH_PACKAGES, "transformers==5.23.0; python_version >= '3.11'")
 HOST_PACKAGES = ("requests",)  # ComfyUI imports it without naming it
-TEST_PACKAGES = ("pytest",)
+TEST_PACKAGES = ("pytest", "accelerate>=1.0", "tqdm", "tensorboard")  # training is tested too
 INSTALLER = "uv"  # installs torch in seconds instead of minutes; pip takes over where it does not work
 
 PACK_NAME = "comfyui-mm-diff"
 HERE = Path(os.path.abspath(__file__))  # not resolved: a link in custom_nodes must still look like one
 TINY_MODELS = Path("tests/tiny/models")  # one folder for each of ComfyUI's model folder names
 TINY_NODES = Path("tests/host_nodes")  # a folder of node packs that only the tests and the demo need
-DEMO = Path("tests/tiny/demo")  # portrait.api.json, NOTE.txt and photos/
+DEMO = Path("tests/small_world/demo")  # a demo: one *.api.json, NOTE.txt and photos/
+PORTRAIT_DEMO = Path("tests/tiny/demo")
+SHEET = "mmdiff_core.host.sheet"  # the command that draws the contact sheet beside the demo's picture
 SERVER_FOLDERS = ("output", "input", "temp", "user")
 START_LIMIT = 600  # seconds for the server to answer: custom nodes of a person's own can take minutes
 STARTED = time.monotonic()
@@ -625,6 +627,7 @@ def demo_parser() -> argparse.ArgumentParser:
     """The demo's own options, which its client shares."""
     parser = argparse.ArgumentParser(prog="dev.py demo", description="Draw one picture through a real ComfyUI server.")
     parser.add_argument("--workflow", type=Path, help="another workflow in API format than the pack's own")
+    parser.add_argument("--portrait", action="store_true", help="the portrait graph on a tiny SDXL with random weights: coloured noise")
     parser.add_argument("--url", help=argparse.SUPPRESS)
     return parser
 
@@ -632,8 +635,8 @@ def demo_parser() -> argparse.ArgumentParser:
 def run_demo(pack: Pack, rest: Sequence[str]) -> int:
     """The README's first command. With an address it is the client, which runs with the host's Python."""
     options = demo_parser().parse_args(rest)
-    folder = pack.root / DEMO
-    workflow = Path(os.path.abspath(options.workflow or folder / "portrait.api.json"))
+    folder = pack.root / (PORTRAIT_DEMO if options.portrait else DEMO)
+    workflow = Path(os.path.abspath(options.workflow or next(folder.glob("*.api.json"), folder / "demo.api.json")))
     if not workflow.is_file():
         raise DevError(f"There is no workflow at {workflow}; name another one with --workflow FILE.")
     if options.url:
@@ -645,9 +648,24 @@ def run_demo(pack: Pack, rest: Sequence[str]) -> int:
         note = folder / "NOTE.txt"
         print(f"\n{note.read_text(encoding='utf-8').strip()}\n" if note.is_file() else "", flush=True)
         client = [str(host.python), str(HERE), "demo", "--url", url, "--workflow", str(workflow)]
-        code = subprocess.call(client, env=child_env(pack, host))
+        code = subprocess.call([*client, *(["--portrait"] if options.portrait else [])], env=child_env(pack, host))
+    if not code and not options.workflow and not options.portrait:
+        code = draw_sheet(pack, host, folder, workflow)
     if code:
         print(f"The end of {pack.work / 'server.log'}:\n{tail(pack.work / 'server.log')}", file=sys.stderr)
+    return code
+
+
+def draw_sheet(pack: Pack, host: Host, folder: Path, workflow: Path) -> int:
+    """The contact sheet: the demo's references and prompt, eight seeds, and where each subject was read."""
+    nodes = json.loads(workflow.read_text(encoding="utf-8")).values()
+    prompt = next(node["inputs"]["text"] for node in nodes if node["class_type"] == "MMDiffTextEncode")
+    photos = [str(folder / "photos" / node["inputs"]["image"]) for node in nodes if node["class_type"] == "LoadImage"]
+    sheet = pack.root / "output" / "mm-diff-demo-sheet.png"
+    command = [str(host.python), "-m", SHEET, *photos, "--prompt", prompt, "--out", str(sheet)]
+    code = subprocess.call(command, env={**child_env(pack, host), "COMFYUI_PATH": str(host.comfyui)}, cwd=pack.root)
+    if not code:
+        print(f"Sheet:   {sheet}", flush=True)
     return code
 
 

@@ -5,10 +5,12 @@ from ..mmdiff_core.host import files
 from .apply import ApplyAttention
 from .load import ConvertCheckpoint, LoadFaceAnalysis, LoadMMDiff
 from .prompt import TextEncode
+from .small_world import SmallWorldLoader, SmallWorldSprite
 from .subjects import ConstraintMasks, SubjectEncoder
 
 NODES: list[type[io.ComfyNode]] = [
     LoadMMDiff, LoadFaceAnalysis, SubjectEncoder, ConstraintMasks, TextEncode, ApplyAttention, ConvertCheckpoint,
+    SmallWorldLoader, SmallWorldSprite,
 ]
 
 

@@ -17,8 +17,10 @@ ORDER = (
     ("adapter",),
     ("official",),
     ("checkpoint",),
-    ("convert", "faces", "host"),
+    ("convert", "faces", "training", "small_world", "host"),
 )
+# of the folders: what they may not import from the pack
+FOLDERS = {"training": {"small_world", "host", "faces"}, "small_world": {"host", "faces"}, "host": set()}
 HOST_ONLY = {"comfy", "folder_paths", "node_helpers", "nodes", "server"}
 FACES_ONLY = {"insightface", "onnxruntime", "cv2"}
 
@@ -50,6 +52,13 @@ def test_core_modules_import_only_from_rows_above(path):
         if level == 1:
             name = module.split(".")[0]
             assert rank(name) < rank(path.stem), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_training_and_the_small_world_know_no_host(folder):
+    for path in (CORE / folder).rglob("*.py"):
+        reached = {module.split(".")[0] for level, module in imports(path) if level == 2}
+        assert not reached & FOLDERS[folder], f"{path.name} imports {reached & FOLDERS[folder]}"
 
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=lambda p: str(p.relative_to(PACK)))

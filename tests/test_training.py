@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+
 from mmdiff_core.small_world.examples import SmallWorldExamples, enlarge
 from mmdiff_core.training import losses
 from mmdiff_core.training.config import AdapterConfig, ConstraintConfig, ObjectiveConfig, RunConfig
@@ -26,7 +27,7 @@ def shake(task, seed: int = 0, scale: float = 0.05) -> None:
 
 
 def build(run: RunConfig = RUN):
-    from mmdiff_core.host.train import build_task
+    from mmdiff_core.host.build import build_task
     task = build_task(run)
     shake(task)
     return task
@@ -53,6 +54,7 @@ def gradients(task, batch) -> dict[str, torch.Tensor]:
 def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg):
     """The picture that the graph's own functions sample from an adapter exported by the trainer."""
     import comfy.sample
+
     from mmdiff_core import checkpoint
     from mmdiff_core.host import small_world
     from mmdiff_core.host.encode import encode_prompt, encode_subject

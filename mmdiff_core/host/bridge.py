@@ -131,16 +131,19 @@ class HostBridge:
             ends = (ids == 49407).int().argmax(1)
             pooled = model.transformer.text_projection(last[torch.arange(len(ids), device=self.device), ends])
             if columns is None:
-                columns = torch.tensor([[*(p[encoder] for p in found), *[0] * (most - len(found))] for _, found in read], device=self.device)
+                padded = [[*(p[encoder] for p in found), *[0] * (most - len(found))] for _, found in read]
+                columns = torch.tensor(padded, device=self.device)
         return torch.cat(states, -1), self._vector(pooled, size), columns
 
     def _vector(self, pooled: Tensor, size: tuple[int, int]) -> Tensor | None:
         if not self.base.adm_channels:
             return None
         height, width = size
-        return self.base.encode_adm(pooled_output=pooled, height=height, width=width, crop_h=0, crop_w=0, target_height=height, target_width=width)
+        return self.base.encode_adm(
+            pooled_output=pooled, height=height, width=width, crop_h=0, crop_w=0, target_height=height, target_width=width
+        )
 
-    @lru_cache(maxsize=100_000)
+    @lru_cache(maxsize=100_000)     # noqa: B019  (a bridge lives as long as its run)
     def _read(self, caption: str, spans: tuple[tuple[int, int], ...]) -> tuple[dict[str, list[int]], list[dict[str, int]]]:
         """Token ids by encoder, and each noun's column, by the same search that reads a person's prompt."""
         marked, at = "", 0
@@ -148,9 +151,10 @@ class HostBridge:
             marked, at = marked + caption[at:end] + MARKER, end
         marked = (marked + caption[at:]).replace("(", r"\(").replace(")", r"\)")
         clean, nouns = find_nouns(self.clip.tokenize, marked)
-        tokens = {encoder: [entry[0] for entry in chunks[0]] for encoder, chunks in self.clip.tokenize(clean).items() if encoder in self.texts}
+        chunks = self.clip.tokenize(clean)
+        tokens = {encoder: [entry[0] for entry in chunks[encoder][0]] for encoder in self.texts}
         if late := [n.word for n in nouns if any(chunk for chunk, _ in n.places.values())]:
-            raise ValueError(f"the noun {late[0]!r} stands beyond the first 75 tokens of the caption {caption[:60]!r}...; shorten the caption")
+            raise ValueError(f"the noun {late[0]!r} stands beyond the first 75 tokens of the caption {caption[:60]!r}...; shorten it")
         return tokens, [{encoder: place for encoder, (_, place) in noun.places.items()} for noun in nouns]
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor | None, slots: Mapping[Slot, SlotCall],

@@ -37,7 +37,7 @@ def load_task(path: Path | None) -> MMDiffTask:
     """An exported adapter on the shipped base, by the run in its header; None = the base without an adapter."""
     from safetensors import safe_open
 
-    from .train import build_task
+    from .build import build_task
     if path is None:
         run = RunConfig.from_dict({"base": "small-world", "adapter": {"name": "small-world", "rank": 1, "text_rank": 0, "vision": []}})
         task = build_task(run)

@@ -55,7 +55,8 @@ def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Condition
         if grid not in made:
             found = []
             for example in examples:
-                masks = [example.subjects[s].mask if s < len(example.subjects) else torch.zeros_like(example.pixels[0]) for s in range(most)]
+                masks = [s.mask for s in example.subjects]
+                masks += [torch.zeros_like(example.pixels[0])] * (most - len(masks))
                 latent = tuple(side // 8 for side in example.pixels.shape[-2:])
                 found.append(regions(masks, [each] * most, grid, latent, None, torch.float32, conditions.bias.device))
             made[grid] = tuple(torch.cat(part) for part in zip(*found, strict=True))

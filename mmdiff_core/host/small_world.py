@@ -13,12 +13,15 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..small_world import sizes
+from ..small_world import references, sizes
+from ..small_world.examples import enlarge
+from ..small_world.scenes import Identity, reference
 from .models import LoadedMMDiff, load_mmdiff
 
 Tensors = Mapping[str, Tensor]
@@ -82,6 +85,16 @@ def load(folder: Path = WEIGHTS) -> tuple:
 def load_adapter(folder: Path = WEIGHTS) -> LoadedMMDiff:
     """MMDIFF: the adapter that was trained on it."""
     return load_mmdiff(folder / "adapter.safetensors")
+
+
+def draw_references(kind: str, first: float, second: float, pattern: str, eyes: str, accessory: str, count: int = 1,
+                    seed: int = 0) -> Tensor:
+    """IMAGE [count 128 128 3] of an individual: a clean picture, then as people might photograph it. Hues in 0..1."""
+    who = Identity(first % 1, second % 1, pattern, eyes, accessory)
+    rng = np.random.default_rng(seed)
+    shown = [references.augmented(rng, kind, who) if i else reference(kind, who) for i in range(count)]
+    dots = torch.from_numpy(np.stack(shown)).float().movedim(-1, 1)
+    return enlarge(dots).movedim(1, -1).contiguous()
 
 
 def model(state: Tensors | None = None, dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:

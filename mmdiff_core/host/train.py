@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,28 +23,11 @@ from ..training.example import ExampleSource
 from ..training.loop import fit
 from ..training.run_state import LoopConfig, RunError
 from ..training.task import MMDiffTask
-from ..training.trainable import TrainableAdapter, from_flat, to_flat
+from ..training.trainable import to_flat
+from .build import SMALL_WORLD, build_task, hardware
 from .start import use_comfyui
 
 log = logging.getLogger(__name__)
-SMALL_WORLD = "small-world"
-BASE_PARTS = ("checkpoint", "image_encoder")
-
-
-def load_base(base: str | Mapping[str, str]) -> tuple:
-    """MODEL, CLIP, CLIP_VISION and VAE of a run's "base": "small-world", or {"checkpoint": file, "image_encoder": file}."""
-    if base == SMALL_WORLD:
-        from . import small_world
-        return small_world.load()
-    if not isinstance(base, Mapping) or set(base) != set(BASE_PARTS):
-        raise ValueError(f'base is {base!r}, expected "{SMALL_WORLD}" or files for {BASE_PARTS}: '
-                         '{"checkpoint": "sd_xl_base_1.0.safetensors", "image_encoder": "clip_vit_l.safetensors"}')
-    if missing := [name for name in BASE_PARTS if not Path(base[name]).is_file()]:
-        raise FileNotFoundError(f"base.{missing[0]}: there is no file {base[missing[0]]}")
-    import comfy.clip_vision
-    import comfy.sd
-    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(base["checkpoint"], output_vae=True, output_clip=True)
-    return model, clip, comfy.clip_vision.load(base["image_encoder"]), vae
 
 
 def load_data(data: Mapping, seed: int) -> ExampleSource:
@@ -61,19 +43,6 @@ def load_data(data: Mapping, seed: int) -> ExampleSource:
     raise ValueError(f'data.kind is {kind!r}, expected "{SMALL_WORLD}" or "files"')
 
 
-def build_task(run: RunConfig, device: torch.device | str = "cpu", flat: Mapping[str, Tensor] | None = None,
-               base: tuple | None = None) -> MMDiffTask:
-    """The run's training module on its base; `flat` are the tensors of a checkpoint to begin from."""
-    from .bridge import HostBridge
-    model, clip, clip_vision, vae = base or load_base(run.base)
-    adapter = TrainableAdapter(run.adapter, clip_vision.model.state_dict(), run.seed)
-    if flat is not None:
-        from_flat(dict(flat), adapter)
-    adapter.to(device)
-    dtype = torch.float32 if str(device) == "cpu" else model.model.get_dtype()
-    return MMDiffTask(adapter, HostBridge(model, clip, clip_vision, vae, adapter, device, dtype), run)
-
-
 def export_with(run: RunConfig, task: MMDiffTask, command: str):
     """What `fit` calls with the weights: writes adapter.safetensors in the layout that Load MM-Diff reads."""
     def export(weights: Mapping[str, Tensor], path: Path, facts: dict) -> None:
@@ -82,12 +51,6 @@ def export_with(run: RunConfig, task: MMDiffTask, command: str):
         checkpoint.save_single(path, task.adapter.config, flat, extra={k: str(v) for k, v in header.items()})
 
     return export
-
-
-def hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def sample_with(task: MMDiffTask, source: ExampleSource, count: int = 6):
@@ -100,7 +63,8 @@ def sample_with(task: MMDiffTask, source: ExampleSource, count: int = 6):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mmdiff_core.host.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m mmdiff_core.host.train", description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's config, JSON")
     parser.add_argument("out", type=Path, help="folder for states, samples and the adapter")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU also where there is a GPU")

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ from ..training.loop import fit
 from ..training.run_state import LoopConfig, RunError
 from ..training.task import draw_noise
 from ..vision import normalise
+from .build import hardware
 from .start import use_comfyui
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class UNetTask(nn.Module):
         self.seed = args.seed
         self.alphas = 1 / (1 + base.model_sampling.sigmas ** 2)
 
-    @lru_cache(maxsize=None)        # noqa: B019  (one task lives as long as its process)
+    @cache        # noqa: B019  (one task lives as long as its process)
     def ids(self, caption: str) -> tuple[int, ...]:
         return tuple(self.vocabulary.index(token) for token, _ in self.clip.tokenize(caption)["l"][0])
 
@@ -111,7 +112,8 @@ class VisionTask(nn.Module):
         from . import small_world as host
         self.encoder = host.clip_vision(host.read(args.init, "vision") if args.init else None).model.requires_grad_(True)
         width = sizes.VISION["projection_dim"]
-        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in self.TRAITS.items()} | {"hues": nn.Linear(width, 4)})
+        outputs = {name: len(values) for name, values in self.TRAITS.items()} | {"hues": 4}
+        self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in outputs.items()})
         self.seed = args.seed
 
     def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
@@ -191,7 +193,6 @@ def header_of(folder: Path, name: str) -> dict[str, str]:
 
 def export_with(task: nn.Module, args: argparse.Namespace):
     """What `fit` calls with the averaged weights: writes the files, with what made them in the header."""
-    from .train import hardware
     began = time.time()
     command = f"python -m mmdiff_core.host.train_base {args.what} OUT --steps {args.steps} --batch {args.batch} --rate {args.rate} " \
               f"--schedule {args.schedule} --seed {args.seed}"
@@ -208,7 +209,7 @@ def export_with(task: nn.Module, args: argparse.Namespace):
 
 
 # what -> (task, steps, batch, peak rate)
-TASKS = {"unet": (UNetTask, 8000, 32, 8e-4), "vision": (VisionTask, 4000, 96, 6e-4), "reader": (ReaderTask, 2500, 64, 2e-3)}
+TASKS = {"unet": (UNetTask, 8000, 32, 8e-4), "vision": (VisionTask, 4000, 96, 6e-4), "reader": (ReaderTask, 2000, 64, 1e-3)}
 
 
 def main(argv: list[str] | None = None) -> int:

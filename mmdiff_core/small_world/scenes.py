@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
 from .sprites import (
-    ACCESSORIES, ACCESSORY_COLOURS, ACCESSORY_ROWS, CLASSES, EYE_COLOURS, EYES, HEADROOM, HEADS, HEIGHT, HELD_OUT_PAIRS,
-    PATTERNS, PLACES, SPRITES, WIDTH,
+    ACCESSORIES,
+    ACCESSORY_COLOURS,
+    ACCESSORY_ROWS,
+    CLASSES,
+    EYE_COLOURS,
+    EYES,
+    HEADROOM,
+    HEADS,
+    HEIGHT,
+    HELD_OUT_PAIRS,
+    PATTERNS,
+    PLACES,
+    SPRITES,
+    WIDTH,
 )
 
 SIDE = 32
@@ -103,7 +115,7 @@ def blend(a: Identity, b: Identity) -> tuple[Identity, ...]:
 
 # ---------------------------------------------------------------- sprites
 
-@lru_cache(maxsize=None)
+@cache
 def _letters(kind: str) -> Array:
     rows = SPRITES[kind].strip("\n").split("\n")
     body = np.array([list(r) for r in rows])
@@ -111,7 +123,7 @@ def _letters(kind: str) -> Array:
     return np.concatenate([np.full((HEADROOM, WIDTH), "."), body])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pattern(name: str) -> Array:
     y, x = np.mgrid[:TALL, :WIDTH]
     return {

@@ -108,22 +108,23 @@ def binding(picture: Tensor, wanted: Sequence[Candidate], strangers: Sequence[Id
 class Reader(nn.Module):
     """A small network: picture [B 3 S S] in 0..1 -> how many of each class (logits [B classes 4]) and which background [B places]."""
 
-    def __init__(self, width: int = 48):
+    def __init__(self, width: int = 32):
         super().__init__()
+
+        def layer(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.ReLU())
+
         self.body = nn.Sequential(
-            nn.Conv2d(3, width, 5, padding=2), nn.ReLU(), nn.Conv2d(width, width, 5, stride=2, padding=2), nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(2 * width, 3 * width, 3, padding=1), nn.ReLU(),
+            layer(3, width), layer(width, width), layer(width, 2 * width, 2), layer(2 * width, 2 * width), layer(2 * width, 2 * width),
+            layer(2 * width, 4 * width, 2), layer(4 * width, 4 * width), layer(4 * width, 4 * width),
         )
-        self.presence = nn.Conv2d(3 * width, len(CLASSES), 3, padding=1)
-        self.counts = nn.Linear(2 * len(CLASSES), 4 * len(CLASSES))
-        self.place = nn.Linear(3 * width, len(PLACES))
+        self.counts = nn.Linear(8 * width, 4 * len(CLASSES))
+        self.place = nn.Linear(8 * width, len(PLACES))
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         features = self.body(pictures * 2 - 1)
-        heat = self.presence(features).sigmoid()
-        counted = self.counts(torch.cat([heat.sum((2, 3)), heat.amax((2, 3))], 1))
-        return counted.unflatten(1, (len(CLASSES), 4)), self.place(features.mean((2, 3)))
+        pooled = torch.cat([features.mean((2, 3)) * 8, features.amax((2, 3))], 1)
+        return self.counts(pooled).unflatten(1, (len(CLASSES), 4)), self.place(pooled)
 
     @torch.no_grad()
     def read(self, pictures: Tensor) -> list[tuple[dict[str, int], str]]:

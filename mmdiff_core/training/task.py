@@ -70,7 +70,8 @@ class Conditions:
     owner: Tensor                                   # [N] token -> subject
     present: Tensor                                 # [B S]
     masks: Tensor | None                            # [B S H W]
-    held: Callable[[tuple[int, int]], tuple[Tensor, Tensor]] | None = None      # layer's grid -> bias [B 1 P N] and gate [B P 1] of constraint masks
+    # constraint masks: layer's grid -> bias [B 1 P N] and gate [B P 1]
+    held: Callable[[tuple[int, int]], tuple[Tensor, Tensor]] | None = None
 
 
 MEASURES = ("text_constraint", "image_constraint", "text_inside", "image_inside")

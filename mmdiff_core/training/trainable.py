@@ -39,7 +39,7 @@ class TrainableAdapter(nn.Module):
             self.text = self._pairs(self._text_shapes(wanted.text_rank))
         chosen = {k: v for k, v in vision.items() if wanted.vision and k.startswith(tuple(wanted.vision))}
         if wanted.vision and not chosen:
-            raise ValueError(f"adapter.vision {wanted.vision} names no weight of the image encoder; its keys look like {sorted(vision)[:3]}")
+            raise ValueError(f"adapter.vision {wanted.vision} names no weight of the image encoder; it has {sorted(vision)[:3]} ...")
         self.vision = nn.ParameterDict({k.replace(".", DOT): nn.Parameter(v.detach().clone().float()) for k, v in chosen.items()})
 
     def _text_shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
@@ -69,7 +69,9 @@ class TrainableAdapter(nn.Module):
 
     def view(self) -> MMDiffAdapter:
         """The same parameters as the record that inference works on."""
-        return MMDiffAdapter(self.config, self.subjects, self.pairs(self.unet), self.pairs(self.text), self.vision_weights(), "training", "training")
+        return MMDiffAdapter(
+            self.config, self.subjects, self.pairs(self.unet), self.pairs(self.text), self.vision_weights(), "training", "training"
+        )
 
 
 def to_flat(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,60 @@
+"""Small World Loader, Small World Sprite: a trained world in the pack, to try everything with nothing downloaded."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..mmdiff_core.host import small_world
+from ..mmdiff_core.small_world import sprites
+from .sockets import CATEGORY, MMDiff
+
+WORLD = f"{CATEGORY}/small world"
+
+
+class SmallWorldLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MMDiffSmallWorldLoader", display_name="Small World Loader", category=WORLD,
+            description="Loads the small model of pixel-art scenes that comes with the pack, and the MM-Diff adapter trained on it. "
+                        "Everything else in the graph is as with SDXL. Pictures are 128 x 128 px (32 x 32 dots of 4 px).",
+            inputs=[],
+            outputs=[
+                io.Model.Output(tooltip="The UNet, trained on scenes and captions alone."), io.Clip.Output(tooltip="Its text encoder."),
+                io.Vae.Output(tooltip="8 px to a latent position, without weights."),
+                io.ClipVision.Output(tooltip="Its image encoder, for MM-Diff Subject Encoder."),
+                MMDiff.Output(display_name="mmdiff", tooltip="The adapter, for the other MM-Diff nodes."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        model, clip, clip_vision, vae = small_world.load()
+        return io.NodeOutput(model, clip, vae, clip_vision, small_world.load_adapter())
+
+
+class SmallWorldSprite(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        hue = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
+        return io.Schema(
+            node_id="MMDiffSmallWorldSprite", display_name="Small World Sprite", category=WORLD,
+            description="Draws reference pictures of an individual of the small world: two colours, a pattern, eyes and an accessory "
+                        "that its class name does not tell.",
+            inputs=[
+                io.Combo.Input("kind", options=list(sprites.CLASSES), tooltip="Its class: the noun before <|subj|> in the prompt."),
+                io.Float.Input("first_colour", default=0.6, tooltip="Hue of its body, 0 to 1: red 0, green 0.33, blue 0.67, red 1.", **hue),
+                io.Float.Input("second_colour", default=0.1, tooltip="Hue of its pattern and details, 0 to 1.", **hue),
+                io.Combo.Input("pattern", options=list(sprites.PATTERNS), default="stripes", tooltip="Pattern of its body."),
+                io.Combo.Input("eyes", options=list(sprites.EYES), tooltip="Its eyes."),
+                io.Combo.Input("accessory", options=list(sprites.ACCESSORIES), default="crown", tooltip="What it wears."),
+                io.Int.Input("references", default=1, min=1, max=5,
+                             tooltip="How many pictures: the first is clean, the others vary in size, tilt, light; some are covered."),
+                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, control_after_generate=False, tooltip="Which variations."),
+            ],
+            outputs=[io.Image.Output(tooltip="Pictures of 128 x 128 px, for MM-Diff Subject Encoder.")],
+        )
+
+    @classmethod
+    def execute(cls, kind: str, first_colour: float, second_colour: float, pattern: str, eyes: str, accessory: str, references: int,
+                seed: int) -> io.NodeOutput:
+        return io.NodeOutput(small_world.draw_references(kind, first_colour, second_colour, pattern, eyes, accessory, references, seed))
