@@ -38,9 +38,28 @@ def load_data(data: Mapping, seed: int) -> ExampleSource:
         from ..small_world.examples import SmallWorldExamples
         return SmallWorldExamples(**{"seed": seed, **wanted})
     if kind == "files":
-        from ..training.files import open_examples
-        return open_examples({"seed": seed, **wanted})
+        from ..training.files import DataConfig, FileExamples
+        from ..training.records import read_records
+        records = [r for path in wanted.pop("records", []) for r in read_records(Path(path)).records]
+        faces = find_faces(wanted.pop("faces")) if "faces" in wanted else None
+        return FileExamples(records, wanted.pop("seed", seed), DataConfig.from_dict(wanted), faces)
     raise ValueError(f'data.kind is {kind!r}, expected "{SMALL_WORLD}" or "files"')
+
+
+def find_faces(wanted: Mapping):
+    """"faces": {"root": folder of models/, "model": "buffalo_l", "device": "auto"} -> crop -> embedding and aligned crop, or None
+    where no face is seen."""
+    from ..faces import load_analyser
+    analyser = load_analyser(Path(wanted["root"]), wanted.get("model", "buffalo_l"), wanted.get("device", "auto"))
+
+    def faces(crop: Tensor) -> tuple[Tensor, Tensor] | None:
+        try:
+            embedding, aligned = analyser.portrait((crop * 255).round().byte().movedim(0, -1).numpy(), 0, "a training crop")
+        except ValueError:      # no face in this crop
+            return None
+        return torch.from_numpy(embedding).float(), torch.from_numpy(aligned.copy()).movedim(-1, 0).float() / 255
+
+    return faces
 
 
 def export_with(run: RunConfig, task: MMDiffTask, command: str):

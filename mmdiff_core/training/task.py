@@ -202,17 +202,31 @@ class MMDiffTask(nn.Module):
             [e.caption for e in batch], [[s.span for s in e.subjects] for e in batch], (height, width),
             fuse if self.run.adapter.text_fusion and firsts else None,
         )
-        keys, bias = self.subject_keys(cls, patches, places, (len(batch), most, references))
+        query, patches = self.queries(batch, cls, patches)
+        keys, bias = self.subject_keys(query, patches, places, (len(batch), most, references))
         owner = torch.arange(most, device=device).repeat_interleave(references * self.adapter.config.tokens_per_reference)
         return Conditions(context, vector, columns, keys, bias, present.any(1).view(-1, 1, 1).float(), owner, present,
                           pad_masks(batch, most).to(device) if measured else None)
 
-    def subject_keys(self, cls: Tensor, patches: Tensor, places: list[tuple[int, int, int]], shape: tuple[int, int, int]
+    def queries(self, batch: Sequence[Example], cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """What query tokens are made of [n Q] and the patches they read [n L W]: CLS and the references themselves, or, for a portrait
+        adapter, face embeddings and aligned crops."""
+        if self.adapter.config.variant == "general":
+            return cls, patches
+        found = [s.faces for e in batch for s in e.subjects]
+        if any(faces is None for faces in found):
+            raise ValueError("a portrait adapter is trained on subjects with faces; give data.faces, the folder of a face analysis model pack")
+        if not found:
+            return cls.new_zeros(len(cls), self.adapter.config.query_width), patches
+        crops = torch.cat([crops for _, crops in found]).to(cls.device)
+        return torch.cat([embeddings for embeddings, _ in found]).to(cls), self.bridge.vision(crops)[1]
+
+    def subject_keys(self, query: Tensor, patches: Tensor, places: list[tuple[int, int, int]], shape: tuple[int, int, int]
                      ) -> tuple[dict[Slot, tuple[Tensor, Tensor]], Tensor]:
         """K and V of all subjects at every layer [B N D], and the bias that hides what is not there [B 1 1 N]."""
         batch, most, references = shape
         count = self.adapter.config.tokens_per_reference
-        made = self.adapter.subjects.subject_tokens(cls, patches)                        # n T D
+        made = self.adapter.subjects.subject_tokens(query, patches)                      # n T D
         tokens = made.new_zeros(batch, most, references, count, made.shape[-1])
         there = torch.zeros(batch, most, references, dtype=torch.bool, device=made.device)
         if places:
