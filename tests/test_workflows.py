@@ -5,20 +5,26 @@ import json
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from mmdiff_core.small_world.scenes import Identity
+from PIL import Image
 
 from server import PACK, PACK_NAME, TESTS, Server
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 PHOTOS = TESTS / "tiny/demo/photos"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-NAMES = {"single_portrait", "several_references", "two_subjects", "delayed_conditioning"}
+NAMES = {"single_portrait", "several_references", "two_subjects", "delayed_conditioning",
+         "small_world_one_subject", "small_world_two_subjects", "small_world_masks"}
 # how the graphs run without the real models: node type -> (stand-in, {output: output of the stand-in})
 STAND_INS = {"CheckpointLoaderSimple": {0: 0, 1: 1, 2: 2}, "CLIPVisionLoader": {0: 3}}
 SMALL = {
     "MMDiffLoad": {"checkpoint": "tiny-portrait"}, "MMDiffLoadFaceAnalysis": {"model": "stand_in", "device": "cpu"},
     "EmptyLatentImage": {"width": 192, "height": 128}, "KSampler": {"steps": 2},
 }
+
+DEMO_GHOSTS = {"violet_ghost": Identity(0.74, 0.17, "stripes", "white", "crown"), "teal_ghost": Identity(0.5, 0.84, "bars", "dark", "bow")}
 
 
 def load(path: Path) -> dict:
@@ -168,6 +174,28 @@ def test_the_demo_graph_runs_in_a_server(server: Server):
     prompt["sample"]["inputs"]["steps"] = 2
     prompt["latent"]["inputs"] |= {"width": 192, "height": 128}
     assert server.run(prompt)["outputs"]["save"]["images"]
+
+
+def test_the_small_worlds_demo_graph_draws_two_given_subjects_in_a_server(server: Server):
+    demo = TESTS / "small_world/demo"
+    for photo in (demo / "photos").iterdir():
+        assert photo.stat().st_size < 5_000
+        server.upload(photo)
+    prompt = load(demo / "two_ghosts.api.json")
+    assert prompt["sample"]["inputs"]["steps"] >= 15
+    (image,) = server.run(prompt)["outputs"]["save"]["images"]
+    picture = Image.open(server.output / image["subfolder"] / image["filename"])
+    dots = np.asarray(picture.convert("RGB"))[::16, ::16]
+    assert picture.size == (512, 512) and dots.std() > 10
+    assert np.array_equal(np.asarray(picture.convert("RGB")), dots.repeat(16, 0).repeat(16, 1))
+
+
+def test_the_demos_individuals_were_never_trained_on():
+    from mmdiff_core.small_world import scenes
+    for name, who in DEMO_GHOSTS.items():
+        assert who.held_out
+        drawn = (scenes.reference("ghost", who) * 255).round().astype(np.uint8).repeat(4, 0).repeat(4, 1)
+        assert np.array_equal(np.asarray(Image.open(TESTS / f"small_world/demo/photos/{name}.png")), drawn)
 
 
 def test_the_server_offers_the_workflows_as_templates_with_a_thumbnail(server: Server):

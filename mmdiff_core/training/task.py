@@ -215,7 +215,7 @@ class MMDiffTask(nn.Module):
             return cls, patches
         found = [s.faces for e in batch for s in e.subjects]
         if any(faces is None for faces in found):
-            raise ValueError("a portrait adapter is trained on subjects with faces; give data.faces, the folder of a face analysis model pack")
+            raise ValueError("a portrait adapter needs subjects with faces: give data.faces, a face analysis model pack")
         if not found:
             return cls.new_zeros(len(cls), self.adapter.config.query_width), patches
         crops = torch.cat([crops for _, crops in found]).to(cls.device)
