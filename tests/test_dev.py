@@ -267,6 +267,28 @@ def test_stage_table_has_a_line_for_each_node_and_their_sum() -> None:
     assert [line.split("  ")[1] for line in stages.table().splitlines()] == ["First", "node 2", "all stages"]
 
 
+def test_the_sheet_is_drawn_from_the_demos_own_prompt_and_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workflow = {"a": {"class_type": "LoadImage", "inputs": {"image": "one.png"}}, "b": {"class_type": "LoadImage", "inputs": {"image": "two.png"}},
+                "t": {"class_type": "MMDiffTextEncode", "inputs": {"text": "a cat<|subj|> and a fish<|subj|>"}}}
+    (tmp_path / "demo.api.json").write_text(dev.json.dumps(workflow))
+    called: list[Any] = []
+    monkeypatch.setattr(dev.subprocess, "call", lambda command, **options: called.append((command, options)) or 0)
+    pack, host = make_pack(tmp_path / "mm"), dev.Host(tmp_path / "ComfyUI", Path(sys.executable), False)
+    assert dev.draw_sheet(pack, host, tmp_path, tmp_path / "demo.api.json") == 0
+    (command, options), = called
+    assert command[3:5] == [str(tmp_path / "photos" / name) for name in ("one.png", "two.png")]
+    assert "a cat<|subj|> and a fish<|subj|>" in command and options["env"]["COMFYUI_PATH"] == str(tmp_path / "ComfyUI")
+
+
+@pytest.mark.parametrize("folder", [dev.DEMO, dev.PORTRAIT_DEMO])
+def test_each_demo_has_one_workflow_its_pictures_and_a_note(folder: Path) -> None:
+    root = Path(dev.HERE).parent / folder
+    workflow, = root.glob("*.api.json")
+    nodes = dev.json.loads(workflow.read_text(encoding="utf-8")).values()
+    assert (root / "NOTE.txt").is_file()
+    assert all((root / "photos" / n["inputs"]["image"]).is_file() for n in nodes if n["class_type"] == "LoadImage")
+
+
 # ---------------------------------------------------------------- arguments
 
 

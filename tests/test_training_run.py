@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from mmdiff_core.small_world.examples import SmallWorldExamples
 from mmdiff_core.training.config import AdapterConfig, RunConfig
 from mmdiff_core.training.run_state import LoopConfig
@@ -65,6 +66,7 @@ def test_the_constraint_raises_the_probability_inside_the_own_mask(trained):
 
 def test_the_result_loads_and_samples_through_the_nodes(trained):
     import comfy.sample
+
     from mmdiff_core.host import small_world
     from mmdiff_core.host.encode import encode_prompt, encode_subject
     from mmdiff_core.host.models import load_mmdiff

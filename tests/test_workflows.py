@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mmdiff_core.small_world.scenes import Identity
 from PIL import Image
+
+from mmdiff_core.small_world.scenes import Identity
 
 from server import PACK, PACK_NAME, TESTS, Server
 
