@@ -112,7 +112,7 @@ def compare_cost(task: MMDiffTask, source: ExampleSource, loop: LoopConfig, repe
     ours, base = zip(*[(measure(lambda: task(batch)["loss"], 1.0), measure(plain, 0.0)) for _ in range(repeats)])
     task.bridge.strength = 1.0
     (seconds, memory), (plain_seconds, plain_memory) = min(ours), min(base)
-    line = f"a step of {len(batch)}: {seconds:.3f} s, a plain denoising step of the base {plain_seconds:.3f} s: {seconds / plain_seconds:.2f} times"
+    line = f"a step of {len(batch)}: {seconds:.3f} s, {seconds / plain_seconds:.2f} times a plain denoising step of the base"
     return line + (f"; peak memory {memory / 2**30:.2f} GiB and {plain_memory / 2**30:.2f} GiB" if memory else "")
 
 
