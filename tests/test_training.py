@@ -227,6 +227,13 @@ def test_noise_and_timestep_follow_from_the_examples_number(task):
     assert not torch.equal(noise, draw_noise([4, 5, 6], (2, 3), 1000, seed=2)[0])
 
 
+def test_timesteps_are_uniform_or_from_the_middle_as_asked():
+    from mmdiff_core.training.task import draw_noise
+    uniform, middle = (draw_noise(range(2000), (1,), 1000, 0, share)[1].float() for share in (0.0, 1.0))
+    assert uniform.std().item() == pytest.approx(288.7, rel=0.05) and middle.std().item() == pytest.approx(166.7, rel=0.05)
+    assert uniform.min() >= 0 and uniform.max() <= 999 and abs(middle.mean().item() - 500) < 15
+
+
 def test_a_batch_is_the_mean_of_its_halves(task, batch):
     with torch.no_grad():
         whole, halves = task(batch)["loss"], [task(batch[i:i + 3])["loss"] for i in (0, 3)]

@@ -42,6 +42,7 @@ from .start import use_comfyui
 log = logging.getLogger(__name__)
 CAPTION_DROPOUT = 0.1
 EMA = 0.999
+MIDDLE = 0.75               # share of the examples from the middle noise levels
 LARGEST = 7_500_000         # bytes of one file; a larger one is written in parts
 
 
@@ -84,8 +85,7 @@ class UNetTask(nn.Module):
         captions = ["" if drop else s.caption for drop, s in zip(dropped, drawn, strict=True)]
         device = self.rows.device
         latents = F.pixel_unshuffle(pictures(drawn).to(device) * 2 - 1, sizes.FOLD) * sizes.LATENT_SCALE
-        noise, _ = draw_noise([e.index for e in batch], latents.shape[1:], len(self.alphas), self.seed)
-        steps = torch.tensor([timestep(np.random.default_rng((self.seed, e.index, 4)), len(self.alphas)) for e in batch])
+        noise, steps = draw_noise([e.index for e in batch], latents.shape[1:], len(self.alphas), self.seed, MIDDLE)
         noise, alpha = noise.to(device), self.alphas[steps].to(device).view(-1, 1, 1, 1)
         a, b = alpha.sqrt(), (1 - alpha).sqrt()
         context = text_states(self.text, F.embedding(torch.tensor([self.ids(c) for c in captions], device=device), self.rows))[0]
@@ -163,12 +163,6 @@ class ReaderTask(nn.Module):
 
     def files(self, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         return {"reader": {k.removeprefix("reader."): v for k, v in weights.items()}}
-
-
-def timestep(rng: np.random.Generator, count: int) -> int:
-    """Mostly from the middle noise levels, where shapes are decided; one in four from anywhere."""
-    share = rng.random() if rng.random() < 0.25 else rng.beta(2.5, 2.0)
-    return min(int(share * count), count - 1)
 
 
 def pictures(drawn: Sequence[scenes.Scene]) -> Tensor:

@@ -10,7 +10,7 @@ from ..training.example import Example, ExampleSubject
 from . import references, scenes, sizes
 
 REFERENCE_COUNTS = (1, 2, 3, 4, 5)
-REFERENCE_CHANCES = (0.5, 0.2, 0.1, 0.1, 0.1)
+REFERENCE_CHANCES = (0.65, 0.15, 0.08, 0.06, 0.06)
 
 
 @dataclass(frozen=True)

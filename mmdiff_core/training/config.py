@@ -63,9 +63,16 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """min_snr None = plain mean squared error; fuse_scale is lambda during training."""
+    """How the prediction is judged.
+
+    min_snr         gamma of the Min-SNR weighting; None = plain mean squared error
+    middle          share of the examples whose noise level comes from the middle rather than from anywhere, 0..1
+    fuse_scale      lambda during training
+    checkpointing   recompute the transformer blocks in the backward pass: less memory, about a third more time
+    """
 
     min_snr: float | None = None
+    middle: float = 0.0
     fuse_scale: float = 1.0
     checkpointing: bool = False
 

@@ -92,7 +92,8 @@ class MMDiffTask(nn.Module):
     def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
         device = self.bridge.alphas.device
         latents = self.bridge.latents(torch.stack([e.pixels for e in batch]).to(device))
-        noise, timesteps = draw_noise([e.index for e in batch], latents.shape[1:], len(self.bridge.alphas), self.run.seed)
+        noise, timesteps = draw_noise([e.index for e in batch], latents.shape[1:], len(self.bridge.alphas), self.run.seed,
+                                      self.run.objective.middle)
         noise, timesteps = noise.to(latents), timesteps.to(device)
         alpha, sigma = self.bridge.alphas[timesteps].sqrt(), (1 - self.bridge.alphas[timesteps]).sqrt()
         a, b = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
@@ -251,12 +252,17 @@ def constrained_slots(blocks: Sequence[TransformerBlock], layers: str) -> frozen
     return frozenset(b.slot for b in blocks if layers == "all" or (b.width == widest) == (layers == "deep"))
 
 
-def draw_noise(indices: Sequence[int], shape: Sequence[int], timesteps: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noise [B ...] and timestep [B] of each example: they follow from its number and the run's seed, on whatever process it is drawn."""
+def draw_noise(indices: Sequence[int], shape: Sequence[int], timesteps: int, seed: int, middle: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Noise [B ...] and timestep [B] of each example: they follow from its number and the run's seed, on whatever process it is drawn.
+
+    Timesteps are uniform, but for the share `middle` of the examples: there the mean of three uniform ones, where shapes are decided.
+    """
     noise, steps = [], []
     for index in indices:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-        steps.append(torch.randint(timesteps, (), generator=generator))
+        several = torch.rand(4, generator=generator)
+        fraction = several[:3].mean() if several[3] < middle else several[0]
+        steps.append((fraction * timesteps).long().clamp_max(timesteps - 1))
         noise.append(torch.randn(tuple(shape), generator=generator))
     return torch.stack(noise), torch.stack(steps)
 
