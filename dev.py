@@ -616,7 +616,8 @@ async def demo_client(url: str, workflow_file: Path, demo: Path, save: Path) -> 
             save.write_bytes(await reply.read())
     for key, output in outputs.items():
         if output.get("text"):
-            print(f"\n{stages.titles.get(key, key)}:", *(f"  {text}" for text in output["text"]), sep="\n")
+            lines = [line for text in output["text"] for line in text.splitlines()]
+            print(f"\n{stages.titles.get(key, key)}:", *(f"  {line}" for line in lines), sep="\n")
     print(f"\nStages:\n{stages.table()}\n\nPicture: {save}", flush=True)
 
 

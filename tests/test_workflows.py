@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmdiff_core.small_world import scenes, sprites
 from mmdiff_core.small_world.scenes import Identity
 
 from server import PACK, PACK_NAME, TESTS, Server
@@ -24,6 +25,7 @@ SMALL = {
     "MMDiffLoad": {"checkpoint": "tiny-portrait"}, "MMDiffLoadFaceAnalysis": {"model": "stand_in", "device": "cpu"},
     "EmptyLatentImage": {"width": 192, "height": 128}, "KSampler": {"steps": 2},
 }
+SMALL_WORLD = {"KSampler": {"steps": 4}, "EmptyLatentImage": {"batch_size": 1}}     # its graphs run as they are, only shorter
 
 DEMO_GHOSTS = {"violet_ghost": Identity(0.74, 0.17, "stripes", "white", "crown"), "teal_ghost": Identity(0.5, 0.84, "bars", "dark", "bow")}
 
@@ -58,6 +60,10 @@ def widgets(entry: dict) -> list[str]:
 
 def drawn(workflow: dict) -> list[dict]:
     return [n for n in workflow["nodes"] if n["type"] != "MarkdownNote"]
+
+
+def in_the_small_world(workflow: dict) -> bool:
+    return any(n["type"] == "MMDiffSmallWorldLoader" for n in workflow["nodes"])
 
 
 def test_exactly_the_promised_workflows_are_bundled():
@@ -139,8 +145,9 @@ def test_every_demo_photo_is_small_and_has_its_licence_stated():
 
 
 def to_api(workflow: dict, info: dict) -> dict:
-    """The saved graph as the server takes it, with loaders exchanged for the tiny model's and small pictures."""
+    """The saved graph as the server takes it, with SDXL's loaders exchanged for the tiny model's, small pictures and few steps."""
     prompt: dict = {"tiny": {"class_type": "MMDiffLoadTinyReferenceModel", "inputs": {}}}
+    instead = SMALL_WORLD if in_the_small_world(workflow) else SMALL
     kinds = {n["id"]: n["type"] for n in workflow["nodes"]}
     origin = {link[0]: (link[1], link[2]) for link in workflow["links"]}
 
@@ -153,7 +160,7 @@ def to_api(workflow: dict, info: dict) -> dict:
         if kind in STAND_INS:
             continue
         values = dict(zip(widgets(info[kind]), node["widgets_values"], strict=True))
-        inputs = {k: v for k, v in values.items() if k not in ("control_after_generate", "upload")} | SMALL.get(kind, {})
+        inputs = {k: v for k, v in values.items() if k not in ("control_after_generate", "upload")} | instead.get(kind, {})
         inputs |= {s["name"]: source(s["link"]) for s in node["inputs"] if s["link"] is not None}
         prompt[str(node["id"])] = {"class_type": kind, "inputs": inputs}
     return prompt
@@ -166,6 +173,35 @@ def test_the_workflow_runs_in_a_server_and_saves_a_picture(workflow, info, serve
     entry = server.run(prompt)
     saved = [image for node, out in entry["outputs"].items() if prompt[node]["class_type"] == "SaveImage" for image in out["images"]]
     assert saved and all((server.output / i["subfolder"] / i["filename"]).stat().st_size > 1000 for i in saved)
+    if in_the_small_world(workflow):
+        assert_dots(server.output / saved[0]["subfolder"] / saved[0]["filename"])
+
+
+def assert_dots(path: Path) -> None:
+    """The picture is 32 x 32 dots, enlarged to 512 px without softening, and not blank."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    dots = pixels[::16, ::16]
+    assert dots.shape == (scenes.SIDE, scenes.SIDE, 3) and dots.std() > 10, dots.std()
+    assert np.array_equal(pixels, dots.repeat(16, 0).repeat(16, 1))
+
+
+@pytest.mark.parametrize("path", [p for p in WORKFLOWS if p.stem.startswith("small_world")], ids=lambda p: p.stem)
+def test_a_small_world_graph_needs_no_file_and_its_note_and_prompt_know_the_world(path):
+    workflow = load(path)
+    assert in_the_small_world(workflow)
+    assert {n["type"] for n in workflow["nodes"] if "Load" in n["type"]} == {"MMDiffSmallWorldLoader"}
+    (note,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MarkdownNote")
+    assert f"({', '.join(sprites.CLASSES)})" in note and f"({', '.join(sprites.PLACES.values())})" in note
+    (text,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MMDiffTextEncode")
+    drawn_kinds = [n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MMDiffSmallWorldSprite"]
+    captions = {" and ".join(f"a {kind}<|subj|>" for kind in drawn_kinds) + f" {place}" for place in sprites.PLACES.values()}
+    assert text in captions
+
+
+def test_the_loaders_help_page_knows_the_world():
+    page = (PACK / "web/docs/MMDiffSmallWorldLoader.md").read_text(encoding="utf-8")
+    assert f"Classes: {', '.join(sprites.CLASSES)}." in page and f"Places: {', '.join(sprites.PLACES.values())}." in page
 
 
 def test_the_demo_graph_runs_in_a_server(server: Server):
@@ -185,14 +221,10 @@ def test_the_small_worlds_demo_graph_draws_two_given_subjects_in_a_server(server
     prompt = load(demo / "two_ghosts.api.json")
     assert prompt["sample"]["inputs"]["steps"] >= 15
     (image,) = server.run(prompt)["outputs"]["save"]["images"]
-    picture = Image.open(server.output / image["subfolder"] / image["filename"])
-    dots = np.asarray(picture.convert("RGB"))[::16, ::16]
-    assert picture.size == (512, 512) and dots.std() > 10
-    assert np.array_equal(np.asarray(picture.convert("RGB")), dots.repeat(16, 0).repeat(16, 1))
+    assert_dots(server.output / image["subfolder"] / image["filename"])
 
 
 def test_the_demos_individuals_were_never_trained_on():
-    from mmdiff_core.small_world import scenes
     for name, who in DEMO_GHOSTS.items():
         assert who.held_out
         drawn = (scenes.reference("ghost", who) * 255).round().astype(np.uint8).repeat(4, 0).repeat(4, 1)

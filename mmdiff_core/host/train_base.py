@@ -4,7 +4,7 @@ network that reads pictures for the scores.
     python -m mmdiff_core.host.train_base unet   OUT [--steps 8000] [--batch 32] [--rate 8e-4] [--schedule cosine] [--seed 0]
     python -m mmdiff_core.host.train_base vision OUT
     python -m mmdiff_core.host.train_base reader OUT
-    torchrun --nproc_per_node 2 -m mmdiff_core.host.train_base ...                  two processes, on a CPU too
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m mmdiff_core.host.train_base ...      two processes on a CPU
 
 The first two are frozen afterwards, as SDXL and CLIP are for the paper's adapter. Every number of a run follows from its seed; run it
 again with the same OUT to go on. OUT receives the weights as float16 with the run in the header; `--init` begins from such files.
