@@ -79,6 +79,8 @@ def test_a_sprite_is_the_same_for_the_same_inputs_and_its_first_picture_is_clean
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="unet.safetensors is missing"):
         small_world.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="adapter.safetensors is missing"):
+        small_world.load_adapter(tmp_path)
 
 
 def test_the_worlds_weights_are_small_and_say_how_they_were_made():

@@ -68,12 +68,17 @@ class Dots(nn.Module):
 
 def read(folder: Path, name: str) -> dict[str, Tensor]:
     """One of the base's files, or all its parts. FileNotFoundError says where it should be."""
+    return {key: tensor for path in find(folder, name) for key, tensor in load_file(path).items()}
+
+
+def find(folder: Path, name: str) -> list[Path]:
+    """The file of that name, or its parts in order. FileNotFoundError when there is none."""
     paths = sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*.safetensors")])
     if not paths:
         raise FileNotFoundError(
             f"{name}.safetensors is missing in mmdiff_core/small_world/weights: is the pack complete? Install it again."
         )
-    return {key: tensor for path in paths for key, tensor in load_file(path).items()}
+    return paths
 
 
 def load(folder: Path = WEIGHTS) -> tuple:
@@ -84,7 +89,7 @@ def load(folder: Path = WEIGHTS) -> tuple:
 
 def load_adapter(folder: Path = WEIGHTS) -> LoadedMMDiff:
     """MMDIFF: the adapter that was trained on it."""
-    return load_mmdiff(folder / "adapter.safetensors")
+    return load_mmdiff(find(folder, "adapter")[0])
 
 
 def draw_references(kind: str, first: float, second: float, pattern: str, eyes: str, accessory: str, count: int = 1,
