@@ -65,12 +65,13 @@ def test_the_constraint_raises_the_probability_inside_the_own_mask(trained):
 
 def test_the_constraint_raises_a_trained_adapters_image_map_inside_the_own_mask(judged, tmp_path):
     """The subject's own map follows its noun's, hundreds of steps later: so from the shipped adapter on."""
+    from safetensors import safe_open
+
     from mmdiff_core import checkpoint
     from mmdiff_core.host.build import build_task
     from mmdiff_core.host.small_world import WEIGHTS
     from mmdiff_core.host.train import load_data
     from mmdiff_core.training.loop import fit
-    from safetensors import safe_open
     path, inside = WEIGHTS / "adapter.safetensors", {}
     with safe_open(str(path), framework="pt") as file:
         shipped = RunConfig.from_json(file.metadata()["run"])
