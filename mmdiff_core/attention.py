@@ -21,7 +21,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = No
 
 
 def probabilities(q: Tensor, k: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
-    """softmax(Q K') [B H P N] in float32, for maps and for the constraints on them; attention itself never needs it."""
+    """softmax(Q K') [B H P N] in at least float32, for maps and for the constraints on them; attention itself never needs it."""
     q, k = (rearrange(x, "B L (H D) -> B H L D", H=heads) for x in (q, k.expand(len(q), -1, -1)))
     logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     logits = full(logits)

@@ -7,7 +7,6 @@ Shapes   B batch · T text columns (77) · S subjects · D context width
 """
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
@@ -26,7 +25,6 @@ from ..vision import normalise
 from .differentiable import text_states, vision_states
 from .text import MARKER, find_nouns
 
-log = logging.getLogger(__name__)
 MEASURES = "mmdiff_measures"
 PREDICTIONS = {ModelType.EPS: "eps", ModelType.V_PREDICTION: "v"}
 
@@ -128,7 +126,7 @@ class HostBridge:
                 embeds = embeds.index_put(where, fuse(encoder, embeds[where]).to(embeds))
             last, penultimate = text_states(model.transformer, embeds)
             states.append(last if model.layer == "last" else penultimate)
-            ends = (ids == 49407).int().argmax(1)
+            ends = (ids == model.special_tokens["end"]).int().argmax(1)
             pooled = model.transformer.text_projection(last[torch.arange(len(ids), device=self.device), ends])
             if columns is None:
                 padded = [[*(p[encoder] for p in found), *[0] * (most - len(found))] for _, found in read]

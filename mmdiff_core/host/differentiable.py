@@ -7,14 +7,9 @@ Shapes   B batch · T text tokens · L patches with CLS · W width · C CLS widt
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention [B L W], in the signature the host's CLIP layers call."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(-2)
+from ..attention import attend
 
 
 def walk(layers: nn.ModuleList, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:

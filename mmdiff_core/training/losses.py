@@ -82,8 +82,3 @@ def subject_probability(image: Tensor, owner: Tensor, subjects: int) -> Tensor:
 def noise_gate(fraction: Tensor, first: float, last: float) -> Tensor:
     """1 where an example's noise level (0 clean .. 1 pure noise) lies in the range in which the constraint acts, else 0 [B]."""
     return ((fraction >= first) & (fraction <= last)).float()
-
-
-def warm_up(step: int, steps: int) -> float:
-    """Factor of the constraints' weight: grows linearly over the first `steps` steps."""
-    return 1.0 if steps <= 0 else min(1.0, (step + 1) / steps)

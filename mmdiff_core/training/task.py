@@ -22,7 +22,6 @@ from .example import Example
 from .trainable import TrainableAdapter
 
 HIDDEN = -1e6        # added to the logits of tokens that are not there (as released)
-Fuse = Callable[[str, Tensor, Tensor], Tensor]
 
 
 class Bridge(Protocol):
