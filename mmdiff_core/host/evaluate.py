@@ -1,9 +1,12 @@
 """Command: what each part of the method contributes, measured in the small world.
 
-    python -m mmdiff_core.host.evaluate OUT.json ADAPTER.safetensors [more ...] [--pictures 512] [--more] [--no-adapter]
+    python -m mmdiff_core.host.evaluate OUT.json ADAPTER.safetensors [more ...] [--pictures 512] [--no-adapter]
+                                        [--more | --only QUESTION ...]
+    python -m mmdiff_core.host.evaluate OUT.json [OTHER.json ...] --table
 
-Every adapter answers the same trials from the same noise. OUT.json keeps the counts; `--table` prints them as Markdown. A run that was
-stopped goes on where it was.
+Every adapter answers the same trials from the same noise. An adapter's name is its file's, or its folder's where the file is called
+adapter.safetensors, as a training run leaves it. OUT.json keeps the counts; `--table` prints those of all files as Markdown. A run that
+was stopped goes on where it was.
 """
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from .start import use_comfyui
 log = logging.getLogger(__name__)
 SEED = 99
 BASE = "no adapter"
-STEPS, CFG, SAMPLER = 16, 3.0, "dpmpp_2m"
+STEPS = 12          # of the sampler: fewer than for a picture to look at, since there are thousands
 COLUMNS = ("identity", "bound", "complete", "mixed", "classes", "background")
 
 
@@ -61,7 +64,7 @@ def draw(task: MMDiffTask, examples, index: int, held: bool) -> Tensor:
     from .sampling import decode, sample_latents
     noise, _ = draw_noise([e.index for e in examples], (sizes.CHANNELS, 16, 16), 1, SEED)
     with torch.autocast("cpu", torch.bfloat16):
-        latents = sample_latents(task, examples, noise, STEPS, CFG, SAMPLER, held=held)
+        latents = sample_latents(task, examples, noise, **(sizes.SAMPLING | {"steps": STEPS}), held=held)
     return decode(task, latents.float())[:, ::sizes.DOT, ::sizes.DOT].movedim(-1, 1)
 
 
@@ -84,15 +87,35 @@ def inside(task: MMDiffTask, pictures: int, batch: int = 32) -> dict[str, float]
     return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in MEASURES if name.endswith("inside")}
 
 
+def asked(only: list[str], more: bool) -> list[Question]:
+    """The questions of these names; without names the usual ones, or all. ValueError for a name that is not there."""
+    known = {q.name: q for q in (*QUESTIONS, *MORE_QUESTIONS)}
+    if wrong := [name for name in only if name not in known]:
+        raise ValueError(f"there is no question {wrong[0]!r}; there are: {', '.join(known)}")
+    return [known[name] for name in only] if only else [*QUESTIONS, *(MORE_QUESTIONS if more else ())]
+
+
+def named(paths: list[Path]) -> dict[str, Path]:
+    """Adapters by name. ValueError when two have the same one, or a file is not there."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = path.absolute().parent.name if path.stem == "adapter" else path.stem
+        if name in found:
+            raise ValueError(f"{path} and {found[name]} would both be {name!r} in the table; rename one of them")
+        if not path.is_file():
+            raise ValueError(f"{path} is not there; expected the adapter.safetensors of a training run")
+        found[name] = path
+    return found
+
+
 def run_all(args: argparse.Namespace) -> dict:
     """Every adapter's answers; written after each cell."""
     results = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
-    reader = load_reader()
-    for path in [*([None] if args.no_adapter else []), *args.adapters]:
-        name = BASE if path is None else path.stem
+    reader, questions = load_reader(), asked(args.only, args.more)
+    for name, path in (({BASE: None} if args.no_adapter else {}) | named(args.adapters)).items():
         cells = results.setdefault(name, {})
         task = load_task(path)
-        for question in (*QUESTIONS, *(MORE_QUESTIONS if args.more else ())):
+        for question in questions:
             if cells.get(question.name, {}).get("pictures", 0) >= args.pictures:
                 continue
             began = time.time()
@@ -106,8 +129,17 @@ def run_all(args: argparse.Namespace) -> dict:
     return results
 
 
+def merged(paths: list[Path]) -> dict:
+    """The results of several files as one."""
+    results: dict = {}
+    for path in paths:
+        for name, cells in json.loads(path.read_text(encoding="utf-8")).items():
+            results.setdefault(name, {}).update(cells)
+    return results
+
+
 def table(results: dict) -> str:
-    """Markdown: a row per adapter and question, shares in per cent with 95 % intervals."""
+    """Markdown: a row per adapter and question, shares in per cent with 95 % intervals; then the probabilities inside the masks."""
     lines = ["| adapter | asked | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     for name, cells in results.items():
         for question, counts in cells.items():
@@ -116,6 +148,9 @@ def table(results: dict) -> str:
             shares = Tally(**counts).shares()
             values = [f"{100 * p:.1f} ({100 * low:.0f}-{100 * high:.0f})" for p, low, high in (shares[c] for c in COLUMNS)]
             lines.append(f"| {name} | {question} | " + " | ".join(values) + " |")
+    measured = {name: cells["inside"] for name, cells in results.items() if "inside" in cells}
+    lines += ["", "| adapter | text maps inside the own mask | image maps |", "|---" * 3 + "|"] if measured else []
+    lines += [f"| {name} | {found['text_inside']:.3f} | {found['image_inside']:.3f} |" for name, found in measured.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -124,16 +159,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("adapters", type=Path, nargs="*")
     parser.add_argument("--pictures", type=int, default=512, help="of every cell")
-    parser.add_argument("--more", action="store_true", help="also the questions about references and masks")
+    parser.add_argument("--more", action="store_true", help="also the questions about references, masks and unseen pairs")
+    parser.add_argument("--only", nargs="+", default=[], metavar="QUESTION", help="these questions alone, by the names in the table")
     parser.add_argument("--no-adapter", action="store_true", help="also the base alone")
-    parser.add_argument("--table", action="store_true", help="print the table of OUT.json and stop")
+    parser.add_argument("--table", action="store_true", help="print the table of OUT.json and of further result files, and stop")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.table:
-        sys.stdout.write(table(json.loads(args.out.read_text(encoding="utf-8"))))
+        sys.stdout.write(table(merged([args.out, *args.adapters])))
         return 0
     use_comfyui(cpu=True)
-    sys.stdout.write(table(run_all(args)))
+    try:
+        sys.stdout.write(table(run_all(args)))
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     return 0
 
 

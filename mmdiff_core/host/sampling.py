@@ -67,13 +67,13 @@ def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Condition
 
 @torch.no_grad()
 def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor, steps: int = 20, cfg: float = 2.0,
-                   sampler: str = "euler", scheduler: str = "normal", held: bool = False) -> Tensor:
+                   sampler_name: str = "euler", scheduler: str = "normal", held: bool = False) -> Tensor:
     """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and references; their pixels
     only say how large the picture is. `held`: every subject acts only inside its mask, as with Multi-Subject Constraint Masks."""
     denoiser = Denoiser(task, examples, cfg, held)
     sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)
     start = denoiser.sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
-    run = getattr(comfy.k_diffusion.sampling, f"sample_{sampler}")
+    run = getattr(comfy.k_diffusion.sampling, f"sample_{sampler_name}")
     return run(denoiser, start.to(noise), sigmas.to(noise.device), disable=True)
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .start import use_comfyui
 
-STEPS, CFG, SAMPLER = 20, 3.0, "dpmpp_2m"
 MAPS_AT = 0.5           # noise level, as fraction of the timesteps
 SIDE = 128
 
@@ -53,7 +52,7 @@ def make(references: list[Path], prompt: str, out: Path, seeds: int = 8) -> None
     task = load_task(small_world.WEIGHTS / "adapter.safetensors")
     examples = [read_prompt(prompt, references)] * seeds
     noise, _ = draw_noise(range(seeds), (small_world.sizes.CHANNELS, 16, 16), 1, 0)
-    latents = sample_latents(task, examples, noise, STEPS, CFG, SAMPLER)
+    latents = sample_latents(task, examples, noise, **small_world.sizes.SAMPLING)
     at = torch.full((seeds,), int(MAPS_AT * (len(task.bridge.alphas) - 1)))
     alpha = task.bridge.alphas[at].view(-1, 1, 1, 1)
     _, maps = task.maps(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, at, task.conditions(examples), (16, 16))

@@ -145,7 +145,10 @@ class ReaderTask(nn.Module):
 
     def __init__(self, args: argparse.Namespace):
         super().__init__()
+        from . import small_world as host
         self.reader, self.seed = score.Reader(), args.seed
+        if args.init:
+            self.reader.load_state_dict({k: v.float() for k, v in host.read(args.init, "reader").items()})
 
     def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
         drawn = [scenes.scene("train", self.seed + 7, e.index) for e in batch]

@@ -29,4 +29,7 @@ VISION = {
     "model_type": "clip_vision_model",
 }
 
-__all__ = ["ADAPTER", "CHANNELS", "DOT", "FOLD", "LATENT_SCALE", "TEXT", "UNET", "VISION"]
+# What its pictures are drawn with, in KSampler's words; the bundled workflows and the demo have the same (a test compares them).
+SAMPLING = {"steps": 20, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "normal"}
+
+__all__ = ["ADAPTER", "CHANNELS", "DOT", "FOLD", "LATENT_SCALE", "SAMPLING", "TEXT", "UNET", "VISION"]

@@ -15,6 +15,7 @@ from ..training.example import Example, ExampleSubject
 from . import references, scenes, score, sizes
 from .examples import enlarge
 from .scenes import Identity, Scene
+from .sprites import HELD_OUT_PAIRS
 
 CROWD = 8           # candidates of the identity question
 STRANGERS = 4       # individuals nobody asked for among the candidates of the binding question
@@ -25,7 +26,8 @@ class Question:
     """One kind of trial.
 
     subjects     1 to 3
-    kinds        "any" as scenes come, "same" one class for all, "different" classes
+    kinds        "any" as scenes come, "same" one class for all, "different" classes,
+                 "unseen" two classes that no training picture has together
     look_alike   every further individual is hard to tell from the first
     references   per subject; the first is clean unless `covered`
     covered      share of every reference that is hidden
@@ -49,7 +51,7 @@ MORE_QUESTIONS = (
     *(Question(f"one, {n} references", references=n) for n in (2, 3, 5)),
     *(Question(f"one, {n} half covered", references=n, covered=0.5) for n in (1, 2, 3, 5)),
     Question("two different, held by masks", 2, "different", held=True), Question("two of a class, held by masks", 2, "same", held=True),
-    Question("three, held by masks", 3, held=True),
+    Question("three, held by masks", 3, held=True), Question("two unseen together", 2, "unseen"),
 )
 
 
@@ -97,6 +99,9 @@ def _chosen_kinds(question: Question, scene: Scene, rng: np.random.Generator) ->
         kinds = [kinds[0]] * len(kinds)
     elif question.kinds == "different":
         kinds = [str(k) for k in rng.choice(scenes.CLASSES, len(kinds), replace=False)]
+    elif question.kinds == "unseen":
+        pairs = sorted(sorted(pair) for pair in HELD_OUT_PAIRS)
+        kinds = [str(k) for k in rng.permutation(pairs[rng.integers(len(pairs))])]
     return replace(scene, placed=tuple(replace(p, kind=k) for p, k in zip(scene.placed, kinds, strict=True)))
 
 

@@ -15,7 +15,7 @@ LAYERS = ("all", "deep", "shallow")
 
 @dataclass(frozen=True)
 class ConstraintConfig:
-    """The attention-map constraints. Defaults justified in docs/training.md by runs in the small world.
+    """The attention-map constraints. Defaults justified in small_world/README.md by runs in the small world.
 
     text, image     weights of the two terms, 0 = off
     layers          "all"; "deep" = the narrower grids (the wider layers), "shallow" = the others
