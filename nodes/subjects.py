@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..mmdiff_core.host.encode import MAX_WEIGHT, encode_subject
+from ..mmdiff_core.host.encode import MAX_WEIGHT, encode_subject, to_look_at
 from ..mmdiff_core.masks import feather_inwards
 from ..mmdiff_core.subjects import add_subject
 from .sockets import CATEGORY, MMDiff, MMDiffFaces, MMDiffSubjects
@@ -45,7 +45,7 @@ class SubjectEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, mmdiff, clip_vision, image, name: str, weight: float, face: int, faces=None, subjects=()) -> io.NodeOutput:
         subject, seen = encode_subject(mmdiff, clip_vision, image, faces, name, weight, face)
-        return io.NodeOutput(add_subject(subjects or (), subject), seen, ui=ui.PreviewImage(seen, cls=cls))
+        return io.NodeOutput(add_subject(subjects or (), subject), seen, ui=ui.PreviewImage(to_look_at(seen), cls=cls))
 
 
 class ConstraintMasks(io.ComfyNode):

@@ -1,6 +1,9 @@
 """The Small World Loader gives ordinary ComfyUI objects, and sprites stand in for photographs."""
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -91,3 +94,25 @@ def test_the_worlds_weights_are_small_and_say_how_they_were_made():
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
         assert header.get("made_by", "").startswith("python -m mmdiff_core") and header.get("hardware") and (header.get("training_step") or header.get("steps")), path.name
+
+
+def test_a_preview_of_small_pictures_is_enlarged_by_whole_dots_and_others_stay():
+    from mmdiff_core.host.encode import to_look_at
+    small, large = torch.rand(2, 32, 32, 3), torch.rand(1, 224, 224, 3)
+    shown = to_look_at(small)
+    assert shown.shape == (2, 128, 128, 3) and torch.equal(shown[:, ::4, ::4], small)
+    assert torch.equal(to_look_at(large), large)
+
+
+def test_the_workflows_and_the_demo_draw_with_the_small_worlds_sampler_numbers():
+    root = Path(__file__).parents[1]
+    demo = json.loads((root / "tests/small_world/demo/two_ghosts.api.json").read_text(encoding="utf-8"))
+    found = [node["inputs"] for node in demo.values() if node["class_type"] == "KSampler"]
+    for path in (root / "workflows").glob("small_world_*.json"):
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            if node["type"] == "KSampler":
+                steps, cfg, name, scheduler = node["widgets_values"][2:6]
+                found.append({"steps": steps, "cfg": cfg, "sampler_name": name, "scheduler": scheduler})
+    assert len(found) == 4
+    for inputs in found:
+        assert {k: inputs[k] for k in sizes.SAMPLING} == sizes.SAMPLING

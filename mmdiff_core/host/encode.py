@@ -49,6 +49,12 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
     return subject, looked_at.movedim(1, -1)
 
 
+def to_look_at(seen: Tensor, side: int = 128) -> Tensor:
+    """Pictures [R h w 3] as they are, or, where they are smaller than `side`, enlarged by whole dots for the eye."""
+    times = max(1, -(-side // min(seen.shape[1:3])))
+    return seen.repeat_interleave(times, 1).repeat_interleave(times, 2)
+
+
 def _portraits(images: Tensor, faces: FaceSource | None, name: str, which: int) -> tuple[Tensor, Tensor]:
     """Embeddings [R 512] and crops [R 3 224 224] in 0..1 of the chosen face on every picture."""
     if faces is None:
