@@ -136,3 +136,41 @@ def test_the_held_places_of_a_trial_are_boxes_around_its_subjects():
         mask = subject.mask[::sizes.DOT, ::sizes.DOT]
         rows, columns = mask.any(1).sum(), mask.any(0).sum()
         assert mask.sum() == rows * columns and rows <= scenes.TALL and columns <= sprites.WIDTH
+
+
+def test_adapters_are_named_by_their_file_or_their_runs_folder_and_two_of_a_name_are_refused(tmp_path):
+    from mmdiff_core.host.evaluate import named
+    for name in ("full/adapter.safetensors", "other/full.safetensors", "none/adapter.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list(named([tmp_path / "full/adapter.safetensors", tmp_path / "none/adapter.safetensors"])) == ["full", "none"]
+    with pytest.raises(ValueError, match="would both be 'full'"):
+        named([tmp_path / "full/adapter.safetensors", tmp_path / "other/full.safetensors"])
+    with pytest.raises(ValueError, match="is not there"):
+        named([tmp_path / "missing.safetensors"])
+
+
+def test_a_question_that_does_not_exist_is_answered_with_those_that_do():
+    from mmdiff_core.host.evaluate import asked
+    assert [q.name for q in asked(["three", "one"], False)] == ["three", "one"]
+    assert len(asked([], True)) == len(trials.QUESTIONS) + len(trials.MORE_QUESTIONS)
+    with pytest.raises(ValueError, match="no question 'four'.*two different"):
+        asked(["four"], False)
+
+
+def test_results_of_several_files_become_one_table_with_shares_and_intervals(tmp_path):
+    import json
+
+    from mmdiff_core.host.evaluate import merged, table
+    counts = vars(trials.Tally(100, 200, 150, 100, 50, 10, 90, 100))
+    (tmp_path / "a.json").write_text(json.dumps({"full": {"one": counts}}))
+    (tmp_path / "b.json").write_text(json.dumps({"full": {"three": counts, "inside": {"text_inside": 0.5, "image_inside": 0.75}}}))
+    text = table(merged([tmp_path / "a.json", tmp_path / "b.json"]))
+    assert "| full | one | 75.0 (69-80) | 50.0 (43-57) | 50.0 (40-60) | 5.0 (3-9) |" in text
+    assert "| full | three |" in text and "| full | 0.500 | 0.750 |" in text
+
+
+def test_unseen_pairs_are_those_that_no_training_picture_shows():
+    question = next(q for q in trials.MORE_QUESTIONS if q.kinds == "unseen")
+    pairs = [frozenset(p.kind for p in trials.make_trial(question, 0, i).scene.placed) for i in range(40)]
+    assert set(pairs) == sprites.HELD_OUT_PAIRS

@@ -7,25 +7,29 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..training.example import Example
 from ..training.task import MMDiffTask, draw_noise, pad_masks
 from .sampling import decode, sample_latents
 
+NAMES = 130         # px to the left for the names of rows
 HEAT_AT = 0.6       # noise level, as fraction of the timesteps, at which maps are shown
 
 
-def tile(rows: Sequence[Sequence[np.ndarray]], side: int, gap: int = 4) -> Image.Image:
-    """Rows of uint8 pictures, each scaled to `side` by nearest neighbour, on white."""
-    width = max(len(row) for row in rows)
-    sheet = np.full((len(rows) * (side + gap) + gap, width * (side + gap) + gap, 3), 255, np.uint8)
+def tile(rows: Sequence[Sequence[np.ndarray]], side: int, gap: int = 4, names: Sequence[str] = ()) -> Image.Image:
+    """Rows of uint8 pictures, each scaled to `side` by nearest neighbour, on white; `names` stand to the left of the rows."""
+    width, margin = max(len(row) for row in rows), NAMES if names else 0
+    sheet = np.full((len(rows) * (side + gap) + gap, margin + width * (side + gap) + gap, 3), 255, np.uint8)
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             scaled = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST))
-            sheet[gap + y * (side + gap):, gap + x * (side + gap):][:side, :side] = scaled
-    return Image.fromarray(sheet)
+            sheet[gap + y * (side + gap):, margin + gap + x * (side + gap):][:side, :side] = scaled
+    out = Image.fromarray(sheet)
+    for y, name in enumerate(names):
+        ImageDraw.Draw(out).text((gap, gap + y * (side + gap) + side // 2 - 6), name.replace("_", " "), fill="black")
+    return out
 
 
 def to_bytes(image: Tensor) -> np.ndarray:

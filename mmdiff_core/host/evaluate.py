@@ -15,6 +15,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from ..small_world import sizes
 from ..small_world.score import Reader
 from ..small_world.trials import MORE_QUESTIONS, QUESTIONS, Question, Tally, count, make_trial
 from ..training.config import RunConfig
+from ..training.example import Example
 from ..training.task import MEASURES, MMDiffTask
 from .start import use_comfyui
 
@@ -58,7 +60,7 @@ def load_reader() -> Reader:
     return reader.eval()
 
 
-def draw(task: MMDiffTask, examples, index: int, held: bool) -> Tensor:
+def draw(task: MMDiffTask, examples: Sequence[Example], held: bool = False) -> Tensor:
     """Pictures in dots [B 3 S S], from noise that follows from the trial's number."""
     from ..training.task import draw_noise
     from .sampling import decode, sample_latents
@@ -74,7 +76,7 @@ def ask(task: MMDiffTask, question: Question, pictures: int, reader: Reader, bat
     for start in range(0, pictures, batch):
         trials = [make_trial(question, SEED, i) for i in range(start, min(start + batch, pictures))]
         examples = [replace(t.example, subjects=()) if without else t.example for t in trials]
-        tally = tally.merge(count(trials, draw(task, examples, start, question.held), reader))
+        tally = tally.merge(count(trials, draw(task, examples, question.held), reader))
     return tally
 
 

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> dict:
         task = load_task(None)
         seconds.append(fine_tune(task, asked.wanted[0][0], asked.example.subjects[0].references, args.steps, subject))
         wanted = trials_of(subject, args.pictures, args.references)
-        tally = tally.merge(trials.count(wanted, draw(task, [t.example for t in wanted], 0, False), reader))
+        tally = tally.merge(trials.count(wanted, draw(task, [t.example for t in wanted]), reader))
         log.info("subject %d of %d: %.0f s, so far %s", subject + 1, args.subjects, seconds[-1], vars(tally))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"one": vars(tally), "seconds_per_subject": sum(seconds) / len(seconds), "steps": args.steps, "peak_memory_bytes": peak}
