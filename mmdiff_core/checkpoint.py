@@ -6,6 +6,7 @@ Every key is accounted for; a wrong one is named with what was found, what was e
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import pickle
 import zipfile
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 FORMAT = "mm-diff"
+HISTORY = ("made_by", "run", "training_config", "training_step", "hardware", "begun_from")
 VERSION = "1"
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 FLOATS = tuple(DTYPES.values())
@@ -81,6 +83,15 @@ def read(path: Path) -> tuple[MMDiffConfig, Tensors]:
     config, flat = read_official(path) if path.is_dir() else read_single(path)
     check(config, flat, path.name)
     return config, flat
+
+
+def history(path: Path) -> str:
+    """Where a trained adapter comes from, as JSON for the header of what is trained on from it; the name alone for an official folder."""
+    if path.is_dir():
+        return json.dumps({"file": path.name})
+    with safe_open(str(path), framework="pt") as file:
+        header = file.metadata() or {}
+    return json.dumps({"file": path.name} | {k: header[k] for k in HISTORY if k in header})
 
 
 def _read_bin(path: Path) -> dict:

@@ -227,11 +227,20 @@ def test_noise_and_timestep_follow_from_the_examples_number(task):
     assert not torch.equal(noise, draw_noise([4, 5, 6], (2, 3), 1000, seed=2)[0])
 
 
-def test_timesteps_are_uniform_or_from_the_middle_as_asked():
+def test_timesteps_are_uniform_or_from_the_middle_or_from_the_high_end_as_asked():
     from mmdiff_core.training.task import draw_noise
     uniform, middle = (draw_noise(range(2000), (1,), 1000, 0, share)[1].float() for share in (0.0, 1.0))
     assert uniform.std().item() == pytest.approx(288.7, rel=0.05) and middle.std().item() == pytest.approx(166.7, rel=0.05)
     assert uniform.min() >= 0 and uniform.max() <= 999 and abs(middle.mean().item() - 500) < 15
+    high = draw_noise(range(2000), (1,), 1000, 0, high=1.0)[1].float()
+    mixed = draw_noise(range(2000), (1,), 1000, 0, middle=0.25, high=0.5)[1].float()
+    assert abs(high.mean().item() - 750) < 15 and high.max() <= 999 and abs(mixed.mean().item() - 625) < 20
+
+
+def test_shares_of_noise_levels_beyond_the_whole_are_refused():
+    from mmdiff_core.training.config import ObjectiveConfig
+    with pytest.raises(ValueError, match=r"middle and high are 0\.7 and 0\.6"):
+        ObjectiveConfig(middle=0.7, high=0.6)
 
 
 def test_a_batch_is_the_mean_of_its_halves(task, batch):

@@ -114,6 +114,22 @@ def test_the_adapters_header_says_what_made_it(trained):
     assert header["training_step"] == str(STEPS) and header["made_by"] == "a test" and "threads" in header["hardware"]
 
 
+def test_a_run_can_begin_from_an_adapter_and_its_header_keeps_where_that_came_from(trained, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    from mmdiff_core.host.train import main
+    begun = trained[WEIGHT][2] / "adapter.safetensors"
+    still = {**LOOP, "steps": 1, "batch": 2, "learning_rate": 1e-12, "weight_decay": 0.0}
+    (tmp_path / "run.json").write_text(json.dumps(json.loads(short_run(WEIGHT).to_json()) | {"loop": still}))
+    assert main([str(tmp_path / "run.json"), str(tmp_path / "out"), "--init", str(begun), "--cpu"]) == 0
+    before, after = load_file(begun), load_file(tmp_path / "out/adapter.safetensors")
+    assert before.keys() == after.keys() and all(torch.allclose(before[k], after[k], atol=1e-6) for k in before)
+    with safe_open(str(tmp_path / "out/adapter.safetensors"), framework="pt") as file:
+        header = file.metadata()
+    assert json.loads(header["begun_from"])["made_by"] == "a test" and "--init adapter.safetensors" in header["made_by"]
+
+
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
 def test_every_shipped_run_is_a_valid_config(path):
     run = RunConfig.from_json(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Command: train an MM-Diff adapter on a ComfyUI base (SDXL, SD1.5, or the small world).
 
-    python -m mmdiff_core.host.train RUN.json OUT
+    python -m mmdiff_core.host.train RUN.json OUT [--init ADAPTER.safetensors]
     accelerate launch --num_processes 4 -m mmdiff_core.host.train RUN.json OUT
 
 RUN.json is a `training.config.RunConfig`; OUT receives states to go on from, samples, and adapter.safetensors for Load MM-Diff.
@@ -63,11 +63,15 @@ def find_faces(wanted: Mapping):
     return faces
 
 
-def export_with(run: RunConfig, task: MMDiffTask, command: str):
+def export_with(run: RunConfig, task: MMDiffTask, command: str, init: Path | None = None):
     """What `fit` calls with the weights: writes adapter.safetensors in the layout that Load MM-Diff reads."""
+    begun = checkpoint.history(init) if init else ""
+
     def export(weights: Mapping[str, Tensor], path: Path, facts: dict) -> None:
         flat = to_flat({k.removeprefix("module.").removeprefix("adapter."): v.detach().cpu() for k, v in weights.items()})
         header = {"run": run.to_json(), "made_by": command, "hardware": hardware(), "torch": torch.__version__, **facts}
+        if init:
+            header["begun_from"] = begun
         checkpoint.save_single(path, task.adapter.config, flat, extra={k: str(v) for k, v in header.items()})
 
     return export
@@ -121,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("run", type=Path, help="the run's config, JSON")
     parser.add_argument("out", type=Path, help="folder for states, samples and the adapter")
+    parser.add_argument("--init", type=Path, help="an adapter of the same sizes to begin from")
     parser.add_argument("--cpu", action="store_true", help="train on the CPU also where there is a GPU")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -129,9 +134,10 @@ def main(argv: list[str] | None = None) -> int:
         loop = LoopConfig.from_dict({"seed": run.seed, **run.loop})
         use_comfyui(cpu=True if args.cpu else None)
         device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
-        task, source = build_task(run, device), load_data(run.data, run.seed)
-        command = f"python -m mmdiff_core.host.train {args.run.name} OUT"
-        report = fit(task, source, loop, args.out, export=export_with(run, task, command), sample=sample_with(task, source))
+        begun = checkpoint.read(args.init) if args.init else None
+        task, source = build_task(run, device, begun and begun[1]), load_data(run.data, run.seed)
+        command = f"python -m mmdiff_core.host.train {args.run.name} OUT" + (f" --init {args.init.name}" if begun else "")
+        report = fit(task, source, loop, args.out, export=export_with(run, task, command, args.init), sample=sample_with(task, source))
         cost = compare_cost(task, source, loop)
     except (ValueError, OSError, RunError) as error:
         sys.stderr.write(f"error: {error}\n")

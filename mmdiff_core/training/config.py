@@ -66,15 +66,21 @@ class ObjectiveConfig:
     """How the prediction is judged.
 
     min_snr         gamma of the Min-SNR weighting; None = plain mean squared error
-    middle          share of the examples whose noise level comes from the middle rather than from anywhere, 0..1
+    middle, high    shares of the examples whose noise level comes from the middle, or from the high end, rather than from anywhere;
+                    together at most 1
     fuse_scale      lambda during training
     checkpointing   recompute the transformer blocks in the backward pass: less memory, about a third more time
     """
 
     min_snr: float | None = None
     middle: float = 0.0
+    high: float = 0.0
     fuse_scale: float = 1.0
     checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.middle, self.high) < 0 or self.middle + self.high > 1:
+            raise ValueError(f"objective.middle and high are {self.middle} and {self.high}, expected shares of at most 1 together")
 
 
 @dataclass(frozen=True)

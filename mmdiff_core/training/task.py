@@ -92,7 +92,7 @@ class MMDiffTask(nn.Module):
         device = self.bridge.alphas.device
         latents = self.bridge.latents(torch.stack([e.pixels for e in batch]).to(device))
         noise, timesteps = draw_noise([e.index for e in batch], latents.shape[1:], len(self.bridge.alphas), self.run.seed,
-                                      self.run.objective.middle)
+                                      self.run.objective.middle, self.run.objective.high)
         noise, timesteps = noise.to(latents), timesteps.to(device)
         alpha, sigma = self.bridge.alphas[timesteps].sqrt(), (1 - self.bridge.alphas[timesteps]).sqrt()
         a, b = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
@@ -251,16 +251,23 @@ def constrained_slots(blocks: Sequence[TransformerBlock], layers: str) -> frozen
     return frozenset(b.slot for b in blocks if layers == "all" or (b.width == widest) == (layers == "deep"))
 
 
-def draw_noise(indices: Sequence[int], shape: Sequence[int], timesteps: int, seed: int, middle: float = 0.0) -> tuple[Tensor, Tensor]:
+def draw_noise(indices: Sequence[int], shape: Sequence[int], timesteps: int, seed: int, middle: float = 0.0,
+               high: float = 0.0) -> tuple[Tensor, Tensor]:
     """Noise [B ...] and timestep [B] of each example: they follow from its number and the run's seed, on whatever process it is drawn.
 
-    Timesteps are uniform, but for the share `middle` of the examples: there the mean of three uniform ones, where shapes are decided.
+    Timesteps are uniform, but for two shares of the examples: `middle`, the mean of three uniform ones, where shapes are decided, and
+    `high`, 1 less the product of two, where colours and places are.
     """
     noise, steps = [], []
     for index in indices:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
         several = torch.rand(4, generator=generator)
-        fraction = several[:3].mean() if several[3] < middle else several[0]
+        if several[3] < middle:
+            fraction = several[:3].mean()
+        elif several[3] < middle + high:
+            fraction = 1 - several[0] * several[1]
+        else:
+            fraction = several[0]
         steps.append((fraction * timesteps).long().clamp_max(timesteps - 1))
         noise.append(torch.randn(tuple(shape), generator=generator))
     return torch.stack(noise), torch.stack(steps)
