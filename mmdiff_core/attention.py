@@ -10,19 +10,26 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 
+def by_head(x: Tensor, heads: int) -> Tensor:
+    """[B L HD] -> [B H L D], a view."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention, [B P HD] x [1|B N HD] -> [B P HD]; `bias` [1|B 1 P N] is added to the logits."""
-    q, k, v = (rearrange(x, "B L (H D) -> B H L D", H=heads) for x in (q, k.expand(len(q), -1, -1), v.expand(len(q), -1, -1)))
-    return rearrange(F.scaled_dot_product_attention(q, k, v, bias), "B H L D -> B L (H D)")
+    """Softmax attention, [B P HD] x [1|B N HD] -> [B P HD]; `bias` [1|B 1 P N] is added to the logits. K and V may come as
+    [1|B H N D] already, which saves two operations a layer where they are used at every step."""
+    q, k, v = (x if x.ndim == 4 else by_head(x, heads) for x in (q, k, v))
+    if len(k) != len(q):
+        k, v = k.expand(len(q), -1, -1, -1), v.expand(len(q), -1, -1, -1)
+    return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2)
 
 
 def probabilities(q: Tensor, k: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
     """softmax(Q K') [B H P N] in at least float32, for maps and for the constraints on them; attention itself never needs it."""
-    q, k = (rearrange(x, "B L (H D) -> B H L D", H=heads) for x in (q, k.expand(len(q), -1, -1)))
+    q, k = by_head(q, heads), by_head(k, heads)
     logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     logits = full(logits)
     return torch.softmax(logits if bias is None else logits + bias, dim=-1)
@@ -42,14 +49,16 @@ def see_subjects(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | Non
     return seen if gate is None else seen * gate
 
 
-def add_to_rows(out: Tensor, start: int, stop: int, seen: Tensor) -> Tensor:
-    """`out` [B P HD] with `seen` added to rows start..stop; the other rows keep their bits.
+def add_to_rows(out: Tensor, start: int, stop: int, seen: Tensor, gate: Tensor | None = None) -> Tensor:
+    """`out` [B P HD] with `seen`, times `gate` [1 P|1 1], added to rows start..stop; the other rows keep their bits.
 
     Writes into `out` when no gradient is wanted: it is the fresh result of an attention call.
     """
-    if start == 0 and stop == len(out):
-        return out + seen
     if torch.is_grad_enabled() and (out.requires_grad or seen.requires_grad):
-        return torch.cat([out[:start], out[start:stop] + seen, out[stop:]])
-    out[start:stop] += seen
+        return torch.cat([out[:start], out[start:stop] + (seen if gate is None else seen * gate), out[stop:]])
+    rows = out if start == 0 and stop == len(out) else out[start:stop]
+    if gate is None:
+        rows.add_(seen)
+    else:
+        rows.addcmul_(seen, gate)
     return out

@@ -447,4 +447,4 @@ def test_user_lora_on_keys_acts_on_both_branches(scene):
     tokens = torch.cat([s.tokens for s in scene.subjects])
     base = scene.model.model.state_dict()[key] if not model.backup else model.backup[key].weight
     image = scene.adapter.unet["middle_block.1.transformer_blocks.0.attn2.to_k_image"]
-    assert torch.allclose(k[0], tokens @ (base + delta).T + image(tokens), atol=1e-4)
+    assert torch.allclose(k[0].transpose(0, 1).flatten(1), tokens @ (base + delta).T + image(tokens), atol=1e-4)

@@ -252,7 +252,7 @@ def test_subject_keys_and_values_are_the_recorded_ones(case, world, subjects, nu
     slot = {"0": ("input", 4, 0), "1": ("middle", 0, 1)}[number]
     shown = torch.cat([torch.arange(4 * i, 4 * i + 4) for s in case.slots() for i in s])
     for part, found in zip(("k_image", "v_image"), state.keys[slot], strict=True):
-        close(found, case[f"official/attn2/{number}/{part}"][1:2, shown], LAYER, f"attn2/{number}/{part}")
+        close(found.transpose(1, 2).flatten(2), case[f"official/attn2/{number}/{part}"][1:2, shown], LAYER, f"attn2/{number}/{part}")
 
 
 # ---------------------------------------------------------------- whole samplings

@@ -21,7 +21,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ..adapter import MMDiffAdapter, join_tokens, key_value
-from ..attention import add_to_rows, see_subjects
+from ..attention import add_to_rows, attend, by_head
 from ..masks import Area, regions
 from ..unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
 from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows
@@ -58,7 +58,7 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class PromptState:
-    """One bound prompt during one run: K [1 N HD] and V (lambda and weights in it) by slot."""
+    """One bound prompt during one run: K and V (lambda and weights in it) [1 H N D] by slot."""
 
     prompt: BoundPrompt
     keys: dict[Slot, tuple[Tensor, Tensor]]
@@ -135,7 +135,7 @@ class Application:
         for block in self.blocks:
             attn = diffusion_model.get_submodule(block.path).attn2
             k, v = key_value(self.adapter, block, tokens, attn.to_k, attn.to_v, self.strength.lora)
-            keys[block.slot] = (k, v * weights)
+            keys[block.slot] = (by_head(k, attn.heads), by_head(v * weights, attn.heads))
         masks = tuple(None if s.mask is None else s.mask.to(device) for s in prompt.subjects)
         return PromptState(prompt, keys, masks)
 
@@ -203,10 +203,10 @@ class SubjectAttention:
         if key.dtype != q.dtype or key.device != q.device:
             key, value = key.to(q), value.to(q)
         bias, gate = group.state.region(tuple(extra_options["activations_shape"][-2:]), group.latent, group.area, q)
-        seen = see_subjects(rows, key, value, extra_options["n_heads"], bias, gate)
         if not isinstance(group.factor, float):
-            seen = seen * group.factor.to(seen.dtype)
-        return add_to_rows(out, group.start, group.stop, seen)
+            inside = group.factor.to(q.dtype).view(1, 1, 1)
+            gate = inside if gate is None else gate * inside
+        return add_to_rows(out, group.start, group.stop, attend(rows, key, value, extra_options["n_heads"], bias), gate)
 
     def __deepcopy__(self, memo: dict) -> SubjectAttention:
         return self
