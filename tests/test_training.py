@@ -237,6 +237,18 @@ def test_timesteps_are_uniform_or_from_the_middle_or_from_the_high_end_as_asked(
     assert abs(high.mean().item() - 750) < 15 and high.max() <= 999 and abs(mixed.mean().item() - 625) < 20
 
 
+def test_a_subjects_pixels_can_count_more_and_the_mean_weight_stays_one():
+    masks = torch.zeros(2, 2, 16, 16)
+    masks[0, 0, :8] = 1
+    where = losses.weigh_subjects(masks, (8, 8), 5.0)
+    assert torch.allclose(where.mean((1, 2, 3)), torch.ones(2)) and torch.allclose(where[1], torch.ones(1, 8, 8))
+    assert (where[0, 0, 0, 0] / where[0, 0, 7, 0]).item() == pytest.approx(5)
+    error = torch.zeros(2, 3, 8, 8)
+    error[:, :, :4] = 1                     # wrong inside the subject only
+    plain, weighed = (losses.denoising_loss(error, torch.zeros_like(error), torch.ones(2), w) for w in (None, where))
+    assert weighed[0] > plain[0] and weighed[1].item() == pytest.approx(plain[1].item())
+
+
 def test_shares_of_noise_levels_beyond_the_whole_are_refused():
     from mmdiff_core.training.config import ObjectiveConfig
     with pytest.raises(ValueError, match=r"middle and high are 0\.7 and 0\.6"):

@@ -68,6 +68,7 @@ class ObjectiveConfig:
     min_snr         gamma of the Min-SNR weighting; None = plain mean squared error
     middle, high    shares of the examples whose noise level comes from the middle, or from the high end, rather than from anywhere;
                     together at most 1
+    subject_weight  how much more a subject's pixels count in the denoising loss than the ground's; 1 = alike, as published
     fuse_scale      lambda during training
     checkpointing   recompute the transformer blocks in the backward pass: less memory, about a third more time
     """
@@ -75,12 +76,15 @@ class ObjectiveConfig:
     min_snr: float | None = None
     middle: float = 0.0
     high: float = 0.0
+    subject_weight: float = 1.0
     fuse_scale: float = 1.0
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if min(self.middle, self.high) < 0 or self.middle + self.high > 1:
             raise ValueError(f"objective.middle and high are {self.middle} and {self.high}, expected shares of at most 1 together")
+        if self.subject_weight <= 0:
+            raise ValueError(f"objective.subject_weight is {self.subject_weight}, expected above 0; 1 counts all pixels alike")
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,18 @@ def min_snr_weight(prediction_type: str, snr: Tensor, gamma: float | None) -> Te
     return torch.minimum(snr, torch.full_like(snr, gamma)) / scale
 
 
-def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Squared error of each example [B], in at least float32."""
-    return weight * (full(prediction) - full(target)).square().flatten(1).mean(1)
+def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor, where: Tensor | None = None) -> Tensor:
+    """Squared error of each example [B], in at least float32; `where` [B 1 h w] weighs the positions, with a mean of 1."""
+    squares = (full(prediction) - full(target)).square()
+    return weight * (squares if where is None else squares * where).flatten(1).mean(1)
+
+
+def weigh_subjects(masks: Tensor, grid: tuple[int, int], weight: float) -> Tensor:
+    """Masks [B S H W] in 0..1 -> weights of the positions [B 1 h w]: a subject's count `weight` times as much as the ground's, and the
+    mean over the picture is 1."""
+    inside = F.interpolate(full(masks), size=grid, mode="area").amax(1, keepdim=True)
+    weights = 1 + (weight - 1) * inside
+    return weights / weights.mean((2, 3), keepdim=True)
 
 
 def masks_on_grid(masks: Tensor, grid: tuple[int, int]) -> Tensor:
