@@ -164,10 +164,11 @@ def test_results_of_several_files_become_one_table_with_shares_and_intervals(tmp
     from mmdiff_core.host.evaluate import merged, table
     counts = vars(trials.Tally(100, 200, 150, 100, 50, 10, 90, 100))
     (tmp_path / "a.json").write_text(json.dumps({"full": {"one": counts}}))
-    (tmp_path / "b.json").write_text(json.dumps({"full": {"three": counts, "inside": {"text_inside": 0.5, "image_inside": 0.75}}}))
+    measured = {"inside": {"text_inside": 0.5, "image_inside": 0.75}, "gain": {"0.3": 0.1, "0.6": 0.2, "0.8": 0.3, "0.95": 0.4}}
+    (tmp_path / "b.json").write_text(json.dumps({"full": {"three": counts, **measured}}))
     text = table(merged([tmp_path / "a.json", tmp_path / "b.json"]))
     assert "| full | one | 75.0 (69-80) | 50.0 (43-57) | 50.0 (40-60) | 5.0 (3-9) |" in text
-    assert "| full | three |" in text and "| full | 0.500 | 0.750 |" in text
+    assert "| full | three |" in text and "| full | 0.500 | 0.750 | 10.0 % | 20.0 % | 30.0 % | 40.0 % |" in text
 
 
 def test_unseen_pairs_are_those_that_no_training_picture_shows():

@@ -116,3 +116,11 @@ def test_the_workflows_and_the_demo_draw_with_the_small_worlds_sampler_numbers()
     assert len(found) == 4
     for inputs in found:
         assert {k: inputs[k] for k in sizes.SAMPLING} == sizes.SAMPLING
+
+
+def test_the_shipped_adapter_predicts_subjects_better_from_their_own_references_than_from_anothers():
+    from mmdiff_core.host.evaluate import gain, load_task
+    task = load_task(small_world.WEIGHTS / "adapter.safetensors")
+    found = gain(task, 48, (0.6, 0.8))
+    task.bridge.close()
+    assert found["0.6"] > 0.05 and found["0.8"] > 0.05
