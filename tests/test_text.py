@@ -145,11 +145,14 @@ def test_a_fused_row_on_or_after_the_end_token_does_not_move_the_pooled_output(c
 def test_the_clip_that_came_in_is_unchanged(clip, mmdiff, pair):
     import comfy.model_management
     comfy.model_management.unload_all_models()
-    before = {k: v.clone() for k, v in clip.cond_stage_model.state_dict().items()}
+    def as_bytes():        # the host leaves a projection that the file lacks unset: it may hold NaN, which equals nothing
+        return {k: v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).clone() for k, v in clip.cond_stage_model.state_dict().items()}
+    before = as_bytes()
     encode_prompt(clip, mmdiff, "a man<|subj|> and a man<|subj|>", "bad", pair)
     comfy.model_management.unload_all_models()
     assert not clip.patcher.patches
-    assert all(torch.equal(v, before[k]) for k, v in clip.cond_stage_model.state_dict().items())
+    after = as_bytes()
+    assert after.keys() == before.keys() and all(torch.equal(after[k], before[k]) for k in before)
 
 
 def test_a_clip_of_another_base_is_refused(mmdiff):
