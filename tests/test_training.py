@@ -106,6 +106,46 @@ def test_the_encoders_states_are_the_hosts_own(task):
     assert torch.allclose(mine[0], cls, atol=1e-5) and torch.allclose(mine[1], penultimate, atol=1e-5)
 
 
+@pytest.mark.parametrize("vision", [
+    ["vision_model.encoder.layers.3", "visual_projection"], ["vision_model.encoder.layers.1.mlp"], ["vision_model.post_layernorm"],
+    ["vision_model.embeddings", "vision_model.encoder.layers.2"], [],
+])
+def test_only_the_tuned_layers_of_the_image_encoder_run_twice_and_the_answer_is_the_whole_tuned_encoders(vision):
+    from mmdiff_core.host.differentiable import vision_states
+    from mmdiff_core.vision import normalise
+    own = build(dataclasses.replace(RUN, adapter=dataclasses.replace(RUN.adapter, vision=tuple(vision))))
+    encoder, pixels = own.bridge.image_encoder.encoder, torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        for weight in own.adapter.vision.values():
+            weight.add_(0.05 * torch.randn_like(weight))
+        found, patches = own.bridge.vision(pixels)
+        untouched = vision_states(encoder, normalise(pixels))[1]
+        kept = {k: v.clone() for k, v in encoder.state_dict().items()}
+        encoder.load_state_dict(own.adapter.vision_weights(), strict=False)
+        whole = vision_states(encoder, normalise(pixels))[0]
+        encoder.load_state_dict(kept)
+    assert torch.allclose(found, whole, atol=1e-5) and torch.equal(patches, untouched)
+    own.bridge.close()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_attention_for_training_on_the_cpu_is_the_same_attention(kind):
+    import torch.nn.functional as F
+
+    from mmdiff_core.host.differentiable import attention_for_training
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 64, 32, dtype=kind) for _ in range(3))
+    bias = torch.zeros(2, 1, 64, 64, dtype=kind)
+    bias[..., 40:] = -1e6
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), bias.float())
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    with attention_for_training("cpu"):
+        found = F.scaled_dot_product_attention(q, k, v, bias)
+    assert torch.allclose(found.float(), expected, atol=1e-5 if kind is torch.float32 else 2e-2)
+    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
 def test_an_exported_adapter_comes_back_unchanged(task, tmp_path):
     from mmdiff_core import checkpoint
     path = tmp_path / "adapter.safetensors"

@@ -7,7 +7,8 @@ Shapes   B batch · T text columns (77) · S subjects · D context width
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -22,22 +23,38 @@ from ..training.task import SlotCall
 from ..training.trainable import DOT, TrainableAdapter
 from ..unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
 from ..vision import normalise
-from .differentiable import text_states, vision_states
+from .differentiable import text_states, vision_cls, vision_walk
 from .text import MARKER, find_nouns
 
 MEASURES = "mmdiff_measures"
 PREDICTIONS = {ModelType.EPS: "eps", ModelType.V_PREDICTION: "v"}
 
 
-class VisionWalk(nn.Module):
-    """`vision_states` as a module, so that some of its weights can be exchanged for a call."""
+LAYER = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.")
+BEHIND = ("visual_projection.", "vision_model.post_layernorm.")      # what comes after the last layer
+
+
+class VisionCLS(nn.Module):
+    """`vision_cls` as a module, so that some of its weights can be exchanged for a call."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return vision_states(self.encoder, pixels)
+    def forward(self, x: Tensor, first: int | None) -> Tensor:
+        """A state [B L W] before layer `first`; with None, pixels [B 3 S S]."""
+        return vision_cls(self.encoder, vision_walk(self.encoder, x)[-1]) if first is None else vision_cls(self.encoder, x, first)
+
+
+def first_tuned(keys: Iterable[str], layers: int) -> int | None:
+    """The first layer that has one of these weights, `layers` when all stand behind the last; None when one stands before the first."""
+    found = [layers]
+    for key in keys:
+        layer = LAYER.match(key)
+        if not layer and not key.startswith(BEHIND):
+            return None
+        found += [int(layer[1])] if layer else []
+    return min(found)
 
 
 class HostBridge:
@@ -55,7 +72,7 @@ class HostBridge:
         self.texts = {e: getattr(clip.cond_stage_model, f"clip_{e}") for e in adapter.config.encoders}
         for encoder in self.texts.values():
             encoder.to(self.device).requires_grad_(False)
-        self.image_encoder = VisionWalk(clip_vision.model.to(self.device).requires_grad_(False))
+        self.image_encoder = VisionCLS(clip_vision.model.to(self.device).requires_grad_(False))
         self.adapter = adapter
         self.alphas = (1 / (1 + self.base.model_sampling.sigmas.double() ** 2)).float().to(self.device)
         self.strength = 1.0
@@ -102,11 +119,14 @@ class HostBridge:
 
     def vision(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         pixels, tuned = normalise(pixels.to(self.compute)), self.adapter.vision_weights()
+        encoder = self.image_encoder.encoder
         with torch.no_grad():
-            cls, patches = self.image_encoder(pixels)
-        if tuned:
-            cls, _ = torch.func.functional_call(self.image_encoder, {f"encoder.{k}": v for k, v in tuned.items()}, (pixels,))
-        return cls.to(self.compute), patches.to(self.compute)
+            states = vision_walk(encoder, pixels)
+        # the tuned encoder is the untouched one up to its first tuned layer
+        first = first_tuned(tuned, len(states) - 1)
+        begin = pixels if first is None else states[first]
+        cls = torch.func.functional_call(self.image_encoder, {f"encoder.{k}": v for k, v in tuned.items()}, (begin, first))
+        return cls.to(self.compute), states[-2].to(self.compute)
 
     def projections(self, block: TransformerBlock) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         attn = self.unet.get_submodule(block.path).attn2
