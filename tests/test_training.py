@@ -289,6 +289,40 @@ def test_a_subjects_pixels_can_count_more_and_the_mean_weight_stays_one():
     assert weighed[0] > plain[0] and weighed[1].item() == pytest.approx(plain[1].item())
 
 
+def test_the_subjects_weight_fades_to_one_over_the_stated_examples_and_follows_from_the_examples_number():
+    index = torch.tensor([0, 50, 100, 1000])
+    assert losses.fading_weight(index, 9.0, 100).tolist() == [9.0, 5.0, 1.0, 1.0]
+    assert losses.fading_weight(index, 9.0, 0).tolist() == [9.0] * 4
+    masks = torch.zeros(4, 1, 16, 16)
+    masks[:, 0, :8] = 1
+    where = losses.weigh_subjects(masks, (8, 8), losses.fading_weight(index, 9.0, 100))
+    assert (where[:, 0, 0, 0] / where[:, 0, 7, 0]).tolist() == pytest.approx([9, 5, 1, 1])
+
+
+def test_a_lower_rank_keeps_the_nearest_product_and_the_file_can_be_trained_on(task, tmp_path):
+    from mmdiff_core import checkpoint
+    from mmdiff_core.lora import LowRank
+    from mmdiff_core.training.shrink import shrink, truncate
+    torch.manual_seed(0)
+    pair = LowRank(torch.randn(16, 24), torch.randn(40, 16))
+    delta = pair.up @ pair.down
+    for rank, exact in ((4, False), (16, True), (20, True)):
+        smaller, share = truncate(pair, rank)
+        assert smaller.down.shape == (rank, 24) and smaller.up.shape == (40, rank)
+        error = (smaller.up @ smaller.down - delta).square().sum() / delta.square().sum()
+        assert error.item() == pytest.approx(1 - share, abs=1e-5) and (share > 0.999) == exact
+        if not exact:       # nothing of this rank is nearer: the singular values that are left out
+            assert error.item() == pytest.approx((torch.linalg.svdvals(delta)[4:].square().sum() / delta.square().sum()).item(), rel=1e-4)
+    whole, small = tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
+    checkpoint.save_single(whole, task.adapter.config, to_flat(task.adapter.state_dict()), extra={"run": RUN.to_json(), "steps": "7"})
+    said = shrink(whole, small, 3)
+    assert "rank 3" in said and small.stat().st_size < whole.stat().st_size
+    from mmdiff_core.host.evaluate import load_task
+    again = load_task(small)
+    assert again.run.adapter.rank == 3 and again.adapter.config == task.adapter.config
+    again.bridge.close()
+
+
 def test_shares_of_noise_levels_beyond_the_whole_are_refused():
     from mmdiff_core.training.config import ObjectiveConfig
     with pytest.raises(ValueError, match=r"middle and high are 0\.7 and 0\.6"):

@@ -69,6 +69,8 @@ class ObjectiveConfig:
     middle, high    shares of the examples whose noise level comes from the middle, or from the high end, rather than from anywhere;
                     together at most 1
     subject_weight  how much more a subject's pixels count in the denoising loss than the ground's; 1 = alike, as published
+    subject_weight_until    examples over which that weight falls to 1, evenly; 0 = it stays. A weight that stays teaches the subjects
+                    sooner and lets the picture show more of them than were asked for
     fuse_scale      lambda during training
     checkpointing   recompute the transformer blocks in the backward pass: less memory, about a third more time
     """
@@ -77,6 +79,7 @@ class ObjectiveConfig:
     middle: float = 0.0
     high: float = 0.0
     subject_weight: float = 1.0
+    subject_weight_until: int = 0
     fuse_scale: float = 1.0
     checkpointing: bool = False
 
@@ -85,6 +88,8 @@ class ObjectiveConfig:
             raise ValueError(f"objective.middle and high are {self.middle} and {self.high}, expected shares of at most 1 together")
         if self.subject_weight <= 0:
             raise ValueError(f"objective.subject_weight is {self.subject_weight}, expected above 0; 1 counts all pixels alike")
+        if self.subject_weight_until < 0:
+            raise ValueError(f"objective.subject_weight_until is {self.subject_weight_until}, expected a number of examples; 0 = it stays")
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,17 @@ def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor, where: Te
     return weight * (squares if where is None else squares * where).flatten(1).mean(1)
 
 
-def weigh_subjects(masks: Tensor, grid: tuple[int, int], weight: float) -> Tensor:
-    """Masks [B S H W] in 0..1 -> weights of the positions [B 1 h w]: a subject's count `weight` times as much as the ground's, and the
-    mean over the picture is 1."""
+def fading_weight(index: Tensor, weight: float, until: int) -> Tensor:
+    """Weight of the subjects' pixels at examples `index` [B]: from `weight` to 1 over `until` examples, evenly; 0 = it stays."""
+    left = (1 - index.float() / until).clamp_min(0) if until else torch.ones_like(index, dtype=torch.float32)
+    return 1 + (weight - 1) * left
+
+
+def weigh_subjects(masks: Tensor, grid: tuple[int, int], weight: float | Tensor) -> Tensor:
+    """Masks [B S H W] in 0..1 -> weights of the positions [B 1 h w]: a subject's count `weight` (one, or [B]) times as much as the
+    ground's, and the mean over the picture is 1."""
     inside = F.interpolate(full(masks), size=grid, mode="area").amax(1, keepdim=True)
-    weights = 1 + (weight - 1) * inside
+    weights = 1 + (torch.as_tensor(weight, device=inside.device).view(-1, 1, 1, 1) - 1) * inside
     return weights / weights.mean((2, 3), keepdim=True)
 
 

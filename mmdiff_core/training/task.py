@@ -100,10 +100,11 @@ class MMDiffTask(nn.Module):
         prediction, measured = self.predict(a * latents + b * noise, timesteps, conditions)
         target = losses.denoising_target(self.bridge.prediction_type, latents, noise, a, b)
         weight = losses.min_snr_weight(self.bridge.prediction_type, (alpha / sigma) ** 2, self.run.objective.min_snr)
-        subject_weight = self.run.objective.subject_weight
-        where = None if subject_weight == 1 else losses.weigh_subjects(conditions.masks, tuple(latents.shape[-2:]), subject_weight)
+        index, wanted = torch.tensor([e.index for e in batch], device=device), self.run.objective
+        where = None if wanted.subject_weight == 1 else losses.weigh_subjects(
+            conditions.masks, tuple(latents.shape[-2:]), losses.fading_weight(index, wanted.subject_weight, wanted.subject_weight_until)
+        )
         denoising = losses.denoising_loss(prediction, target, weight, where)
-        index = torch.tensor([e.index for e in batch], device=device)
         return self.total(denoising, measured, timesteps, index, conditions.present.any(1))
 
     def total(self, denoising: Tensor, measured: Tensor, timesteps: Tensor, index: Tensor, shown: Tensor) -> dict[str, Tensor]:
