@@ -22,8 +22,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = No
     """Softmax attention, [B P HD] x [1|B N HD] -> [B P HD]; `bias` [1|B 1 P N] is added to the logits. K and V may come as
     [1|B H N D] already, which saves two operations a layer where they are used at every step."""
     q, k, v = (x if x.ndim == 4 else by_head(x, heads) for x in (q, k, v))
-    if len(k) != len(q):
-        k, v = k.expand(len(q), -1, -1, -1), v.expand(len(q), -1, -1, -1)
+    k, v = (x if len(x) == len(q) else x.expand(len(q), -1, -1, -1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2)
 
 

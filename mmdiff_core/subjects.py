@@ -30,6 +30,7 @@ class Subject:
     tokens   [N D] detail-rich tokens of all references
     words    {encoder: [width]} the subject as each text encoder's embedding, from the first reference
     weight   factor on this subject's image branch; 1 = as trained
+    pictures further factors for the single pictures of a batch, the last one for all that follow; empty = 1 for all
     mask     [H W] in 0..1 where its tokens may act, or None = everywhere
     adapter  fingerprint of the adapter that made it
     """
@@ -40,10 +41,15 @@ class Subject:
     references: int
     adapter: str
     weight: float = 1.0
+    pictures: tuple[float, ...] = ()
     mask: Tensor | None = None
 
     def masked(self, mask: Tensor | None) -> Subject:
         return replace(self, mask=mask)
+
+    def at_picture(self, index: int) -> float:
+        """The factor for picture `index` of a batch, beside `weight`."""
+        return self.pictures[min(index, len(self.pictures) - 1)] if self.pictures else 1.0
 
     def __deepcopy__(self, memo: dict) -> Subject:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..mmdiff_core.host.unet import Strength, apply
+from ..mmdiff_core.layer_weights import parse_layer_weights
 from .sockets import CATEGORY, MMDiff
 
 
@@ -24,16 +25,25 @@ class ApplyAttention(io.ComfyNode):
                                tooltip="Fraction of the denoising where the image branch ends."),
                 io.Float.Input("lora_strength", default=1.0, min=0.0, max=2.0, step=0.05,
                                tooltip="Strength of the adapter's LoRA on the model's attention. 1 = as trained."),
+                io.String.Input("layer_weights", default="", optional=True,
+                                tooltip="Factors on parts of the model, of the image branch alone: \"input 0.5, middle 0, output.3 1.2, "
+                                        "output.3.1 0\". What is not named has 1; \"all 0, output 1\" leaves only the output blocks."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For the sampler.")],
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float, end_percent: float) -> bool | str:
+    def validate_inputs(cls, start_percent: float, end_percent: float, layer_weights: str = "") -> bool | str:
         if start_percent >= end_percent:
             return f"start_percent {start_percent} must be less than end_percent {end_percent}"
+        try:
+            parse_layer_weights(layer_weights)
+        except ValueError as error:
+            return str(error)
         return True
 
     @classmethod
-    def execute(cls, model, mmdiff, fuse_scale: float, start_percent: float, end_percent: float, lora_strength: float) -> io.NodeOutput:
-        return io.NodeOutput(apply(model, mmdiff.adapter, Strength(fuse_scale, start_percent, end_percent, lora_strength)))
+    def execute(cls, model, mmdiff, fuse_scale: float, start_percent: float, end_percent: float, lora_strength: float,
+                layer_weights: str = "") -> io.NodeOutput:
+        strength = Strength(fuse_scale, start_percent, end_percent, lora_strength, layer_weights)
+        return io.NodeOutput(apply(model, mmdiff.adapter, strength))

@@ -133,11 +133,12 @@ def test_the_input_model_is_unchanged_after_an_exception_or_interrupt(scene, err
     assert torch.isfinite(plain).all()
 
 
-def test_a_clone_shares_every_tensor_and_patch(scene):
+def test_a_clone_shares_every_tensor_and_has_slots_of_its_own(scene):
     model = apply(scene.model, scene.adapter, BOTH)
     clone = model.clone()
     for key, patch in model.model_options["transformer_options"]["patches_replace"]["attn2"].items():
-        assert clone.model_options["transformer_options"]["patches_replace"]["attn2"][key] is patch
+        own = clone.model_options["transformer_options"]["patches_replace"]["attn2"][key]
+        assert own is not patch and own.application is patch.application and own.slot == patch.slot
     for key, patches in model.patches.items():
         assert clone.patches[key][0][1] is patches[0][1]
     conditioning = scene.bound()

@@ -22,16 +22,28 @@ class BoundPrompt:
     subjects: Subjects
     adapter: str
 
+    @property
+    def per_picture(self) -> bool:
+        """Whether a subject's weight differs between the pictures of a batch."""
+        return any(s.pictures for s in self.subjects)
+
     def __deepcopy__(self, memo: dict) -> BoundPrompt:
         return self
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one row of a model call carries: a bound prompt or nothing, and the part of the picture it covers."""
+    """What one row of a model call carries: a bound prompt or nothing, the part of the picture it covers, and, where subjects have
+    weights per picture, its number in the latent batch."""
 
     prompt: BoundPrompt | None = None
     area: Area | None = None
+    picture: int | None = None
+
+    def continues(self, before: Row) -> bool:
+        """Whether this row can be drawn together with the one before it."""
+        same = self.prompt is before.prompt and self.area == before.area
+        return same and (self.picture is None or before.picture is None or self.picture == before.picture + 1)
 
 
 NOTHING = Row()
@@ -46,7 +58,9 @@ class SubjectRows(comfy.conds.CONDRegular):
     def process_cond(self, batch_size: int, area=None, **kwargs) -> SubjectRows:
         row = self.cond[0]
         covered = None if area is None else tuple(int(x) for x in area)
-        return SubjectRows((Row(row.prompt, covered),) * batch_size)
+        if row.prompt is None or not row.prompt.per_picture:
+            return SubjectRows((Row(row.prompt, covered),) * batch_size)
+        return SubjectRows(tuple(Row(row.prompt, covered, i) for i in range(batch_size)))
 
     def can_concat(self, other) -> bool:
         return isinstance(other, SubjectRows)

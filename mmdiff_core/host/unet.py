@@ -9,9 +9,11 @@ All that a run makes lives in its own transformer_options and is gone with it.
 """
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
 
 import comfy.ldm.modules.attention as host_attention
 import comfy.patcher_extension
@@ -20,14 +22,19 @@ from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
-from ..adapter import MMDiffAdapter, join_tokens, key_value
+from ..adapter import MMDiffAdapter, join_tokens, key_value, picture_weights
 from ..attention import add_to_rows, attend, by_head
+from ..layer_weights import layer_factors
 from ..masks import Area, regions
 from ..unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
 from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows
 from .models import add_patches_strictly, lora_patches
 
 Wrappers = comfy.patcher_extension.WrappersMP
+Callbacks = comfy.patcher_extension.CallbacksMP
+ALWAYS = 1e8        # a sigma that no schedule begins above: what percent 0 becomes
+CLONE_KEY = "mmdiff-slots"
+SEARCH_DEPTH, SEARCH_LIMIT = 6, 2000        # references followed when looking for our slot inside another pack's wrapper
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Strength:
     start: float = 0.0          # fraction of the denoising where the image branch begins
     end: float = 1.0            # ... and ends
     lora: float = 1.0
+    layers: str = ""            # factors on single layers' image branch: see `layer_weights`
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +66,8 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class PromptState:
-    """One bound prompt during one run: K and V (lambda and weights in it) [1 H N D] by slot."""
+    """One bound prompt during one run: K [1 H N D] and V (lambda and weights in it; [B H N D] where weights differ between the
+    pictures of a batch) by slot."""
 
     prompt: BoundPrompt
     keys: dict[Slot, tuple[Tensor, Tensor]]
@@ -99,6 +108,7 @@ class Group:
     area: Area | None
     latent: tuple[int, int]
     factor: float | Tensor
+    picture: int | None         # of the first row in the latent batch, where weights differ between pictures
 
 
 class Application:
@@ -107,7 +117,8 @@ class Application:
     def __init__(self, adapter: MMDiffAdapter, strength: Strength, blocks: Sequence[TransformerBlock], window: Window):
         self.adapter = adapter
         self.strength = strength
-        self.blocks = tuple(blocks)
+        self.factors = {slot: factor for slot, factor in layer_factors(strength.layers, blocks).items() if factor != 0}
+        self.blocks = tuple(block for block in blocks if block.slot in self.factors)
         self.window = window
         self.key = f"mmdiff-{adapter.fingerprint}"
 
@@ -120,22 +131,39 @@ class Application:
         prompts = label_conds(guider.conds, self.adapter.fingerprint)
         diffusion_model = guider.inner_model.diffusion_model
         like = guider.inner_model
-        states = {id(p): self.make_state(p, diffusion_model, model_dtype(like), noise.device) for p in prompts}
-        run = Run(states, self.window, tuple(noise.shape[-2:]))
         model_options = extra_args["model_options"]
+        if prompts and self.strength.fuse_scale != 0:
+            self.check_slots(model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {}))
+        states = {id(p): self.make_state(p, diffusion_model, model_dtype(like), noise.device, len(noise)) for p in prompts}
+        run = Run(states, self.window, tuple(noise.shape[-2:]))
         transformer_options = {**model_options.get("transformer_options", {}), self.key: run}
         extra_args = {**extra_args, "model_options": {**model_options, "transformer_options": transformer_options}}
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
-    def make_state(self, prompt: BoundPrompt, diffusion_model: UNetModel, dtype: torch.dtype, device: torch.device) -> PromptState:
+    def check_slots(self, slots: Mapping[tuple, object]) -> None:
+        """RuntimeError when another node put something else in place of our attention: the subjects would be missing without a word."""
+        lost = [block.slot for block in self.blocks if not _holds(slots.get(block.slot, slots.get(block.slot[:2])), self)]
+        if lost:
+            other = slots.get(lost[0], slots.get(lost[0][:2]))
+            name = getattr(other, "__qualname__", type(other).__qualname__)
+            raise RuntimeError(
+                f"MM-Diff: {len(lost)} of {len(self.blocks)} cross-attention layers no longer show the subjects, because a node behind Apply "
+                f"MM-Diff Attention replaced them (by {name}); put that node before Apply MM-Diff Attention, which keeps what it finds"
+            )
+
+    def make_state(self, prompt: BoundPrompt, diffusion_model: UNetModel, dtype: torch.dtype, device: torch.device,
+                   pictures: int = 1) -> PromptState:
         """K and V of a prompt's subjects at every layer, through the layers' own modules."""
         tokens, weights = join_tokens(prompt.subjects)
         tokens, weights = tokens.to(device, dtype), weights.to(device, dtype) * self.strength.fuse_scale
+        single = picture_weights(prompt.subjects, pictures)
+        single = None if single is None else single.to(device, dtype)
         keys = {}
         for block in self.blocks:
             attn = diffusion_model.get_submodule(block.path).attn2
             k, v = key_value(self.adapter, block, tokens, attn.to_k, attn.to_v, self.strength.lora)
-            keys[block.slot] = (by_head(k, attn.heads), by_head(v * weights, attn.heads))
+            value = by_head(v * (weights * self.factors[block.slot]), attn.heads)
+            keys[block.slot] = (by_head(k, attn.heads), value if single is None else value * single)
         masks = tuple(None if s.mask is None else s.mask.to(device) for s in prompt.subjects)
         return PromptState(prompt, keys, masks)
 
@@ -165,20 +193,53 @@ class Application:
         factor = run.window.factor(transformer_options["sigmas"])
         if isinstance(factor, float) and factor == 0:
             return ()
-        edges = [0, *(i for i in range(1, batch) if mine[i] != mine[i - 1]), batch]
+        edges = [0, *(i for i in range(1, batch) if not mine[i].continues(mine[i - 1])), batch]
         return tuple(
-            Group(a, b, run.states[id(mine[a].prompt)], mine[a].area, run.latent, factor)
+            Group(a, b, run.states[id(mine[a].prompt)], mine[a].area, run.latent, factor, mine[a].picture)
             for a, b in zip(edges, edges[1:], strict=False) if mine[a].prompt is not None
         )
 
 
 @dataclass(frozen=True, eq=False)
+class Added:
+    """What another pack adds to a layer's result, and between which sigmas."""
+
+    callback: Callable
+    kwargs: dict
+
+    def __call__(self, out: Tensor, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
+        start, end = self.kwargs.get("sigma_start", math.inf), self.kwargs.get("sigma_end", 0.0)
+        sigmas = extra_options.get("sigmas")
+        if sigmas is None or (start >= ALWAYS and end <= 0):
+            return (out + self.callback(out, q, k, v, extra_options, **self.kwargs)).to(q.dtype)
+        inside = (sigmas[:1] <= start) & (sigmas[:1] >= end)
+        if inside.device.type == "cpu":
+            return (out + self.callback(out, q, k, v, extra_options, **self.kwargs)).to(q.dtype) if bool(inside) else out
+        seen = self.callback(out, q, k, v, extra_options, **self.kwargs)       # reading sigma here would stop the sampling loop
+        return (out + torch.where(inside.view(1, 1, 1), seen, torch.zeros_like(seen))).to(q.dtype)
+
+
+@dataclass(frozen=True, eq=False)
 class SubjectAttention:
-    """The attn2 slot of one layer: what held it before us, then the image branch."""
+    """The attn2 slot of one layer: what held it before us, then the image branch, then what other packs add.
+
+    IPAdapter, InstantID and PuLID call `.add` on whatever holds a slot when they come; its meaning here is theirs. That changes this
+    object, so every clone of a model gets slots of its own (`own_slots`).
+    """
 
     application: Application
     slot: Slot
     inner: Callable | None = None
+    added: list[Added] = field(default_factory=list)
+
+    def add(self, callback: Callable, **kwargs) -> None:
+        """callback(out, q, k, v, extra_options, **kwargs) is added to the result while `sigma_end` <= sigma <= `sigma_start`."""
+        self.added.append(Added(callback, kwargs))
+
+    def own(self) -> SubjectAttention:
+        """The same, to which others may add without changing this one."""
+        inner = self.inner.own() if isinstance(self.inner, SubjectAttention) else self.inner
+        return SubjectAttention(self.application, self.slot, inner, list(self.added))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         out = self.base(q, k, v, extra_options)
@@ -187,6 +248,8 @@ class SubjectAttention:
             out = out.clone()           # another pack's result may be shared; ours is written into
         for group in groups:
             out = self.show(out, q, group, extra_options)
+        for other in self.added:
+            out = other(out, q, k, v, extra_options)
         return out
 
     def base(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
@@ -200,6 +263,8 @@ class SubjectAttention:
         """The image branch on the group's rows."""
         key, value = group.state.keys[self.slot]
         rows = q[group.start:group.stop]
+        if group.picture is not None:
+            value = value[group.picture:group.picture + len(rows)]
         if key.dtype != q.dtype or key.device != q.device:
             key, value = key.to(q), value.to(q)
         bias, gate = group.state.region(tuple(extra_options["activations_shape"][-2:]), group.latent, group.area, q)
@@ -298,6 +363,8 @@ def apply(model, adapter: MMDiffAdapter, strength: Strength):
     if application.key in model.wrappers.get(Wrappers.SAMPLER_SAMPLE, {}):
         raise ValueError(f"{adapter.source} is already applied to this model; one Apply MM-Diff Attention is enough")
     patched = model.clone()
+    if CLONE_KEY not in patched.callbacks.get(Callbacks.ON_CLONE, {}):
+        patched.add_callback_with_key(Callbacks.ON_CLONE, CLONE_KEY, own_slots)
     if strength.lora != 0:
         add_patches_strictly(patched, lora_patches(adapter.unet, lora_keys(blocks)), strength.lora, "the model")
     patched.add_wrapper_with_key(Wrappers.SAMPLER_SAMPLE, application.key, application.on_run)
@@ -305,6 +372,34 @@ def apply(model, adapter: MMDiffAdapter, strength: Strength):
         _fill_slots(patched, application)
         patched.add_wrapper_with_key(Wrappers.DIFFUSION_MODEL, application.key, application.on_call)
     return patched
+
+
+def own_slots(model, clone) -> None:
+    """ON_CLONE: the clone's slots are its own, whatever the host's version shares, so that what is added to one is not in the other."""
+    held = clone.model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {})
+    held.update({slot: patch.own() for slot, patch in held.items() if isinstance(patch, SubjectAttention)})
+
+
+def _holds(patch: object, application: Application) -> bool:
+    """Whether a slot's callable is, or wraps, our attention of this application."""
+    layer, seen = [patch], set()
+    for _ in range(SEARCH_DEPTH):
+        if any(isinstance(x, SubjectAttention) and x.application is application for x in layer):
+            return True
+        seen |= {id(x) for x in layer}
+        layer = [x for outer in layer for x in _references(outer) if id(x) not in seen]
+        if len(seen) > SEARCH_LIMIT:
+            break
+    return False
+
+
+def _references(x: object) -> list:
+    """What an object holds, of a function only what it closes over."""
+    if isinstance(x, FunctionType):
+        return [*(x.__closure__ or ()), *(x.__defaults__ or ())]
+    if isinstance(x, (type, ModuleType, Tensor, str, int, float)):
+        return []
+    return gc.get_referents(x)
 
 
 def _fill_slots(patched, application: Application) -> None:
