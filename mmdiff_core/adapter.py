@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import MMDiffConfig
@@ -69,6 +70,7 @@ class MMDiffAdapter:
         return Subject(
             name=name, tokens=tokens.flatten(0, 1).cpu(), words={k: v[0].cpu() for k, v in words.items()},
             references=len(features.cls), adapter=self.fingerprint, weight=weight,
+            identity=F.normalize(F.normalize(features.query.float(), dim=-1).mean(0), dim=0).cpu(),
         )
 
 

@@ -22,7 +22,8 @@ def parse_layer_weights(text: str) -> dict[str, float]:
             continue
         match = ENTRY.fullmatch(entry)
         if not match:
-            raise ValueError(f'layer weight {entry.strip()!r} is not understood; write a name and a number: "input 0.5, middle 0, output.3 1.2"')
+            raise ValueError(f"layer weight {entry.strip()!r} is not understood; write a name and a number: "
+                             '"input 0.5, middle 0, output.3 1.2"')
         name, factor = match[1], float(match[2])
         if not 0 <= factor <= MAX_FACTOR:
             raise ValueError(f"layer weight {entry.strip()!r}: expected a number from 0 to {MAX_FACTOR:g}")

@@ -4,6 +4,8 @@ Shapes   R references · N tokens (4 R) · D context width · C CLS width · W v
 """
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -33,6 +35,9 @@ class Subject:
     pictures further factors for the single pictures of a batch, the last one for all that follow; empty = 1 for all
     mask     [H W] in 0..1 where its tokens may act, or None = everywhere
     adapter  fingerprint of the adapter that made it
+    encoder  fingerprint of the image encoder that looked at it; "" = not known
+    identity [Q] unit vector to compare subjects by (ArcFace or CLS, mean of the references), or None
+    pictures_seen   [R 64 64 3] uint8, small pictures of what the encoder looked at, or None
     """
 
     name: str
@@ -43,6 +48,9 @@ class Subject:
     weight: float = 1.0
     pictures: tuple[float, ...] = ()
     mask: Tensor | None = None
+    encoder: str = ""
+    identity: Tensor | None = None
+    pictures_seen: Tensor | None = None
 
     def masked(self, mask: Tensor | None) -> Subject:
         return replace(self, mask=mask)
@@ -68,3 +76,20 @@ def add_subject(subjects: Subjects, subject: Subject) -> Subjects:
             "of a prompt with the same Load MM-Diff node"
         )
     return (*subjects, subject)
+
+
+def numbers(text: str, what: str, most: float | None = None) -> tuple[float, ...]:
+    """Numbers of at least 0, as a person writes them: "1, 0.5, 0". ValueError names the one that is none."""
+    found = []
+    for part in re.split(r"[,;\s]+", text.strip()):
+        if not part:
+            continue
+        try:
+            value = float(part)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value < math.inf or (most is not None and value > most):
+            limit = "" if most is None else f" to {most:g}"
+            raise ValueError(f'{what}: {part!r} is not a number from 0{limit}; write "1, 0.5, 0"')
+        found.append(value)
+    return tuple(found)

@@ -3,6 +3,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..mmdiff_core.host import files
 from .apply import ApplyAttention
+from .keep import LoadSubject, MixSubjects, SaveSubject, SubjectWeights
 from .load import ConvertCheckpoint, LoadFaceAnalysis, LoadMMDiff
 from .prompt import TextEncode
 from .small_world import SmallWorldLoader, SmallWorldSprite
@@ -10,7 +11,7 @@ from .subjects import ConstraintMasks, SubjectEncoder
 
 NODES: list[type[io.ComfyNode]] = [
     LoadMMDiff, LoadFaceAnalysis, SubjectEncoder, ConstraintMasks, TextEncode, ApplyAttention, ConvertCheckpoint,
-    SmallWorldLoader, SmallWorldSprite,
+    SaveSubject, LoadSubject, MixSubjects, SubjectWeights, SmallWorldLoader, SmallWorldSprite,
 ]
 
 

@@ -49,8 +49,9 @@ class Server:
     def _extra_paths(self, host: Path) -> Path:
         write_model_pack(self._folder("insightface"), "stand_in", detector="centre")
         self.models.mkdir(exist_ok=True)
+        subjects = self._folder("mmdiff_subjects")
         paths = {"tests": {"custom_nodes": TESTS / "host_nodes", "mmdiff": TESTS / "tiny/models/mmdiff", "insightface": self.home / "insightface"},
-                 "written": {"mmdiff": self.models}}
+                 "written": {"mmdiff": self.models, "mmdiff_subjects": subjects}}
         if not any(p.resolve() == PACK for p in (host / "custom_nodes").iterdir()):
             linked = self._folder("custom_nodes")
             (linked / PACK_NAME).symlink_to(PACK, target_is_directory=True)

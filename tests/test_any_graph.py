@@ -7,18 +7,18 @@ from dataclasses import replace
 import comfy.sample
 import comfy.samplers
 import node_helpers
-import nodes as host_nodes
 import pytest
 import torch
 from comfy_extras import nodes_custom_sampler, nodes_perpneg
+from test_promises import BOTH, IMAGE_ONLY, Scene, half_masks
 
+import nodes as host_nodes
 from mmdiff_core.host.conditioning import BoundPrompt, carry
 from mmdiff_core.host.unet import Strength, apply
 from mmdiff_core.layer_weights import layer_factors, parse_layer_weights
 from mmdiff_core.unet_layers import transformer_blocks
 
 import make
-from test_promises import BOTH, IMAGE_ONLY, Scene, half_masks
 
 ONE_STEP = torch.tensor([4.0, 0.0])
 STEPS = torch.tensor([4.0, 2.0, 1.0, 0.0])

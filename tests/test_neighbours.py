@@ -21,12 +21,12 @@ from comfy_extras import (
     nodes_sag,
     nodes_tomesd,
 )
+from test_promises import BOTH, IMAGE_ONLY, Scene
 
 from mmdiff_core.host.conditioning import carry
 from mmdiff_core.host.unet import Added, SubjectAttention, apply
 
 import make
-from test_promises import BOTH, IMAGE_ONLY, Scene
 
 ONE_STEP = torch.tensor([4.0, 0.0])
 STEPS = torch.tensor([4.0, 2.0, 1.0, 0.0])

@@ -140,3 +140,43 @@ def test_a_face_that_is_not_there_is_an_error_that_names_the_picture(server: Ser
     prompt["subject0"]["inputs"] |= {"faces": ["faces", 0], "image": ["black", 0], "face": 3}
     with pytest.raises(RuntimeError, match="s0, picture 1 of 1: "):
         server.run(prompt)
+
+
+def test_a_saved_subject_draws_the_same_picture_and_no_picture_is_encoded(server: Server):
+    prompt = a_case_graph()
+    prompt["keep"] = node("MMDiffSaveSubject", subjects=["subject0", 0], prefix="tests/", overwrite=True)
+    entry = server.run(prompt)
+    assert "s0.safetensors: 1 reference" in entry["outputs"]["keep"]["text"][0]
+    kept = a_case_graph()
+    for name in ("subject0", "case0"):
+        del kept[name]
+    kept["loaded"] = node("MMDiffLoadSubject", mmdiff=["mmdiff", 0], file="tests/s0.safetensors", name="", weight=1.0)
+    kept["text"]["inputs"]["subjects"] = ["loaded", 0]
+    kept["save"]["inputs"]["filename_prefix"] = "from_kept"
+    latents = []
+    for found in (entry, server.run(kept)):
+        (saved,) = found["outputs"]["save"]["latents"]
+        latents.append(load_file(server.output / saved["subfolder"] / saved["filename"])["latent_tensor"])
+    assert (latents[0] == latents[1]).all()
+
+
+def test_a_saved_subject_that_is_not_there_is_told_with_what_is(server: Server):
+    prompt = {"mmdiff": node("MMDiffLoad", checkpoint="tiny-portrait"),
+              "loaded": node("MMDiffLoadSubject", mmdiff=["mmdiff", 0], file="nobody.safetensors", name="", weight=1.0),
+              "show": node("PreviewImage", images=["loaded", 1])}
+    with pytest.raises(RuntimeError, match=r"there is no saved subject 'nobody|not in list"):
+        server.run(prompt)
+
+
+def test_mixing_and_weighing_run_in_the_server_and_encode_nothing_again(server: Server):
+    prompt = a_case_graph()
+    prompt["mix"] = node("MMDiffMixSubjects", subjects=["subject0", 0], weights="1", method="spherical", name="mix")
+    prompt["weigh"] = node("MMDiffSubjectWeights", subjects=["mix", 0], name="", weight=0.5, per_picture="1, 0.5")
+    prompt["text"]["inputs"]["subjects"] = ["weigh", 0]
+    server.run(prompt)
+    prompt["weigh"]["inputs"]["weight"] = 0.7
+    ran = executed(server, prompt)
+    assert "sample" in ran and not ran & {"subject0", "case0", "mix"}
+    prompt["weigh"]["inputs"]["name"] = "nobody"
+    with pytest.raises(RuntimeError, match="no subject named 'nobody'; there are: mix"):
+        server.run(prompt)

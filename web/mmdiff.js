@@ -1,7 +1,7 @@
-/** Shows on the node which word was bound to which subject (MM-Diff Text Encode), and what was written (Convert). */
+/** Shows on the node which word was bound to which subject (MM-Diff Text Encode), and what was written (Convert, Save). */
 import { app } from "../../scripts/app.js";
 
-const SHOWS_TEXT = ["MMDiffTextEncode", "MMDiffConvert"];
+const SHOWS_TEXT = ["MMDiffTextEncode", "MMDiffConvert", "MMDiffSaveSubject"];
 
 app.registerExtension({
   name: "mmdiff.text",

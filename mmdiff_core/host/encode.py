@@ -2,21 +2,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import comfy.model_management
 import comfy.utils
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..subject_file import SIDE
 from ..subjects import Subject, Subjects, VisionFeatures
 from ..vision import object_pixels, to_uint8
 from . import text as text_side
 from .conditioning import BoundPrompt, carry, delayed
 from .models import LoadedMMDiff
-from .vision import check_encoder, cls_embeddings, patch_embeddings
+from .vision import check_encoder, cls_embeddings, encoder_fingerprint, patch_embeddings
 
 MAX_WEIGHT = 10.0      # of a subject; far beyond what is useful
 
@@ -46,7 +48,13 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
     with mmdiff.loaded() as (_, device):
         features = VisionFeatures(cls.to(device), patches.to(device), query.to(device))
         subject = mmdiff.adapter.make_subject(features, name.strip(), weight)
-    return subject, looked_at.movedim(1, -1)
+    return replace(subject, encoder=encoder_fingerprint(clip_vision), pictures_seen=small_pictures(looked_at)), looked_at.movedim(1, -1)
+
+
+def small_pictures(seen: Tensor) -> Tensor:
+    """What the encoder looked at [R 3 S S] in 0..1 -> [R 64 64 3] uint8, to recognise a saved subject by."""
+    small = F.interpolate(seen.float().cpu(), size=(SIDE, SIDE), mode="area" if seen.shape[-1] >= SIDE else "nearest")
+    return (small.clamp(0, 1) * 255).round().byte().movedim(1, -1).contiguous()
 
 
 def to_look_at(seen: Tensor, side: int = 128) -> Tensor:

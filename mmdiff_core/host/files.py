@@ -10,15 +10,18 @@ from ..checkpoint import is_official_folder
 
 CHECKPOINTS = "mmdiff"
 FACES = "insightface"
+SUBJECTS = "mmdiff_subjects"
 SUFFIX = ".safetensors"
 
 
 def register_folders() -> None:
-    """Add models/mmdiff and models/insightface to what ComfyUI knows; entries of extra_model_paths.yaml stay."""
-    for name in (CHECKPOINTS, FACES):
-        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name), is_default=True)
-    paths, _ = folder_paths.folder_names_and_paths[CHECKPOINTS]
-    folder_paths.folder_names_and_paths[CHECKPOINTS] = (paths, {SUFFIX})
+    """Add models/mmdiff, models/mmdiff_subjects and models/insightface to what ComfyUI knows, after the entries of
+    extra_model_paths.yaml: whoever has set a folder there means it."""
+    for name in (CHECKPOINTS, FACES, SUBJECTS):
+        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+    for name in (CHECKPOINTS, SUBJECTS):
+        paths, _ = folder_paths.folder_names_and_paths[name]
+        folder_paths.folder_names_and_paths[name] = (paths, {SUFFIX})
 
 
 def roots(name: str) -> list[Path]:
@@ -50,4 +53,36 @@ def target_path(name: str) -> Path:
     path = (root / name).resolve()
     if root not in path.parents:
         raise ValueError(f"the file name {name!r} leads out of {root}; give a plain name")
+    return path
+
+
+def list_subjects() -> list[str]:
+    """Names of the saved subjects for the combo."""
+    return sorted(folder_paths.get_filename_list(SUBJECTS)) if SUBJECTS in folder_paths.folder_names_and_paths else []
+
+
+def find_subject(name: str) -> Path:
+    """Path of a saved subject. FileNotFoundError names the folders searched and what was found there."""
+    for root in roots(SUBJECTS):
+        path = (root / name).resolve()
+        if root.resolve() in path.parents and path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"there is no saved subject {name!r}. Searched: {', '.join(map(str, roots(SUBJECTS)))}; found there: "
+        f"{list_subjects() or 'nothing'}. Save one with Save MM-Diff Subject."
+    )
+
+
+def subject_path(name: str, overwrite: bool) -> Path:
+    """Where a subject of this name goes, inside the first mmdiff_subjects folder; without `overwrite` a taken name gets a number.
+    ValueError for a name that leads elsewhere."""
+    root = roots(SUBJECTS)[0].resolve()
+    plain = "".join(c if c not in '<>:"|?*\\' and c.isprintable() else "_" for c in name).strip()
+    path = (root / f"{plain}{SUFFIX}").resolve()
+    if root not in path.parents or not path.name.removesuffix(SUFFIX).strip("."):
+        raise ValueError(f"the name {name!r} leads out of {root}; give a plain name")
+    number = 2
+    while not overwrite and path.exists():
+        path = path.with_name(f"{Path(plain).name}_{number}{SUFFIX}")
+        number += 1
     return path

@@ -147,7 +147,7 @@ class Application:
             other = slots.get(lost[0], slots.get(lost[0][:2]))
             name = getattr(other, "__qualname__", type(other).__qualname__)
             raise RuntimeError(
-                f"MM-Diff: {len(lost)} of {len(self.blocks)} cross-attention layers no longer show the subjects, because a node behind Apply "
+                f"MM-Diff: {len(lost)} of {len(self.blocks)} cross-attention layers no longer show the subjects: a node behind Apply "
                 f"MM-Diff Attention replaced them (by {name}); put that node before Apply MM-Diff Attention, which keeps what it finds"
             )
 

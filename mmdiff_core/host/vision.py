@@ -4,6 +4,8 @@ The copy is weight patches on a clone: one set of weights in memory.
 """
 from __future__ import annotations
 
+import hashlib
+
 import comfy.model_management as mm
 import torch
 from torch import Tensor
@@ -28,6 +30,14 @@ def check_encoder(clip_vision, config: MMDiffConfig) -> None:
             f"the image encoder has width {width} and projection {cls}, {config.name} needs {config.vision_width} and "
             f"{config.cls_width}" + (": load CLIP ViT-L/14 (224 px) with Load CLIP Vision" if config.cls_width == 768 else "")
         )
+
+
+def encoder_fingerprint(clip_vision) -> str:
+    """Which image encoder this is: a short hash of its projection and its patch embedding."""
+    state, digest = clip_vision.model.state_dict(), hashlib.sha256()
+    for key in ("visual_projection.weight", "vision_model.embeddings.patch_embedding.weight"):
+        digest.update(state[key].detach().cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def fine_tuned(clip_vision, adapter: MMDiffAdapter):

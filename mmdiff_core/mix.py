@@ -1,0 +1,80 @@
+"""Several subjects become one: averaged, on the sphere between them, or as more references of the same one.
+
+Shapes   T tokens per reference · D context width
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .subjects import Subject
+
+METHODS = ("average", "spherical", "together")
+PARALLEL = 1e-4     # below this angle, in radians, the sphere is as good as flat
+
+
+def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """From a to b [... D] along the arc between their directions, lengths straight; t in 0..1."""
+    length = torch.lerp(a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True), t)
+    u, v = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
+    angle = (u * v).sum(-1, keepdim=True).clamp(-1, 1).acos()
+    sine = angle.sin()
+    arc = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / sine.clamp_min(PARALLEL)
+    return length * F.normalize(torch.where(sine < PARALLEL, torch.lerp(u, v, t), arc), dim=-1)
+
+
+def blend(vectors: Sequence[Tensor], shares: Sequence[float], method: str) -> Tensor:
+    """Vectors of one shape -> their mix. "spherical" goes along arcs, one vector after the other, so the order matters a little for
+    three or more."""
+    if method != "spherical":
+        return sum(share * v for share, v in zip(shares, vectors, strict=True))
+    mixed, weight = vectors[0], shares[0]
+    for share, v in zip(shares[1:], vectors[1:], strict=True):
+        if share > 0:
+            weight += share
+            mixed = slerp(mixed, v, share / weight)
+    return mixed
+
+
+def mean_reference(subject: Subject, tokens_per_reference: int) -> Tensor:
+    """The mean of a subject's references [T D]."""
+    return subject.tokens.unflatten(0, (-1, tokens_per_reference)).mean(0)
+
+
+def mix(subjects: Sequence[Subject], weights: Sequence[float], method: str, name: str, tokens_per_reference: int = 4) -> Subject:
+    """One subject from several.
+
+    average     weighted mean of the tokens (of each subject the mean reference) and of the words
+    spherical   the same along the arcs between them: keeps the lengths, so faces do not fade toward the mean face
+    together    all references side by side, each subject's tokens weighted; for more pictures of ONE person or thing
+
+    Raises ValueError for no subjects, other adapters, or weights that do not fit.
+    """
+    if method not in METHODS:
+        raise ValueError(f"mix method {method!r}, expected one of {METHODS}")
+    if not subjects:
+        raise ValueError("there is no subject to mix; connect at least one")
+    if len(weights) != len(subjects):
+        names = ", ".join(s.name for s in subjects)
+        raise ValueError(f"{len(weights)} weights for {len(subjects)} subjects ({names}); give each one weight")
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"mix weights {list(weights)}: expected numbers of at least 0, and one above 0")
+    if len({s.adapter for s in subjects}) > 1:
+        raise ValueError("the subjects were made by different MM-Diff adapters; encode them with the same Load MM-Diff node")
+    shares = [w / sum(weights) for w in weights]
+    words = {encoder: blend([s.words[encoder] for s in subjects], shares, method) for encoder in subjects[0].words}
+    known = [s.identity for s in subjects if s.identity is not None]
+    identity = F.normalize(blend(known, shares, "average"), dim=0) if len(known) == len(subjects) else None
+    seen = [s.pictures_seen for s in subjects if s.pictures_seen is not None]
+    if method == "together":
+        tokens, references = torch.cat([s.tokens for s in subjects]), sum(s.references for s in subjects)
+    else:
+        tokens, references = blend([mean_reference(s, tokens_per_reference) for s in subjects], shares, method), 1
+    return replace(
+        subjects[0], name=name, tokens=tokens, words=words, references=references, weight=1.0, pictures=(), mask=None, identity=identity,
+        pictures_seen=torch.cat(seen) if seen else None,
+    )
