@@ -5,6 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..mmdiff_core.host.encode import MAX_WEIGHT, encode_subject, to_look_at
 from ..mmdiff_core.masks import feather_inwards
+from ..mmdiff_core.notes import look_alike_notes
 from ..mmdiff_core.subjects import add_subject
 from .sockets import CATEGORY, MMDiff, MMDiffFaces, MMDiffSubjects
 
@@ -35,6 +36,8 @@ class SubjectEncoder(io.ComfyNode):
                 MMDiffSubjects.Output(display_name="subjects", tooltip="Earlier subjects and this one, in order."),
                 io.Image.Output(display_name="seen",
                                 tooltip="What the encoder looked at: the aligned faces, or the padded pictures."),
+                io.String.Output(display_name="notes", tooltip="What you should know about the pictures: blurred, tiny, unlike the others, "
+                                                               "or a subject that looks like another. Empty = nothing."),
             ],
         )
 
@@ -44,8 +47,11 @@ class SubjectEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, mmdiff, clip_vision, image, name: str, weight: float, face: int, faces=None, subjects=()) -> io.NodeOutput:
-        subject, seen = encode_subject(mmdiff, clip_vision, image, faces, name, weight, face)
-        return io.NodeOutput(add_subject(subjects or (), subject), seen, ui=ui.PreviewImage(to_look_at(seen), cls=cls))
+        subject, seen, notes = encode_subject(mmdiff, clip_vision, image, faces, name, weight, face)
+        chain = add_subject(subjects or (), subject)
+        notes += [note for note in look_alike_notes(chain, mmdiff.config) if subject.name in note]
+        shown = {**ui.PreviewImage(to_look_at(seen), cls=cls).as_dict(), "text": ("\n".join(notes),)}
+        return io.NodeOutput(chain, seen, "\n".join(notes), ui=shown)
 
 
 class ConstraintMasks(io.ComfyNode):

@@ -56,7 +56,7 @@ def without(mmdiff: LoadedMMDiff, part: str) -> LoadedMMDiff:
 
 def noise_and_text(world, mmdiff, variant="official"):
     (slot,) = CASE.slots()
-    subject, _ = encode_subject(mmdiff, world["vision"], CASE.images(slot), CASE.faces(slot), "a")
+    subject, *_ = encode_subject(mmdiff, world["vision"], CASE.images(slot), CASE.faces(slot), "a")
     adapted = text_side.adapted_clip(world["clip"], mmdiff, "released" if variant == "official" else "corrected")
     clean, nouns = text_side.find_nouns(adapted.tokenize, CASE.meta["prompt"])
     sides = []
@@ -119,7 +119,7 @@ def test_the_face_head_with_two_heads_is_the_recorded_one():
 def test_a_general_adapter_needs_no_face(world):
     config = replace(make.narrow_config("sdxl"), variant="general", query_width=96)
     mmdiff = make.random_mmdiff(config)
-    subject, seen = encode_subject(mmdiff, world["vision"], torch.rand(2, 30, 40, 3), None, "fox")
+    subject, seen, _ = encode_subject(mmdiff, world["vision"], torch.rand(2, 30, 40, 3), None, "fox")
     assert subject.tokens.shape == (8, make.CONTEXT) and subject.references == 2 and seen.shape == (2, 224, 224, 3)
 
 
@@ -131,10 +131,10 @@ def test_a_portrait_adapter_without_faces_says_what_to_install(world):
 def test_each_reference_adds_its_own_tokens_and_the_first_speaks_in_the_text(world):
     (slot,) = CASE.slots()
     image = CASE.images(slot)
-    one, _ = encode_subject(world["mmdiff"], world["vision"], image, CASE.faces(slot), "a")
+    one, *_ = encode_subject(world["mmdiff"], world["vision"], image, CASE.faces(slot), "a")
     faces = CASE.faces(slot)
     faces.answers = faces.answers * 3
-    three, _ = encode_subject(world["mmdiff"], world["vision"], torch.cat([image, image.flip(1), image * 0.5]), faces, "a")
+    three, *_ = encode_subject(world["mmdiff"], world["vision"], torch.cat([image, image.flip(1), image * 0.5]), faces, "a")
     assert three.tokens.shape[0] == 12 and faces.calls == 3
     assert torch.allclose(three.tokens[:4], one.tokens, atol=1e-5)
     assert all(torch.allclose(three.words[e], one.words[e], atol=1e-5) for e in one.words)

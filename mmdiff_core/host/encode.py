@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..notes import look_alike_notes, reference_notes
 from ..subject_file import SIDE
 from ..subjects import Subject, Subjects, VisionFeatures
 from ..vision import object_pixels, to_uint8
@@ -31,8 +32,9 @@ class FaceSource(Protocol):
 
 
 def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: FaceSource | None, name: str,
-                   weight: float = 1.0, which_face: int = 0) -> tuple[Subject, Tensor]:
-    """All reference pictures (IMAGE [R H W 3]) of one subject -> the subject, and what the encoder looked at (IMAGE).
+                   weight: float = 1.0, which_face: int = 0) -> tuple[Subject, Tensor, list[str]]:
+    """All reference pictures (IMAGE [R H W 3]) of one subject -> the subject, what the encoder looked at (IMAGE), and what a person
+    should know about the pictures.
 
     Portrait adapters need `faces`; general ones read the whole pictures. The first reference speaks in the text.
     """
@@ -48,7 +50,8 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
     with mmdiff.loaded() as (_, device):
         features = VisionFeatures(cls.to(device), patches.to(device), query.to(device))
         subject = mmdiff.adapter.make_subject(features, name.strip(), weight)
-    return replace(subject, encoder=encoder_fingerprint(clip_vision), pictures_seen=small_pictures(looked_at)), looked_at.movedim(1, -1)
+    subject = replace(subject, encoder=encoder_fingerprint(clip_vision), pictures_seen=small_pictures(looked_at))
+    return subject, looked_at.movedim(1, -1), reference_notes(subject.name, looked_at, query, mmdiff.config)
 
 
 def small_pictures(seen: Tensor) -> Tensor:
@@ -87,15 +90,17 @@ class EncodedPrompt:
     positive: list
     negative: list
     bindings: tuple[tuple[str, Subject], ...]
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """One line per binding, for the node."""
+        """One line per binding and per note, for the node."""
         if not self.bindings:
             return "no subject in this prompt"
-        return "\n".join(
-            f"{word} → {s.name} ({s.references} reference{'s' * (s.references != 1)}, {len(s.tokens)} tokens, weight {s.weight:g})"
-            for word, s in self.bindings
-        )
+        return "\n".join([
+            *(f"{word} → {s.name} ({s.references} reference{'s' * (s.references != 1)}, {len(s.tokens)} tokens, weight {s.weight:g})"
+              for word, s in self.bindings),
+            *(f"note: {note}" for note in self.notes),
+        ])
 
 
 def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects: Subjects = (), start: float = 0.0,
@@ -130,7 +135,8 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
     else:
         against = carry(encode(negative, False), None)
     return EncodedPrompt(
-        delayed(plain, fused, prompt, start if late else 0.0), against, tuple(zip((n.word for n in nouns), subjects, strict=True))
+        delayed(plain, fused, prompt, start if late else 0.0), against, tuple(zip((n.word for n in nouns), subjects, strict=True)),
+        tuple(look_alike_notes(subjects, mmdiff.config)),
     )
 
 

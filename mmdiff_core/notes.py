@@ -1,0 +1,64 @@
+"""What a person should know about their references and subjects before they wonder at the picture: the card's failure modes.
+
+Shapes   R references · S side of what the encoder looked at · Q width of what subjects are compared by
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import MMDiffConfig
+from .subjects import Subject
+
+# Below this sharpness a picture has no more detail than one about 60 px wide: the demo photographs have 0.12 to 0.41 at 224 px, the same
+# photographs made 64 px wide and enlarged again 0.005 to 0.014 (tests/test_notes.py).
+BLURRED = 0.015
+SMALLEST = 112                              # sides below this are pixel art, where sharpness says nothing
+# cosine between unit identities above which two subjects are taken for one another, by what they are compared with
+LOOK_ALIKE = {"portrait": 0.5, "general": 0.92}
+UNLIKE = 0.25                               # an ArcFace cosine between pictures of one person is rarely lower
+
+
+def sharpness(picture: Tensor) -> float:
+    """Variance of the Laplacian over variance of the brightness of a picture [3 S S] in 0..1; near 0 = blurred or flat."""
+    grey = (picture.float() * torch.tensor([0.299, 0.587, 0.114], device=picture.device).view(3, 1, 1)).sum(0)[None, None]
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=picture.device).view(1, 1, 3, 3)
+    return float(F.conv2d(grey, kernel).var() / grey.var().clamp_min(1e-4))
+
+
+def reference_notes(name: str, seen: Tensor, query: Tensor, config: MMDiffConfig) -> list[str]:
+    """A sentence for each reference that is blurred or tiny, or whose face is unlike the others': seen [R 3 S S] in 0..1, query [R Q]."""
+    found = []
+    if seen.shape[-1] >= SMALLEST:
+        for i, picture in enumerate(seen, 1):
+            if sharpness(picture) < BLURRED:
+                found.append(f"{name}, picture {i}: blurred or too small; what the encoder sees has no more detail than a picture about "
+                             "60 px wide. Use a sharper or closer one.")
+    if config.variant == "portrait" and len(query) > 2:
+        unit = F.normalize(query.float(), dim=-1)
+        for i in range(len(unit)):
+            others = F.normalize((unit.sum(0) - unit[i]), dim=0)
+            if (alike := float(unit[i] @ others)) < UNLIKE:
+                found.append(f"{name}, picture {i + 1}: the face is unlike the others (similarity {alike:.2f}): another person, or a "
+                             "covered or turned face? Leave it out, or choose the face.")
+    return found
+
+
+def similarity(a: Subject, b: Subject) -> float | None:
+    """Cosine between two subjects' identities, or None where one is not known."""
+    if a.identity is None or b.identity is None or a.identity.shape != b.identity.shape:
+        return None
+    return float(a.identity @ b.identity)
+
+
+def look_alike_notes(subjects: Sequence[Subject], config: MMDiffConfig) -> list[str]:
+    """A sentence for each pair of subjects that the adapter may take for one another."""
+    return [
+        f"{a.name} and {b.name} look alike (similarity {alike:.2f}, noted above {LOOK_ALIKE[config.variant]:g}): they may blend. Hold each in "
+        "a region with Multi-Subject Constraint Masks, and name in the prompt what tells them apart."
+        for a, b in combinations(subjects, 2) if (alike := similarity(a, b)) is not None and alike > LOOK_ALIKE[config.variant]
+    ]
