@@ -57,8 +57,9 @@ def similarity(a: Subject, b: Subject) -> float | None:
 
 def look_alike_notes(subjects: Sequence[Subject], config: MMDiffConfig) -> list[str]:
     """A sentence for each pair of subjects that the adapter may take for one another."""
+    least = LOOK_ALIKE[config.variant]
     return [
-        f"{a.name} and {b.name} look alike (similarity {alike:.2f}, noted above {LOOK_ALIKE[config.variant]:g}): they may blend. Hold each in "
-        "a region with Multi-Subject Constraint Masks, and name in the prompt what tells them apart."
-        for a, b in combinations(subjects, 2) if (alike := similarity(a, b)) is not None and alike > LOOK_ALIKE[config.variant]
+        f"{a.name} and {b.name} look alike (similarity {alike:.2f}, noted above {least:g}): they may blend. Hold each in a region with "
+        "Multi-Subject Constraint Masks, and name in the prompt what tells them apart."
+        for a, b in combinations(subjects, 2) if (alike := similarity(a, b)) is not None and alike > least
     ]
