@@ -66,8 +66,8 @@ def random_subject(mmdiff: LoadedMMDiff, name: str = "someone", seed: int = 0, r
     )
 
 
-def narrow_model(like: str, dtype: torch.dtype = torch.float32):
-    """MODEL with the true number of layers of SDXL (70) or SD1.5 (16), a tenth as wide, random weights."""
+def narrow_model(like: str, dtype: torch.dtype = torch.float32, operations=None):
+    """MODEL with the true number of layers of SDXL (70) or SD1.5 (16), a tenth as wide, random weights; `operations` as in comfy.ops."""
     shared = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_heads": -1, "num_head_channels": 16,
               "use_spatial_transformer": True, "legacy": False, "context_dim": CONTEXT, "use_temporal_attention": False,
               "use_temporal_resblock": False}
@@ -84,6 +84,7 @@ def narrow_model(like: str, dtype: torch.dtype = torch.float32):
     supported.unet_config.clear()
     supported.unet_config.update(config | {"dtype": dtype})
     supported.set_inference_dtype(dtype, None)
+    supported.custom_operations = operations
     with torch.random.fork_rng():
         torch.manual_seed(1)
         base = supported.get_model({}, "", device=torch.device("cpu"))
