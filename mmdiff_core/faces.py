@@ -73,21 +73,28 @@ class FaceAnalyser:
                 return tuple(sorted(faces, key=lambda face: face.box[0] + face.box[2]))
         return ()
 
-    def pick(self, image: np.ndarray, which: int = 0, label: str = "image") -> Face:
-        """One face: the largest for 0, the n-th from the left for n >= 1."""
+    def pick(self, image: np.ndarray, which: int = 0, label: str = "image", region: np.ndarray | None = None) -> Face:
+        """One face: the largest for 0, the n-th from the left for n >= 1; of those with their middle in `region` [H W] if there is one."""
         if which < 0:
             raise ValueError(f"{label}: face {which} asked for; 0 is the largest face, 1 the first from the left.")
         faces = self.detect(image, label)
         if not faces:
             raise ValueError(self._no_face(image, label))
+        if region is not None:
+            inside = tuple(face for face in faces if _inside(face, region))
+            if not inside:
+                raise ValueError(f"{label}: none of the faces in the picture ({len(faces)}) has its middle in the region. Make the region "
+                                 "cover the face, or choose the face by its number.")
+            faces = inside
         if which > len(faces):
             raise ValueError(f"{label}: face {which} from the left asked for, but there {_count(len(faces))}. "
                              f"Choose 1 to {len(faces)}, or 0 for the largest.")
         return faces[which - 1] if which else max(faces, key=lambda face: face.area)
 
-    def portrait(self, image: np.ndarray, which: int = 0, label: str = "image") -> tuple[np.ndarray, np.ndarray]:
+    def portrait(self, image: np.ndarray, which: int = 0, label: str = "image", region: np.ndarray | None = None
+                 ) -> tuple[np.ndarray, np.ndarray]:
         """The picked face's embedding [512] and its aligned crop, uint8 RGB [224 224 3]."""
-        face = self.pick(image, which, label)
+        face = self.pick(image, which, label, region)
         return face.embedding, align(image, face.landmarks)
 
     def _attempts(self, bgr: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -119,6 +126,12 @@ class FaceAnalyser:
                 f"sizes {sizes}, on the picture itself and with black borders of {borders} of its longer side; "
                 f"lowest confidence {THRESHOLD}. Use a picture in which eyes, nose and mouth are visible, upright, "
                 f"and the face at least about 30 pixels wide.")
+
+
+def _inside(face: Face, region: np.ndarray) -> bool:
+    x1, y1, x2, y2 = face.box
+    row, column = (min(max(int(middle), 0), size - 1) for middle, size in zip(((y1 + y2) / 2, (x1 + x2) / 2), region.shape, strict=True))
+    return bool(region[row, column] > 0.5)
 
 
 def align(image: np.ndarray, landmarks: np.ndarray, size: int = CROP_SIZE) -> np.ndarray:

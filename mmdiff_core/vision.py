@@ -7,6 +7,7 @@ from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MARGIN = 0.05       # around a cut-out, as share of its longer side
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -26,6 +27,51 @@ def object_pixels(image: Tensor, size: int = 224) -> Tensor:
     padded = pad_to_square(image).float()[None]
     resized = F.interpolate(padded, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized[0].round().clamp(0, 255) / 255
+
+
+def cut_out(image: Tensor, region: Tensor) -> Tensor:
+    """uint8 [3 H W] and where the subject is [H W] in 0..1 -> uint8 [3 h w]: what lies around it black, cropped to it with a margin, as the
+    subjects of the training data are. ValueError for an empty region."""
+    rows, columns = (region > 0.5).any(1).nonzero().flatten(), (region > 0.5).any(0).nonzero().flatten()
+    if not len(rows):
+        raise ValueError("the region is empty: nothing of the picture is in it")
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    cropped = (image.float() * region.clamp(0, 1)).round().to(torch.uint8)[:, top:bottom, left:right]
+    margin = round(MARGIN * max(bottom - top, right - left))
+    return F.pad(cropped, (margin,) * 4)
+
+
+def regions_of(images: Tensor, mask: Tensor | None, boxes: object) -> list[Tensor | None]:
+    """Where the subject is on each picture of IMAGE [R H W 3]: from MASK [1|R h w], or from BOUNDING_BOX (one {x, y, width, height}, a
+    list of them, or a list for each picture, of which the first counts), or nowhere in particular. ValueError says what does not fit."""
+    count, height, width = images.shape[:3]
+    if mask is not None and boxes:
+        raise ValueError("both a mask and boxes say where the subject is; connect one of them")
+    if mask is not None:
+        mask = mask.reshape(-1, *mask.shape[-2:]).float()
+        if len(mask) not in (1, count):
+            raise ValueError(f"{len(mask)} masks for {count} pictures; connect one mask, or one for each picture")
+        if mask.shape[-2:] != (height, width):
+            mask = F.interpolate(mask[:, None], size=(height, width), mode="area")[:, 0]
+        return list(mask.expand(count, -1, -1))
+    if not boxes:
+        return [None] * count
+    given = [boxes] if isinstance(boxes, dict) else list(boxes)
+    firsts = [box if isinstance(box, dict) else (box[0] if len(box) else None) for box in given]
+    if len(firsts) not in (1, count):
+        raise ValueError(f"boxes for {len(firsts)} pictures, but there are {count}; connect one box, or one for each picture")
+    return [_box_mask(box, height, width, i) for i, box in enumerate(firsts * (count if len(firsts) == 1 else 1), 1)]
+
+
+def _box_mask(box: dict | None, height: int, width: int, number: int) -> Tensor:
+    if box is None:
+        raise ValueError(f"picture {number} has no box; give it one, or leave the picture out")
+    left, top = max(0, round(box["x"])), max(0, round(box["y"]))
+    mask = torch.zeros(height, width)
+    mask[top:max(top, round(box["y"] + box["height"])), left:max(left, round(box["x"] + box["width"]))] = 1
+    if not mask.any():
+        raise ValueError(f"the box {box} lies outside picture {number} of {width} x {height} pixels")
+    return mask
 
 
 def normalise(pixels: Tensor) -> Tensor:

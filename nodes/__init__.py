@@ -7,10 +7,10 @@ from .keep import LoadSubject, MixSubjects, SaveSubject, SubjectWeights
 from .load import ConvertCheckpoint, LoadFaceAnalysis, LoadMMDiff
 from .prompt import TextEncode
 from .small_world import SmallWorldLoader, SmallWorldSprite
-from .subjects import ConstraintMasks, SubjectEncoder
+from .subjects import ConstraintMasks, FindFaces, SubjectEncoder
 
 NODES: list[type[io.ComfyNode]] = [
-    LoadMMDiff, LoadFaceAnalysis, SubjectEncoder, ConstraintMasks, TextEncode, ApplyAttention, ConvertCheckpoint,
+    LoadMMDiff, LoadFaceAnalysis, FindFaces, SubjectEncoder, ConstraintMasks, TextEncode, ApplyAttention, ConvertCheckpoint,
     SaveSubject, LoadSubject, MixSubjects, SubjectWeights, SmallWorldLoader, SmallWorldSprite,
 ]
 

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..mmdiff_core.host.encode import MAX_WEIGHT, encode_subject, to_look_at
+from ..mmdiff_core.host.encode import MAX_WEIGHT, encode_subject, find_faces, to_look_at
 from ..mmdiff_core.masks import feather_inwards
 from ..mmdiff_core.notes import look_alike_notes
 from ..mmdiff_core.subjects import add_subject
-from .sockets import CATEGORY, MMDiff, MMDiffFaces, MMDiffSubjects
+from ..mmdiff_core.vision import regions_of
+from .sockets import CATEGORY, BoundingBox, MMDiff, MMDiffFaces, MMDiffSubjects
 
 MASKS = 6
 
@@ -31,6 +32,13 @@ class SubjectEncoder(io.ComfyNode):
                                      "Portrait checkpoints only."),
                 MMDiffFaces.Input("faces", optional=True, tooltip="From Load Face Analysis. Portrait checkpoints need it."),
                 MMDiffSubjects.Input("subjects", optional=True, tooltip="Earlier subjects; this one is added after them."),
+                io.Mask.Input("region", optional=True,
+                              tooltip="Where the subject is on the pictures, one mask or one per picture: it is cut out, and of several "
+                                      "faces the one in there is taken."),
+                BoundingBox.Input("boxes", optional=True, tooltip="The same as a box, or one per picture, from any detector node."),
+                io.Boolean.Input("clip_only", default=False, optional=True,
+                                 tooltip="Portrait checkpoints without face analysis: only the noun carries the person; the face does not "
+                                         "follow."),
             ],
             outputs=[
                 MMDiffSubjects.Output(display_name="subjects", tooltip="Earlier subjects and this one, in order."),
@@ -46,12 +54,37 @@ class SubjectEncoder(io.ComfyNode):
         return True if name.strip() else "the subject has no name; give it one, for example the person's first name"
 
     @classmethod
-    def execute(cls, mmdiff, clip_vision, image, name: str, weight: float, face: int, faces=None, subjects=()) -> io.NodeOutput:
-        subject, seen, notes = encode_subject(mmdiff, clip_vision, image, faces, name, weight, face)
+    def execute(cls, mmdiff, clip_vision, image, name: str, weight: float, face: int, faces=None, subjects=(), region=None, boxes=None,
+                clip_only: bool = False) -> io.NodeOutput:
+        regions = regions_of(image, region, boxes)
+        subject, seen, notes = encode_subject(mmdiff, clip_vision, image, faces, name, weight, face, regions, clip_only)
         chain = add_subject(subjects or (), subject)
         notes += [note for note in look_alike_notes(chain, mmdiff.config) if subject.name in note]
         shown = {**ui.PreviewImage(to_look_at(seen), cls=cls).as_dict(), "text": ("\n".join(notes),)}
         return io.NodeOutput(chain, seen, "\n".join(notes), ui=shown)
+
+
+class FindFaces(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MMDiffFindFaces", display_name="MM-Diff Find Faces", category=CATEGORY,
+            description="Shows which faces are found on the pictures, with the numbers that MM-Diff Subject Encoder's `face` counts by.",
+            inputs=[
+                io.Image.Input("image", tooltip="Pictures with one or more faces."),
+                MMDiffFaces.Input("faces", tooltip="From Load Face Analysis."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The pictures with a numbered box around every face."),
+                BoundingBox.Output(display_name="boxes", tooltip="The boxes in pixels, a list for each picture, from left to right."),
+                io.String.Output(display_name="found", tooltip="How many faces each picture has."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image, faces) -> io.NodeOutput:
+        drawn, boxes, said = find_faces(image, faces)
+        return io.NodeOutput(drawn, boxes, said, ui=ui.PreviewImage(drawn, cls=cls))
 
 
 class ConstraintMasks(io.ComfyNode):

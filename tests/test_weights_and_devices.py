@@ -5,6 +5,7 @@ import comfy.model_management
 import comfy.ops
 import pytest
 import torch
+from test_promises import BOTH, IMAGE_ONLY, Scene
 
 from mmdiff_core.host.conditioning import BoundPrompt, carry
 from mmdiff_core.host.encode import encode_prompt
@@ -13,7 +14,6 @@ from mmdiff_core.host.unet import apply
 
 import make
 from cases import CHECKPOINT
-from test_promises import BOTH, IMAGE_ONLY, Scene
 from tiny_model import build
 
 ONE_STEP = torch.tensor([4.0, 0.0])

@@ -27,6 +27,11 @@ class BoundPrompt:
         """Whether a subject's weight differs between the pictures of a batch."""
         return any(s.pictures for s in self.subjects)
 
+    @property
+    def shows(self) -> bool:
+        """Whether there is anything for the image branch: subjects that their nouns alone carry have no tokens."""
+        return any(len(s.tokens) for s in self.subjects)
+
     def __deepcopy__(self, memo: dict) -> BoundPrompt:
         return self
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from ..notes import look_alike_notes, reference_notes
 from ..subject_file import SIDE
 from ..subjects import Subject, Subjects, VisionFeatures
-from ..vision import object_pixels, to_uint8
+from ..vision import cut_out, object_pixels, to_uint8
 from . import text as text_side
 from .conditioning import BoundPrompt, carry, delayed
 from .models import LoadedMMDiff
-from .vision import check_encoder, cls_embeddings, encoder_fingerprint, patch_embeddings
+from .vision import check_encoder, cls_of_pictures, encoder_fingerprint, patch_embeddings
 
 MAX_WEIGHT = 10.0      # of a subject; far beyond what is useful
 
@@ -27,25 +27,35 @@ MAX_WEIGHT = 10.0      # of a subject; far beyond what is useful
 class FaceSource(Protocol):
     """Whoever finds faces: `faces.FaceAnalyser`, or a stand-in."""
 
-    def portrait(self, image: np.ndarray, which: int, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 RGB [H W 3] -> unit embedding [512] and aligned crop uint8 RGB [224 224 3]."""
+    def portrait(self, image: np.ndarray, which: int, label: str, region: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 RGB [H W 3] -> unit embedding [512] and aligned crop uint8 RGB [224 224 3]; of the faces with their middle in `region`
+        [H W] where one is given."""
 
 
 def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: FaceSource | None, name: str,
-                   weight: float = 1.0, which_face: int = 0) -> tuple[Subject, Tensor, list[str]]:
-    """All reference pictures (IMAGE [R H W 3]) of one subject -> the subject, what the encoder looked at (IMAGE), and what a person
-    should know about the pictures.
+                   weight: float = 1.0, which_face: int = 0, regions: Sequence[Tensor | None] = (), clip_only: bool = False
+                   ) -> tuple[Subject, Tensor, list[str]]:
+    """All reference pictures (IMAGE [R H W 3]) of one subject -> the subject, what the encoder looked at (IMAGE), and notes for the person.
 
     Portrait adapters need `faces`; general ones read the whole pictures. The first reference speaks in the text.
+
+    regions     where the subject is on each picture [H W] in 0..1, or None: it is cut out, and of several faces the one in there counts
+    clip_only   a portrait adapter without faces: the noun carries the subject, no tokens do
     """
     if not name.strip():
         raise ValueError("the subject has no name; give it one, for example the person's first name")
     check_encoder(clip_vision, mmdiff.config)
-    cls = cls_embeddings(clip_vision, mmdiff.adapter, images)
+    regions = list(regions) or [None] * len(images)
+    whole = list(to_uint8(images[..., :3].cpu()).movedim(-1, 1))
+    pictures = [picture if region is None else cut_out(picture, region) for picture, region in zip(whole, regions, strict=True)]
+    cls = cls_of_pictures(clip_vision, mmdiff.adapter, pictures)
+    padded = torch.stack([object_pixels(picture, mmdiff.config.image_size) for picture in pictures])
+    if clip_only and mmdiff.config.variant == "portrait":
+        return _words_only(mmdiff, cls, name.strip(), weight), padded.movedim(1, -1), [CLIP_ONLY.format(name=name.strip())]
     if mmdiff.config.variant == "portrait":
-        query, looked_at = _portraits(images, faces, name, which_face)
+        query, looked_at = _portraits(whole, faces, name, which_face, regions)
     else:
-        query, looked_at = cls, torch.stack([object_pixels(i, mmdiff.config.image_size) for i in to_uint8(images[..., :3]).movedim(-1, 1)])
+        query, looked_at = cls, padded
     patches = patch_embeddings(clip_vision, looked_at)
     with mmdiff.loaded() as (_, device):
         features = VisionFeatures(cls.to(device), patches.to(device), query.to(device))
@@ -66,21 +76,51 @@ def to_look_at(seen: Tensor, side: int = 128) -> Tensor:
     return seen.repeat_interleave(times, 1).repeat_interleave(times, 2)
 
 
-def _portraits(images: Tensor, faces: FaceSource | None, name: str, which: int) -> tuple[Tensor, Tensor]:
-    """Embeddings [R 512] and crops [R 3 224 224] in 0..1 of the chosen face on every picture."""
+CLIP_ONLY = ("{name}: without faces only the noun carries this person: hair, age and clothes may follow, the face does not. Install "
+             "insightface and connect Load Face Analysis for the face.")
+
+
+def _words_only(mmdiff: LoadedMMDiff, cls: Tensor, name: str, weight: float) -> Subject:
+    """A subject without tokens: the text half of the method alone."""
+    with mmdiff.loaded() as (modules, device):
+        words = {k: v[0].cpu() for k, v in modules.subject_words(cls[:1].to(device)).items()}
+    return Subject(name=name, tokens=torch.zeros(0, mmdiff.config.context_width), words=words, references=len(cls),
+                   adapter=mmdiff.adapter.fingerprint, weight=weight)
+
+
+def _portraits(pictures: Sequence[Tensor], faces: FaceSource | None, name: str, which: int, regions: Sequence[Tensor | None]
+               ) -> tuple[Tensor, Tensor]:
+    """Embeddings [R 512] and crops [R 3 224 224] in 0..1 of the chosen face on every picture, uint8 [3 H W] each."""
     if faces is None:
         raise ValueError(
             "this MM-Diff checkpoint is a portrait one and reads faces: connect Load Face Analysis. It needs the packages insightface "
-            "and onnxruntime, and the buffalo_l models under models/insightface/models/buffalo_l"
+            "and onnxruntime, and the buffalo_l models under models/insightface/models/buffalo_l. Until then there is clip_only, which "
+            "does without the face"
         )
-    progress, found = comfy.utils.ProgressBar(len(images)), []
-    for i, image in enumerate(to_uint8(images[..., :3].cpu()), 1):
+    progress, found = comfy.utils.ProgressBar(len(pictures)), []
+    for i, (picture, region) in enumerate(zip(pictures, regions, strict=True), 1):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        found.append(faces.portrait(image.numpy(), which, f"{name}, picture {i} of {len(images)}"))
+        image, label = picture.movedim(0, -1).contiguous().numpy(), f"{name}, picture {i} of {len(pictures)}"
+        found.append(faces.portrait(image, which, label) if region is None else faces.portrait(image, which, label, region.numpy()))
         progress.update(1)
     query = torch.from_numpy(np.stack([embedding for embedding, _ in found])).float()
     crops = torch.from_numpy(np.stack([crop for _, crop in found])).movedim(-1, 1).float() / 255
     return query, crops
+
+
+def find_faces(images: Tensor, analyser) -> tuple[Tensor, list[list[dict]], str]:
+    """IMAGE [R H W 3] -> the same with numbered boxes, each picture's boxes {x, y, width, height} from left to right, and a sentence."""
+    from ..faces import draw
+    drawn, boxes, said = [], [], []
+    for i, image in enumerate(to_uint8(images[..., :3].cpu()).numpy(), 1):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        found = analyser.detect(image, f"picture {i} of {len(images)}")
+        drawn.append(torch.from_numpy(draw(image, found)).float() / 255)
+        boxes.append([
+            {"x": round(x1), "y": round(y1), "width": round(x2 - x1), "height": round(y2 - y1)} for x1, y1, x2, y2 in (f.box for f in found)
+        ])
+        said.append(f"picture {i}: " + ("no face" if not found else f"{len(found)} face{'s' * (len(found) != 1)}"))
+    return torch.stack(drawn), boxes, "\n".join(said)
 
 
 @dataclass(frozen=True, eq=False)

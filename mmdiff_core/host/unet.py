@@ -176,7 +176,8 @@ class Application:
 
     def groups(self, rows: tuple[Row, ...], batch: int, transformer_options: dict) -> tuple[Group, ...]:
         """Neighbouring equal rows that carry subjects of this adapter."""
-        mine = [row if row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint else NOTHING for row in rows]
+        mine = [row if row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint and row.prompt.shows else NOTHING
+                for row in rows]
         if all(row.prompt is None for row in mine):
             return ()
         run = transformer_options.get(self.key)
@@ -302,7 +303,7 @@ def label_conds(conds: dict[str, list[dict]], adapter: str) -> list[BoundPrompt]
                 end = torch.tensor(cond["timestep_end"], dtype=torch.float32)
                 changes["timestep_end"] = torch.nextafter(end, torch.tensor(math.inf)).item()
             conds[kind][i] = {**cond, **changes}
-            if prompt is not None and prompt.adapter == adapter:
+            if prompt is not None and prompt.adapter == adapter and prompt.shows:
                 prompts[id(prompt)] = prompt
     return list(prompts.values())
 

@@ -5,6 +5,7 @@ The copy is weight patches on a clone: one set of weights in memory.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import comfy.model_management as mm
 import torch
@@ -59,7 +60,12 @@ def _run(clip_vision, patcher, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def cls_embeddings(clip_vision, adapter: MMDiffAdapter, images: Tensor) -> Tensor:
     """IMAGE [R H W 3] -> CLS of the fine-tuned encoder on the padded pictures [R C]."""
-    pixels = torch.stack([object_pixels(image, adapter.config.image_size) for image in to_uint8(images[..., :3]).movedim(-1, 1)])
+    return cls_of_pictures(clip_vision, adapter, list(to_uint8(images[..., :3]).movedim(-1, 1)))
+
+
+def cls_of_pictures(clip_vision, adapter: MMDiffAdapter, pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures, uint8 [3 h w] each -> CLS of the fine-tuned encoder on the padded pictures [R C]."""
+    pixels = torch.stack([object_pixels(picture, adapter.config.image_size) for picture in pictures])
     return _run(clip_vision, fine_tuned(clip_vision, adapter), normalise(pixels))[0]
 
 
