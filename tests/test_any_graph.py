@@ -292,5 +292,5 @@ def test_a_layer_weight_acts_on_its_layers_alone_and_zero_leaves_them_out(scene,
     assert close(half, predict(scene, apply(scene.model, scene.adapter, Strength(fuse_scale=0.4, lora=0.0)), ann))
     only = with_layers("all 0, middle 1")
     slots = only.model_options["transformer_options"]["patches_replace"]["attn2"]
-    assert set(slots) == {("middle", 0, 0)}
+    assert set(slots) == {("middle", 0)}
     assert not close(predict(scene, only, ann), plain) and not close(predict(scene, only, ann), full)

@@ -145,7 +145,7 @@ def test_a_function_that_took_our_slots_is_an_error_that_names_it_and_says_what_
 def test_a_function_that_keeps_our_slot_as_its_base_is_none_of_our_business(scene):
     ours = apply(scene.model, scene.adapter, IMAGE_ONLY)
     expected = draw(scene, ours, scene.bound())
-    held = ours.model_options["transformer_options"]["patches_replace"]["attn2"]["middle", 0, 0]
+    held = ours.model_options["transformer_options"]["patches_replace"]["attn2"]["middle", 0]
 
     class Holder:
         def __init__(self, base):

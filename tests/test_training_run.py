@@ -78,7 +78,7 @@ def test_the_constraint_raises_a_trained_adapters_image_map_inside_the_own_mask(
     for weight in (0.0, WEIGHT):
         run = dataclasses.replace(shipped, constraint=ConstraintConfig(text=weight, image=weight))
         task = build_task(run, flat=checkpoint.read(path)[1])
-        loop = LoopConfig.from_dict({**LOOP, "steps": 25, "learning_rate": 0.001})
+        loop = LoopConfig.from_dict({**LOOP, "steps": 25, "learning_rate": 3e-4})
         fit(task, load_data({"kind": "small-world", "count": 2}, 1), loop, tmp_path / str(weight))
         with torch.no_grad():
             inside[weight] = task(judged)["image_inside"].item()

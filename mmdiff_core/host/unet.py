@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
@@ -404,7 +405,11 @@ def _references(x: object) -> list:
 
 
 def _fill_slots(patched, application: Application) -> None:
+    """A block with one transformer layer (SD1.5) is filled under its short name (block, id), where other packs look for it; the host
+    prefers the long one (block, id, index), so that is taken where somebody holds it."""
     held = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    depth = Counter(block.slot[:2] for block in transformer_blocks(application.adapter.config.base))
     for block in application.blocks:
-        inner = held.get(block.slot, held.get(block.slot[:2]))
-        patched.set_model_attn2_replace(SubjectAttention(application, block.slot, inner), *block.slot)
+        short = block.slot[:2]
+        slot = short if depth[short] == 1 and block.slot not in held else block.slot
+        patched.set_model_attn2_replace(SubjectAttention(application, block.slot, held.get(block.slot, held.get(short))), *slot)
