@@ -97,10 +97,8 @@ def join_tokens(subjects: Sequence[Subject]) -> tuple[Tensor, Tensor]:
     return tokens, weights[None, :, None]
 
 
-def picture_weights(subjects: Sequence[Subject], pictures: int) -> Tensor | None:
-    """Each token's further factor for each picture of a batch [B 1 N 1], or None where all are 1."""
-    if not any(s.pictures for s in subjects):
-        return None
+def picture_weights(subjects: Sequence[Subject], pictures: int) -> Tensor:
+    """Each token's further factor for each picture of a batch [B 1 N 1]."""
     rows = [torch.cat([torch.full((len(s.tokens),), s.at_picture(i)) for s in subjects]) for i in range(pictures)]
     return torch.stack(rows)[:, None, :, None]
 

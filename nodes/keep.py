@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..mmdiff_core.host import files
 from ..mmdiff_core.host.encode import MAX_WEIGHT
 from ..mmdiff_core.mix import METHODS, mix
-from ..mmdiff_core.subject_file import load_subject, save_subject
+from ..mmdiff_core.subject_file import SIDE, load_subject, save_subject
 from ..mmdiff_core.subjects import add_subject, numbers
 from .sockets import CATEGORY, MMDiff, MMDiffSubjects
 
@@ -78,7 +78,7 @@ class LoadSubject(io.ComfyNode):
     def execute(cls, mmdiff, file: str, name: str, weight: float, subjects=()) -> io.NodeOutput:
         loaded = load_subject(files.find_subject(file), mmdiff.adapter.fingerprint, mmdiff.adapter.source)
         subject = replace(loaded, name=name.strip() or loaded.name, weight=weight)
-        seen = torch.zeros(1, 64, 64, 3) if subject.pictures_seen is None else subject.pictures_seen.float() / 255
+        seen = torch.zeros(1, SIDE, SIDE, 3) if subject.pictures_seen is None else subject.pictures_seen.float() / 255
         return io.NodeOutput(add_subject(subjects or (), subject), seen, ui=ui.PreviewImage(seen, cls=cls))
 
 

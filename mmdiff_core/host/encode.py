@@ -19,7 +19,7 @@ from ..vision import cut_out, object_pixels, to_uint8
 from . import text as text_side
 from .conditioning import BoundPrompt, carry, delayed
 from .models import LoadedMMDiff
-from .vision import check_encoder, cls_of_pictures, encoder_fingerprint, patch_embeddings
+from .vision import check_encoder, cls_of_pixels, encoder_fingerprint, patch_embeddings
 
 MAX_WEIGHT = 10.0      # of a subject; far beyond what is useful
 
@@ -48,8 +48,8 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
     regions = list(regions) or [None] * len(images)
     whole = list(to_uint8(images[..., :3].cpu()).movedim(-1, 1))
     pictures = [picture if region is None else cut_out(picture, region) for picture, region in zip(whole, regions, strict=True)]
-    cls = cls_of_pictures(clip_vision, mmdiff.adapter, pictures)
     padded = torch.stack([object_pixels(picture, mmdiff.config.image_size) for picture in pictures])
+    cls = cls_of_pixels(clip_vision, mmdiff.adapter, padded)
     if clip_only and mmdiff.config.variant == "portrait":
         return _words_only(mmdiff, cls, name.strip(), weight), padded.movedim(1, -1), [CLIP_ONLY.format(name=name.strip())]
     if mmdiff.config.variant == "portrait":

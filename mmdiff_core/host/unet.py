@@ -157,8 +157,7 @@ class Application:
         """K and V of a prompt's subjects at every layer, through the layers' own modules."""
         tokens, weights = join_tokens(prompt.subjects)
         tokens, weights = tokens.to(device, dtype), weights.to(device, dtype) * self.strength.fuse_scale
-        single = picture_weights(prompt.subjects, pictures)
-        single = None if single is None else single.to(device, dtype)
+        single = picture_weights(prompt.subjects, pictures).to(device, dtype) if prompt.per_picture else None
         keys = {}
         for block in self.blocks:
             attn = diffusion_model.get_submodule(block.path).attn2
@@ -177,8 +176,7 @@ class Application:
 
     def groups(self, rows: tuple[Row, ...], batch: int, transformer_options: dict) -> tuple[Group, ...]:
         """Neighbouring equal rows that carry subjects of this adapter."""
-        mine = [row if row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint and row.prompt.shows else NOTHING
-                for row in rows]
+        mine = [row if row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint else NOTHING for row in rows]
         if all(row.prompt is None for row in mine):
             return ()
         run = transformer_options.get(self.key)
@@ -210,15 +208,21 @@ class Added:
     kwargs: dict
 
     def __call__(self, out: Tensor, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
+        inside = self.inside(extra_options.get("sigmas"))
+        if inside is False:
+            return out
+        seen = self.callback(out, q, k, v, extra_options, **self.kwargs)
+        if inside is not True:
+            seen = seen.masked_fill(~inside.view(1, 1, 1), 0)
+        return (out + seen).to(q.dtype)
+
+    def inside(self, sigmas: Tensor | None) -> bool | Tensor:
+        """Whether it acts at this sigma. On a GPU the answer stays there as a tensor: reading it would stop the sampling loop."""
         start, end = self.kwargs.get("sigma_start", math.inf), self.kwargs.get("sigma_end", 0.0)
-        sigmas = extra_options.get("sigmas")
         if sigmas is None or (start >= ALWAYS and end <= 0):
-            return (out + self.callback(out, q, k, v, extra_options, **self.kwargs)).to(q.dtype)
-        inside = (sigmas[:1] <= start) & (sigmas[:1] >= end)
-        if inside.device.type == "cpu":
-            return (out + self.callback(out, q, k, v, extra_options, **self.kwargs)).to(q.dtype) if bool(inside) else out
-        seen = self.callback(out, q, k, v, extra_options, **self.kwargs)       # reading sigma here would stop the sampling loop
-        return (out + torch.where(inside.view(1, 1, 1), seen, torch.zeros_like(seen))).to(q.dtype)
+            return True
+        found = (sigmas[:1] <= start) & (sigmas[:1] >= end)
+        return bool(found) if found.device.type == "cpu" else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,7 +293,8 @@ def model_dtype(base_model) -> torch.dtype:
 def label_conds(conds: dict[str, list[dict]], adapter: str) -> list[BoundPrompt]:
     """Give every processed cond of a run its `SubjectRows`, so that all batch together; return the adapter's prompts.
 
-    A cond whose text was zeroed out (ConditioningZeroOut) is an unconditional one and shows nothing. The plain half of a
+    A cond whose text was zeroed out (ConditioningZeroOut) is an unconditional one and shows nothing, nor does one whose subjects have no
+    tokens. The plain half of a
     delayed prompt ends just above the sigma where the fused half begins, so that no step runs both.
     """
     prompts: dict[int, BoundPrompt] = {}
@@ -297,14 +302,14 @@ def label_conds(conds: dict[str, list[dict]], adapter: str) -> list[BoundPrompt]
         for i, cond in enumerate(conds[kind]):
             rows = cond["model_conds"].get(KEY)
             prompt = rows.cond[0].prompt if isinstance(rows, SubjectRows) else None
-            if prompt is not None and _zeroed(cond):
+            if prompt is not None and (_zeroed(cond) or not prompt.shows):
                 prompt = None
             changes: dict = {"model_conds": {**cond["model_conds"], KEY: SubjectRows((Row(prompt),))}}
             if isinstance(rows, SubjectRows) and rows.cond[0].prompt is None and "timestep_end" in cond:
                 end = torch.tensor(cond["timestep_end"], dtype=torch.float32)
                 changes["timestep_end"] = torch.nextafter(end, torch.tensor(math.inf)).item()
             conds[kind][i] = {**cond, **changes}
-            if prompt is not None and prompt.adapter == adapter and prompt.shows:
+            if prompt is not None and prompt.adapter == adapter:
                 prompts[id(prompt)] = prompt
     return list(prompts.values())
 

@@ -5,7 +5,6 @@ The copy is weight patches on a clone: one set of weights in memory.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import comfy.model_management as mm
 import torch
@@ -60,12 +59,13 @@ def _run(clip_vision, patcher, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def cls_embeddings(clip_vision, adapter: MMDiffAdapter, images: Tensor) -> Tensor:
     """IMAGE [R H W 3] -> CLS of the fine-tuned encoder on the padded pictures [R C]."""
-    return cls_of_pictures(clip_vision, adapter, list(to_uint8(images[..., :3]).movedim(-1, 1)))
+    return cls_of_pixels(
+        clip_vision, adapter, torch.stack([object_pixels(i, adapter.config.image_size) for i in to_uint8(images[..., :3]).movedim(-1, 1)])
+    )
 
 
-def cls_of_pictures(clip_vision, adapter: MMDiffAdapter, pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures, uint8 [3 h w] each -> CLS of the fine-tuned encoder on the padded pictures [R C]."""
-    pixels = torch.stack([object_pixels(picture, adapter.config.image_size) for picture in pictures])
+def cls_of_pixels(clip_vision, adapter: MMDiffAdapter, pixels: Tensor) -> Tensor:
+    """Padded pictures [R 3 S S] in 0..1 -> CLS of the fine-tuned encoder [R C]."""
     return _run(clip_vision, fine_tuned(clip_vision, adapter), normalise(pixels))[0]
 
 
