@@ -13,6 +13,8 @@ from ..mmdiff_core.subject_file import SIDE, load_subject, save_subject
 from ..mmdiff_core.subjects import add_subject, numbers
 from .sockets import CATEGORY, MMDiff, MMDiffSubjects
 
+NOTHING_YET = "(nothing in models/mmdiff_subjects yet)"     # choosing it tells which folders were searched
+
 
 class SaveSubject(io.ComfyNode):
     @classmethod
@@ -48,7 +50,7 @@ class LoadSubject(io.ComfyNode):
             description="A subject that was saved before, from models/mmdiff_subjects. It needs the MM-Diff checkpoint that made it.",
             inputs=[
                 MMDiff.Input("mmdiff", tooltip="From Load MM-Diff; the checkpoint the subject was made with."),
-                io.Combo.Input("file", options=files.list_subjects(), tooltip="Files of models/mmdiff_subjects."),
+                io.Combo.Input("file", options=files.list_subjects() or [NOTHING_YET], tooltip="Files of models/mmdiff_subjects."),
                 io.String.Input("name", default="", tooltip="Another name for this graph; empty = as saved."),
                 io.Float.Input("weight", default=1.0, min=0.0, max=MAX_WEIGHT, step=0.05, tooltip="Factor on its image branch."),
                 MMDiffSubjects.Input("subjects", optional=True, tooltip="Earlier subjects; this one is added after them."),

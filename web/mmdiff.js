@@ -1,4 +1,5 @@
-/** Shows on the node which word was bound to which subject (MM-Diff Text Encode), and what was written (Convert, Save). */
+/** Shows on the node which word was bound to which subject (MM-Diff Text Encode), what was written (Convert, Save), and what to know about
+ * the pictures (MM-Diff Subject Encoder). */
 import { app } from "../../scripts/app.js";
 
 const SHOWS_NOTES = ["MMDiffSubjectEncoder"]; // only when there is something to say
@@ -15,14 +16,18 @@ app.registerExtension({
     const widget = node.addDOMWidget("shown", "MMDIFF_TEXT", element, {
       serialize: false,
       hideOnZoom: false,
-      getMinHeight: () => (notes && !element.textContent ? 0 : 44),
+      getMinHeight: () => (notes ? (element.textContent ? 66 : 0) : 44),
     });
     widget.serialize = false;
+    // the node was measured before it had this; a person's own larger size stays
+    const fit = () => node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+    if (!notes) fit();
     const earlier = node.onExecuted;
     node.onExecuted = function (message) {
       earlier?.apply(this, arguments);
       element.textContent = (message?.text ?? []).join("\n");
       if (notes) element.style.display = element.textContent ? "" : "none";
+      if (element.textContent) fit();
     };
   },
 });
