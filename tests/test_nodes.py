@@ -68,10 +68,15 @@ def executed(server: Server, prompt: dict) -> set[str]:
     return set(prompt) - set(cached)
 
 
-def test_changing_seed_weight_prompt_or_scale_encodes_no_picture_again(server: Server):
+def test_changing_weight_mask_prompt_or_scale_encodes_no_picture_again(server: Server):
     prompt = a_case_graph()
+    prompt["white"] = node("SolidMask", value=1.0, width=64, height=64)
+    prompt["weights"] = node("MMDiffSubjectWeights", subjects=["subject0", 0], name="", weight=1.0, per_picture="")
+    prompt["masks"] = node("MMDiffConstraintMasks", subjects=["weights", 0], feather=0.0, mask_1=["white", 0])
+    prompt["text"]["inputs"]["subjects"] = ["masks", 0]
     server.run(prompt)
-    changes = [("apply", "fuse_scale", 0.5), ("text", "text", "a man<|subj|> on a boat"), ("guider", "cfg", 3.0), ("text", "start", 0.3)]
+    changes = [("apply", "fuse_scale", 0.5), ("text", "text", "a man<|subj|> on a boat"), ("guider", "cfg", 3.0), ("text", "start", 0.3),
+               ("weights", "weight", 0.5), ("white", "value", 0.5), ("masks", "feather", 8.0)]
     for name, key, value in changes:
         prompt[name]["inputs"][key] = value
         ran = executed(server, prompt)

@@ -140,6 +140,70 @@ def test_each_reference_adds_its_own_tokens_and_the_first_speaks_in_the_text(wor
     assert all(torch.allclose(three.words[e], one.words[e], atol=1e-5) for e in one.words)
 
 
+@pytest.fixture
+def counted(world, monkeypatch):
+    """How often the image encoder has run."""
+    from mmdiff_core.host import vision
+    runs, run = [], vision._run
+    monkeypatch.setattr(vision, "_run", lambda *args: runs.append(1) or run(*args))
+    return runs
+
+
+def test_another_name_or_weight_encodes_no_picture_and_finds_no_face_again(world, counted):
+    (slot,) = CASE.slots()
+    mmdiff, images, faces = load_mmdiff(CHECKPOINT), CASE.images(slot), CASE.faces(slot)
+    first, seen, _ = encode_subject(mmdiff, world["vision"], images, faces, "ann")
+    runs = len(counted)
+    again, seen_again, _ = encode_subject(mmdiff, world["vision"], images.clone(), faces, "ben", 0.5)
+    assert runs > 0 and len(counted) == runs and faces.calls == 1
+    assert (again.name, again.weight, first.weight) == ("ben", 0.5, 1.0)
+    assert torch.equal(again.tokens, first.tokens) and torch.equal(seen, seen_again)
+
+
+@pytest.mark.parametrize("change", ["picture", "region", "which face", "clip_only", "faces", "image encoder", "adapter"])
+def test_whatever_changes_the_encoding_encodes_again(world, counted, change):
+    (slot,) = CASE.slots()
+    mmdiff, vision, images, faces = load_mmdiff(CHECKPOINT), world["vision"], CASE.images(slot), CASE.faces(slot)
+    options: dict = {}
+    encode_subject(mmdiff, vision, images, faces, "ann")
+    runs = len(counted)
+    if change == "picture":
+        images = images.flip(1)
+    elif change == "region":
+        faces.portrait = lambda image, which, label, region: CASE.faces(slot).portrait(image, which, label)
+        options["regions"] = [torch.ones(images.shape[1:3])] * len(images)
+    elif change == "which face":
+        options["which_face"] = 1
+    elif change == "clip_only":
+        options["clip_only"] = True
+    elif change == "faces":
+        faces = CASE.faces(slot)
+    elif change == "image encoder":
+        vision = build.clip_vision()
+    else:
+        mmdiff = load_mmdiff(CHECKPOINT)
+    encode_subject(mmdiff, vision, images, faces, "ann", **options)
+    assert len(counted) > runs
+
+
+def test_only_the_last_encodings_are_remembered_and_no_object_is_kept_alive():
+    from weakref import ref
+
+    from mmdiff_core.host.models import Encodings
+
+    class Maker:
+        pass
+
+    maker, kept = Maker(), Encodings(keep=2)
+    for i in range(3):
+        kept.put((maker, None), (torch.tensor([i]),), (), i)
+    assert [kept.get((maker, None), (torch.tensor([i]),), ()) for i in range(3)] == [None, 1, 2]
+    assert kept.get((Maker(), None), (torch.tensor([2]),), ()) is None
+    gone = ref(maker)
+    del maker
+    assert gone() is None
+
+
 def test_an_image_encoder_of_another_size_is_refused(world):
     mmdiff = make.random_mmdiff(replace(make.narrow_config("sdxl"), vision_width=32, cls_width=48))
     with pytest.raises(ValueError, match="width 64 and projection 96, narrow-sdxl needs 32 and 48"):

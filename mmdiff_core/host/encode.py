@@ -37,7 +37,8 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
                    ) -> tuple[Subject, Tensor, list[str]]:
     """All reference pictures (IMAGE [R H W 3]) of one subject -> the subject, what the encoder looked at (IMAGE), and notes for the person.
 
-    Portrait adapters need `faces`; general ones read the whole pictures. The first reference speaks in the text.
+    Portrait adapters need `faces`; general ones read the whole pictures. The first reference speaks in the text. What was encoded
+    last with this adapter is remembered: another name or weight, or a change earlier in a chain of subjects, encodes nothing again.
 
     regions     where the subject is on each picture [H W] in 0..1, or None: it is cut out, and of several faces the one in there counts
     clip_only   a portrait adapter without faces: the noun carries the subject, no tokens do
@@ -45,13 +46,27 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
     if not name.strip():
         raise ValueError("the subject has no name; give it one, for example the person's first name")
     check_encoder(clip_vision, mmdiff.config)
-    regions = list(regions) or [None] * len(images)
-    whole = list(to_uint8(images[..., :3].cpu()).movedim(-1, 1))
+    whole = to_uint8(images[..., :3].cpu()).movedim(-1, 1)
+    regions = list(regions) or [None] * len(whole)
+    settings = which_face, clip_only, clip_vision.patcher.patches_uuid
+    seen_before = mmdiff.encodings.get((clip_vision, faces), (whole, *regions), settings)
+    if seen_before is None:
+        seen_before = _encode(mmdiff, clip_vision, list(whole), faces, name.strip(), which_face, regions, clip_only)
+        mmdiff.encodings.put((clip_vision, faces), (whole, *regions), settings, seen_before)
+    subject, looked_at, query = seen_before
+    subject = replace(subject, name=name.strip(), weight=weight)
+    notes = [CLIP_ONLY.format(name=subject.name)] if query is None else reference_notes(subject.name, looked_at, query, mmdiff.config)
+    return subject, looked_at.movedim(1, -1), notes
+
+
+def _encode(mmdiff: LoadedMMDiff, clip_vision, whole: Sequence[Tensor], faces: FaceSource | None, name: str, which_face: int,
+            regions: Sequence[Tensor | None], clip_only: bool) -> tuple[Subject, Tensor, Tensor | None]:
+    """The subject at weight 1, what was looked at [R 3 S S], and what the refiner was asked with (None: only words were made)."""
     pictures = [picture if region is None else cut_out(picture, region) for picture, region in zip(whole, regions, strict=True)]
     padded = torch.stack([object_pixels(picture, mmdiff.config.image_size) for picture in pictures])
     cls = cls_of_pixels(clip_vision, mmdiff.adapter, padded)
     if clip_only and mmdiff.config.variant == "portrait":
-        return _words_only(mmdiff, cls, name.strip(), weight), padded.movedim(1, -1), [CLIP_ONLY.format(name=name.strip())]
+        return _words_only(mmdiff, cls, name), padded, None
     if mmdiff.config.variant == "portrait":
         query, looked_at = _portraits(whole, faces, name, which_face, regions)
     else:
@@ -59,9 +74,8 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
     patches = patch_embeddings(clip_vision, looked_at)
     with mmdiff.loaded() as (_, device):
         features = VisionFeatures(cls.to(device), patches.to(device), query.to(device))
-        subject = mmdiff.adapter.make_subject(features, name.strip(), weight)
-    subject = replace(subject, encoder=encoder_fingerprint(clip_vision), pictures_seen=small_pictures(looked_at))
-    return subject, looked_at.movedim(1, -1), reference_notes(subject.name, looked_at, query, mmdiff.config)
+        subject = mmdiff.adapter.make_subject(features, name, 1.0)
+    return replace(subject, encoder=encoder_fingerprint(clip_vision), pictures_seen=small_pictures(looked_at)), looked_at, query
 
 
 def small_pictures(seen: Tensor) -> Tensor:
@@ -80,12 +94,12 @@ CLIP_ONLY = ("{name}: without faces only the noun carries this person: hair, age
              "insightface and connect Load Face Analysis for the face.")
 
 
-def _words_only(mmdiff: LoadedMMDiff, cls: Tensor, name: str, weight: float) -> Subject:
+def _words_only(mmdiff: LoadedMMDiff, cls: Tensor, name: str) -> Subject:
     """A subject without tokens: the text half of the method alone."""
     with mmdiff.loaded() as (modules, device):
         words = {k: v[0].cpu() for k, v in modules.subject_words(cls[:1].to(device)).items()}
     return Subject(name=name, tokens=torch.zeros(0, mmdiff.config.context_width), words=words, references=len(cls),
-                   adapter=mmdiff.adapter.fingerprint, weight=weight)
+                   adapter=mmdiff.adapter.fingerprint)
 
 
 def _portraits(pictures: Sequence[Tensor], faces: FaceSource | None, name: str, which: int, regions: Sequence[Tensor | None]

@@ -1,9 +1,13 @@
 """An adapter inside the host: its modules on casting layers, counted and offloaded through a ModelPatcher."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from weakref import ref
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -18,11 +22,42 @@ from ..config import MMDiffConfig
 from ..lora import LoRAPairs
 
 
+class Encodings:
+    """The last encodings made with an adapter, found by the very objects that made them, by pictures and by settings."""
+
+    def __init__(self, keep: int = 16):
+        self._kept: OrderedDict[tuple, tuple[tuple[ref | None, ...], Any]] = OrderedDict()
+        self._keep = keep
+
+    def get(self, makers: Sequence[object | None], pictures: Sequence[Tensor | None], settings: tuple) -> Any | None:
+        """What was put under the same, or None. `makers` are compared as objects, `pictures` dot by dot."""
+        held, encoding = self._kept.get(key := self._key(makers, pictures, settings), ((), None))
+        if encoding is None or any(maker is not (None if h is None else h()) for maker, h in zip(makers, held, strict=True)):
+            return None
+        self._kept.move_to_end(key)
+        return encoding
+
+    def put(self, makers: Sequence[object | None], pictures: Sequence[Tensor | None], settings: tuple, encoding: Any) -> None:
+        """Keep it; the one that was not asked for longest goes."""
+        self._kept[self._key(makers, pictures, settings)] = tuple(None if m is None else ref(m) for m in makers), encoding
+        while len(self._kept) > self._keep:
+            self._kept.popitem(last=False)
+
+    @staticmethod
+    def _key(makers: Sequence[object | None], pictures: Sequence[Tensor | None], settings: tuple) -> tuple:
+        digest = hashlib.sha256()
+        for picture in pictures:
+            digest.update(b"none" if picture is None else f"{picture.dtype}{tuple(picture.shape)}".encode())
+            digest.update(b"" if picture is None else picture.cpu().contiguous().numpy().tobytes())
+        return tuple(id(m) for m in makers), settings, digest.digest()
+
+
 class LoadedMMDiff:
     """What the MMDIFF socket carries. `patcher` is how the host counts, loads and offloads the adapter's modules."""
 
     def __init__(self, adapter: MMDiffAdapter):
         self.adapter = adapter
+        self.encodings = Encodings()
         patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
         self.patcher = patcher_class(
             adapter.modules, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
