@@ -192,9 +192,10 @@ def test_a_source_that_gives_too_few_is_refused(tmp_path):
 
 # ---------------------------------------------------------------- resume
 
-def test_stopped_at_fifty_and_resumed_is_a_hundred_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_stopped_at_fifty_and_resumed_is_a_hundred_bit_for_bit(tmp_path, optimizer):
     """The first half in a process of its own that a SIGTERM ends; ThreadPool, EMA, clipping, warm-up and cosine on."""
-    config = replace(CONFIG, steps=100, save_every=40, workers=2)
+    config = replace(CONFIG, steps=100, save_every=40, workers=2, optimizer=optimizer)
     half = start("half", str(tmp_path / "two"), json.dumps(config.to_dict()))
     told, _ = half.communicate(timeout=60)
     assert half.returncode == 0 and "stopped=True" in told and "handlers restored" in told, told
@@ -485,6 +486,30 @@ def test_parameter_groups_have_their_own_rates(tmp_path):
         train(tmp_path / "more", parameter_groups=lambda model, rate: [{"params": model.parameters()}])
 
 
+def test_muon_moves_every_direction_of_a_matrix_alike_and_leaves_the_rest_to_adamw(tmp_path):
+    config = replace(CONFIG, steps=1, batch=64, warmup_steps=0, clip_norm=0, weight_decay=0.0, ema_decay=0)
+    begun = Toy()
+    moved = {kind: train(tmp_path / kind, replace(config, optimizer=kind, muon_rate=4.0))[2] for kind in ("adamw", "muon")}
+    step = (moved["muon"].first.weight - begun.first.weight).detach()
+    lengths = torch.linalg.svdvals(step) / (4.0 * CONFIG.learning_rate * 0.2 * 12 ** 0.5)
+    assert lengths.min() > 0.5 and lengths.max() < 1.3, lengths      # AdamW's first step goes one way only
+    assert torch.equal(moved["muon"].first.bias, moved["adamw"].first.bias)
+    assert not torch.equal(moved["muon"].first.weight, moved["adamw"].first.weight)
+
+
+def test_groups_keep_their_own_rates_under_muon(tmp_path):
+    groups = lambda model, rate: [{"params": model.first.parameters(), "lr": rate / 10}, {"params": model.second.parameters()}]  # noqa: E731
+    train(tmp_path, replace(CONFIG, steps=5, optimizer="muon", muon_rate=2.0), parameter_groups=groups)
+    told = run_state.RunStates(tmp_path, 1).newest().facts["groups"]
+    assert [(g["parameters"], g["lr"]) for g in told] == [(1, pytest.approx(0.01)), (1, pytest.approx(0.1)), (1, 0.005), (1, 0.05)]
+
+
+def test_a_torch_without_muon_is_told(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ValueError, match='"muon" needs torch 2.9 or newer'):
+        train(tmp_path, replace(CONFIG, optimizer="muon"))
+
+
 def test_the_rate_rises_and_falls_as_configured():
     rates = [learning_rate_factor(step, CONFIG) for step in range(20)]
     assert rates[:3] == [1 / 3, 2 / 3, 1.0] and rates[3] == 1.0 and 0.1 < rates[-1] < 0.12
@@ -568,6 +593,8 @@ def test_what_cannot_be_exact_when_sharded_is_refused():
             process._check_sharded(CONFIG, kind)
         with pytest.raises(ValueError, match="sample_every is 5"):
             process._check_sharded(replace(CONFIG, ema_decay=0, sample_every=5), kind)
+        with pytest.raises(ValueError, match='optimizer is "muon", which needs whole matrices'):
+            process._check_sharded(replace(CONFIG, ema_decay=0, optimizer="muon"), kind)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .ema import Ema
 from .example import Example, ExampleSource
+from .optimizer import Groups, optimizer_for
 from .process import SHARDED, StopRequest, accelerator_for, on_main, process_as_it_was
 from .progress import Metrics, Progress, Report
 from .run_state import LoopConfig, RunError, RunStates, State, check_same_run, load_into
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 
 Export = Callable[[Mapping[str, Tensor], Path, dict], None]
 Sample = Callable[[int, Path], None]
-Groups = Callable[[nn.Module, float], list[dict]]
 SMALLEST_SCALE = 1e-3       # of fp16's loss: where gradients still overflow there, it is not the scale's fault
 
 
@@ -46,7 +46,7 @@ def fit(model: nn.Module, source: ExampleSource, config: LoopConfig, folder: Pat
     export            (trained weights by name, path, facts for a header): writes the adapter, with every state; the weights
                       are the average if `ema_decay` is on, and not its to change
     sample            (step, a folder): every `sample_every` steps, with the weights of `export` in the model
-    parameter_groups  (model, peak rate) -> AdamW's groups, which hold each trained parameter once
+    parameter_groups  (model, peak rate) -> the optimiser's groups, which hold each trained parameter once
     resume            False: `folder` must not hold a state
 
     export and sample run on the main process only. SIGTERM and SIGINT end the run after the current step, with a state to go
@@ -109,7 +109,7 @@ class _Run:
         self.main, self.sharded = self.accelerator.is_main_process, self.accelerator.distributed_type in SHARDED
         set_seed(config.seed)
         self.trained = _trained(model)
-        optimizer = _optimizer(model, self.trained, config, groups)
+        optimizer = optimizer_for(model, self.trained, config, groups)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         told = [{"parameters": len(g["params"]), "lr": g["lr"], "weight_decay": g["weight_decay"]} for g in optimizer.param_groups]
         self.facts = config.to_dict() | {"processes": self.accelerator.num_processes, "groups": told,
@@ -286,15 +286,3 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
             "For speed set mixed_precision."
         )
     return found
-
-
-def _optimizer(model: nn.Module, trained: Mapping[str, nn.Parameter], config: LoopConfig, groups: Groups | None) -> torch.optim.AdamW:
-    """AdamW over the caller's groups or one group. ValueError if the groups are not the trained parameters, each once."""
-    given = groups(model, config.learning_rate) if groups else [{"params": list(trained.values())}]
-    given = [{**group, "params": list(group["params"])} for group in given]
-    held = {id(p) for group in given for p in group["params"]}
-    if lost := [name for name, p in trained.items() if id(p) not in held]:
-        raise ValueError(f"parameter_groups leaves out {len(lost)} trained parameters, the first is {lost[0]}")
-    if len(held) > len(trained):
-        raise ValueError(f"parameter_groups holds {len(held) - len(trained)} parameters that do not require gradients")
-    return torch.optim.AdamW(given, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)

@@ -57,6 +57,8 @@ def _check_sharded(config: LoopConfig, kind: DistributedType) -> None:
     for field, why in (("ema_decay", "the average of sharded weights"), ("sample_every", "sampling from a sharded model")):
         if getattr(config, field):
             raise ValueError(f"{field} is {getattr(config, field)}: {why} is not supported under {kind.value}; set it to 0, or use DDP")
+    if config.optimizer == "muon":
+        raise ValueError(f'optimizer is "muon", which needs whole matrices: not supported under {kind.value}; set "adamw", or use DDP')
 
 
 def _tracker(name: str | None) -> str | None:

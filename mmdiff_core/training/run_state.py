@@ -34,10 +34,10 @@ RANGES = {
     "steps": (int, 1, 10**9), "batch": (int, 1, 10**6), "accumulate": (int, 1, 10**6), "warmup_steps": (int, 0, 10**9),
     "save_every": (int, 1, 10**9), "keep_last": (int, 1, 10**6), "log_every": (int, 1, 10**9),
     "sample_every": (int, 0, 10**9), "workers": (int, 0, 256), "seed": (int, 0, 2**32 - 1),
-    "learning_rate": (float, 1e-12, 10), "final_fraction": (float, 0, 1), "weight_decay": (float, 0, 10),
+    "learning_rate": (float, 1e-12, 10), "muon_rate": (float, 1e-6, 1e6), "final_fraction": (float, 0, 1), "weight_decay": (float, 0, 10),
     "clip_norm": (float, 0, 1e9), "ema_decay": (float, 0, 0.999999),
 }
-CHOICES = {"schedule": ("cosine", "constant"), "mixed_precision": ("no", "bf16", "fp16")}
+CHOICES = {"optimizer": ("adamw", "muon"), "schedule": ("cosine", "constant"), "mixed_precision": ("no", "bf16", "fp16")}
 MAY_CHANGE = ("steps", "save_every", "keep_last", "log_every", "sample_every", "workers", "tracker")
 SPLIT = ("batch", "accumulate", "processes")        # may change together: their product is what a step sees
 
@@ -55,9 +55,11 @@ class LoopConfig:
     steps            optimiser steps of the whole run, from 1; if changed within a run, a cosine bends to the new last step
     batch            examples in one forward pass of one process, from 1
     accumulate       forward passes summed into one optimiser step, from 1
+    optimizer        "adamw", or "muon": Muon for matrices beside AdamW for all else (torch 2.9 or newer; not sharded)
     learning_rate    AdamW's peak rate, above 0
+    muon_rate        the matrices' rate under Muon in units of learning_rate, above 0
     betas            AdamW's two averages, each from 0 and below 1
-    weight_decay     AdamW's decay, from 0
+    weight_decay     of AdamW and Muon, from 0
     warmup_steps     optimiser steps in which the rate rises from 0, from 0
     schedule         after the warm-up: "constant", or "cosine" down to the last step
     final_fraction   where the cosine ends, as a share of the peak, 0..1
@@ -76,7 +78,9 @@ class LoopConfig:
     steps: int
     batch: int
     accumulate: int = 1
+    optimizer: str = "adamw"
     learning_rate: float = 1e-4
+    muon_rate: float = 4.0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     warmup_steps: int = 0
