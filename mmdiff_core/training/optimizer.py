@@ -44,7 +44,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
             parts = {kind: [p for p in group["params"] if (p.ndim == 2) == kind] for kind in (True, False)}
             matrices += [{"params": parts[True], "lr": rate * config.muon_rate, "weight_decay": decay}] if parts[True] else []
             others += [{"params": parts[False], "lr": rate, "weight_decay": decay}] if parts[False] else []
-        self._inner = [torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")] if matrices else []
+        self._inner = [torch.optim.Muon(matrices, momentum=config.betas[0], adjust_lr_fn="match_rms_adamw")] if matrices else []
         self._inner += [torch.optim.AdamW(others, betas=config.betas)] if others else []
         self._counts = [len(inner.param_groups) for inner in self._inner]
         super().__init__([group for inner in self._inner for group in inner.param_groups], {})

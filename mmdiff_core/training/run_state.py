@@ -58,7 +58,7 @@ class LoopConfig:
     optimizer        "adamw", or "muon": Muon for matrices beside AdamW for all else (torch 2.9 or newer; not sharded)
     learning_rate    AdamW's peak rate, above 0
     muon_rate        the matrices' rate under Muon in units of learning_rate, above 0
-    betas            AdamW's two averages, each from 0 and below 1
+    betas            AdamW's two averages, the first also Muon's, each from 0 and below 1
     weight_decay     of AdamW and Muon, from 0
     warmup_steps     optimiser steps in which the rate rises from 0, from 0
     schedule         after the warm-up: "constant", or "cosine" down to the last step
