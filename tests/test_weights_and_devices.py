@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import comfy.model_management
 import comfy.ops
+import comfy.patcher_extension
+import comfy.samplers
 import pytest
 import torch
 from test_promises import BOTH, IMAGE_ONLY, Scene
 
-from mmdiff_core.host.conditioning import BoundPrompt, carry
+from mmdiff_core.host.conditioning import BoundPrompt, Row, carry
 from mmdiff_core.host.encode import encode_prompt
 from mmdiff_core.host.models import load_mmdiff
 from mmdiff_core.host.unet import apply
@@ -143,3 +145,68 @@ def test_a_users_lora_on_the_text_encoder_acts_with_and_without_subjects():
     assert difference(found["plain", False], found["styled", False]) > 1e-3
     assert difference(found["styled", True], found["styled", False]) > 1e-3
     assert torch.equal(found["plain", True], encode_prompt(clip, mmdiff, "a man<|subj|> reading", "", subjects).positive[0][0])
+
+
+# ---------------------------------------------------------------- several devices (newer hosts)
+
+OTHER = torch.device("meta")
+
+
+def devices_of_a_run(scene, positive):
+    """What a sampling over the CPU and another device has made when its loop begins: (the application, its run). Nothing is sampled."""
+    key, seen = "test-devices", []
+
+    def two_devices(executor, guider, sigmas, extra_args, *args, **kwargs):
+        options = {**extra_args["model_options"], "multigpu_clones": {torch.device("cpu"): None, OTHER: None}}
+        return executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
+
+    def look(executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+        seen.append(extra_args["model_options"]["transformer_options"])
+        return noise
+
+    model = scene.model.clone()
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, key, two_devices)
+    model = apply(model, scene.adapter, IMAGE_ONLY)
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, key + "-look", look)
+    draw(scene, model, positive)
+    application = next(iter(model.model_options["transformer_options"]["patches_replace"]["attn2"].values())).application
+    return application, seen[0][application.key], seen[0]
+
+
+def test_every_device_of_a_multi_gpu_sampling_has_its_keys_and_values_before_the_loop(scene):
+    application, run, _ = devices_of_a_run(scene, scene.bound())
+    (here,), (there,) = run.states.values(), run.copies[OTHER].values()
+    assert set(run.copies) == {OTHER} and here.keys.keys() == there.keys.keys()
+    assert all(t.device == OTHER for pair in there.keys.values() for t in pair)
+    assert all(t.device.type == "cpu" for pair in here.keys.values() for t in pair)
+
+
+def test_rows_on_another_device_show_the_subjects_from_that_device(scene):
+    subjects = tuple(s.masked(torch.ones(8, 8)) for s in scene.subjects)
+    application, run, options = devices_of_a_run(scene, scene.bound(subjects))
+    prompt = next(iter(run.states.values())).prompt
+    options = {**options, "sigmas": torch.tensor([2.0])}
+    for device in (torch.device("cpu"), OTHER):
+        (group,) = application.groups((Row(prompt),), 1, device, options)
+        assert {t.device for pair in group.state.keys.values() for t in pair} | {m.device for m in group.state.masks} == {device}
+
+
+@pytest.mark.skipif(not hasattr(comfy.samplers, "_calc_cond_batch_multigpu"), reason="this ComfyUI has no multi-GPU sampling")
+def test_a_sampling_shared_between_two_devices_draws_what_one_device_draws(scene):
+    """The host's own scheduler and threads; both its devices are the CPU, which is all that is needed to take that way."""
+    one = apply(scene.model, scene.adapter, BOTH)
+    expected = scene.sample(one, scene.bound())
+    second = torch.device("cpu", 1)
+    model = scene.model.clone()
+    model.cached_patcher_init = (make.narrow_model, ("sd15",))
+    model = apply(model, scene.adapter, BOTH)
+    other = model.deepclone_multigpu(new_load_device=second)
+    other.is_multigpu_base_clone = True
+    assert other.model is not model.model
+    model.set_additional_models("multigpu", [other])
+    calls = []
+    for patcher in (model, other):
+        patcher.model.diffusion_model.register_forward_pre_hook(lambda m, args, which=patcher: calls.append(which))
+    found = scene.sample(model, scene.bound())
+    assert {id(which) for which in calls} == {id(model), id(other)}, "the host did not share the work"
+    assert difference(found, expected) < 1e-4

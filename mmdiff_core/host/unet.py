@@ -75,6 +75,11 @@ class PromptState:
     masks: tuple[Tensor | None, ...]        # of the prompt's subjects, on the device
     regions: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    def on(self, device: torch.device) -> PromptState:
+        """The same on another device."""
+        keys = {slot: (k.to(device), v.to(device)) for slot, (k, v) in self.keys.items()}
+        return PromptState(self.prompt, keys, tuple(None if m is None else m.to(device) for m in self.masks))
+
     def region(self, grid: tuple[int, int], latent: tuple[int, int], area: Area | None, like: Tensor
                ) -> tuple[Tensor | None, Tensor | None]:
         """Bias and gate of the subjects' masks on a layer's grid; made once per grid."""
@@ -92,6 +97,7 @@ class Run:
     """What one sampling run of one application made before its loop."""
 
     states: dict[int, PromptState]      # by id of the bound prompt; the state holds the prompt, so ids stay taken
+    copies: dict[torch.device, dict[int, PromptState]]      # of the states, for each device of a multi-GPU sampling
     window: Window
     latent: tuple[int, int]
 
@@ -136,7 +142,9 @@ class Application:
         if prompts and self.strength.fuse_scale != 0:
             self.check_slots(model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {}))
         states = {id(p): self.make_state(p, diffusion_model, model_dtype(like), noise.device, len(noise)) for p in prompts}
-        run = Run(states, self.window, tuple(noise.shape[-2:]))
+        devices = [device for device in model_options.get("multigpu_clones", ()) if device != noise.device]
+        copies = {device: {i: state.on(device) for i, state in states.items()} for device in devices}
+        run = Run(states, copies, self.window, tuple(noise.shape[-2:]))
         transformer_options = {**model_options.get("transformer_options", {}), self.key: run}
         extra_args = {**extra_args, "model_options": {**model_options, "transformer_options": transformer_options}}
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
@@ -170,12 +178,12 @@ class Application:
     # ------------------------------------------------------------ once a model call
     def on_call(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
         """DIFFUSION_MODEL: tell the layers which rows show which subjects."""
-        groups = self.groups(kwargs.get(KEY, ()), len(x), transformer_options)
+        groups = self.groups(kwargs.get(KEY, ()), len(x), x.device, transformer_options)
         transformer_options = {**transformer_options, self.key: groups}
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
-    def groups(self, rows: tuple[Row, ...], batch: int, transformer_options: dict) -> tuple[Group, ...]:
-        """Neighbouring equal rows that carry subjects of this adapter."""
+    def groups(self, rows: tuple[Row, ...], batch: int, device: torch.device, transformer_options: dict) -> tuple[Group, ...]:
+        """Neighbouring equal rows that carry subjects of this adapter, and their state on `device`."""
         mine = [row if row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint else NOTHING for row in rows]
         if all(row.prompt is None for row in mine):
             return ()
@@ -193,9 +201,10 @@ class Application:
         factor = run.window.factor(transformer_options["sigmas"])
         if isinstance(factor, float) and factor == 0:
             return ()
+        states = run.copies.get(device, run.states)
         edges = [0, *(i for i in range(1, batch) if not mine[i].continues(mine[i - 1])), batch]
         return tuple(
-            Group(a, b, run.states[id(mine[a].prompt)], mine[a].area, run.latent, factor, mine[a].picture)
+            Group(a, b, states[id(mine[a].prompt)], mine[a].area, run.latent, factor, mine[a].picture)
             for a, b in zip(edges, edges[1:], strict=False) if mine[a].prompt is not None
         )
 
