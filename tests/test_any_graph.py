@@ -9,7 +9,7 @@ import comfy.samplers
 import node_helpers
 import pytest
 import torch
-from comfy_extras import nodes_custom_sampler, nodes_perpneg
+from comfy_extras import nodes_custom_sampler, nodes_model_advanced, nodes_perpneg
 from test_promises import BOTH, IMAGE_ONLY, Scene, half_masks
 
 import nodes as host_nodes
@@ -206,6 +206,26 @@ def test_samplers_call_the_model_as_often_as_without_us_and_show_the_subjects(sc
     shown, calls = run(model, ann)
     plain, plain_calls = run(scene.model, scene.plain)
     assert calls == plain_calls and torch.isfinite(shown).all() and not close(shown, plain)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("sampling, zsnr, sampler", [("lcm", False, "lcm"), ("eps", False, "euler"), ("v_prediction", True, "euler")])
+def test_distilled_models_show_the_subjects_in_few_steps_wherever_their_sampling_node_stands(scene, ann, sampling, zsnr, sampler, steps):
+    """Turbo, LCM and Lightning: CFG 1, one to four steps, ModelSamplingDiscrete before or behind Apply; a window follows the schedule."""
+    node, noise = nodes_model_advanced.ModelSamplingDiscrete(), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def draw(model, positive):
+        with count_calls(model) as calls:
+            out = comfy.sample.sample(model, noise, steps, 1.0, sampler, "sgm_uniform", positive, scene.negative, torch.zeros_like(noise),
+                                      disable_pbar=True, seed=0)
+        return out, calls
+
+    plain, plain_calls = draw(node.patch(scene.model, sampling, zsnr)[0], scene.plain)
+    for strength in (BOTH, replace(BOTH, start=0.3)):
+        before, calls = draw(apply(node.patch(scene.model, sampling, zsnr)[0], scene.adapter, strength), ann)
+        behind, _ = draw(node.patch(apply(scene.model, scene.adapter, strength), sampling, zsnr)[0], ann)
+        assert calls == plain_calls == [1] * steps
+        assert torch.equal(before, behind) and torch.isfinite(before).all() and not close(before, plain)
 
 
 def test_only_the_masked_part_is_painted_when_inpainting(scene, model, ann):

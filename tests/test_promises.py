@@ -442,7 +442,7 @@ def test_user_lora_on_keys_acts_on_both_branches(scene):
     styled.add_patches({key: ("diff", (delta,))})
     model = apply(styled, scene.adapter, BOTH)
     comfy.model_management.load_model_gpu(model)
-    application = host_unet.Application(scene.adapter, BOTH, host_unet.check_unet(model, scene.adapter), host_unet.Window(1.0, 0.0))
+    application = host_unet.Application(scene.adapter, BOTH, host_unet.check_unet(model, scene.adapter))
     prompt = BoundPrompt(scene.subjects, scene.adapter.fingerprint)
     k, _ = application.make_state(prompt, model.model.diffusion_model, torch.float32, torch.device("cpu")).keys["middle", 0, 0]
     tokens = torch.cat([s.tokens for s in scene.subjects])

@@ -242,11 +242,11 @@ def test_subject_keys_and_values_are_the_recorded_ones(case, world, subjects, nu
     import comfy.model_management
 
     from mmdiff_core.host.conditioning import BoundPrompt
-    from mmdiff_core.host.unet import Application, check_unet, make_window
+    from mmdiff_core.host.unet import Application, check_unet
     adapter = world["mmdiff"].adapter
     model = apply(world["model"], adapter, Strength(fuse_scale=1.0))
     comfy.model_management.load_model_gpu(model)
-    application = Application(adapter, Strength(fuse_scale=1.0), check_unet(model, adapter), make_window(model, 0, 1))
+    application = Application(adapter, Strength(fuse_scale=1.0), check_unet(model, adapter))
     prompt = BoundPrompt(subjects, adapter.fingerprint)
     state = application.make_state(prompt, model.model.diffusion_model, torch.float32, torch.device("cpu"))
     slot = {"0": ("input", 4, 0), "1": ("middle", 0, 1)}[number]

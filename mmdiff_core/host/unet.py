@@ -121,12 +121,11 @@ class Group:
 class Application:
     """One Apply on one model: the key its state goes by, and the wrappers that make it."""
 
-    def __init__(self, adapter: MMDiffAdapter, strength: Strength, blocks: Sequence[TransformerBlock], window: Window):
+    def __init__(self, adapter: MMDiffAdapter, strength: Strength, blocks: Sequence[TransformerBlock]):
         self.adapter = adapter
         self.strength = strength
         self.factors = {slot: factor for slot, factor in layer_factors(strength.layers, blocks).items() if factor != 0}
         self.blocks = tuple(block for block in blocks if block.slot in self.factors)
-        self.window = window
         self.key = f"mmdiff-{adapter.fingerprint}"
 
     def __deepcopy__(self, memo: dict) -> Application:
@@ -144,7 +143,8 @@ class Application:
         states = {id(p): self.make_state(p, diffusion_model, model_dtype(like), noise.device, len(noise)) for p in prompts}
         devices = [device for device in model_options.get("multigpu_clones", ()) if device != noise.device]
         copies = {device: {i: state.on(device) for i, state in states.items()} for device in devices}
-        run = Run(states, copies, self.window, tuple(noise.shape[-2:]))
+        window = make_window(like.model_sampling, self.strength.start, self.strength.end)
+        run = Run(states, copies, window, tuple(noise.shape[-2:]))
         transformer_options = {**model_options.get("transformer_options", {}), self.key: run}
         extra_args = {**extra_args, "model_options": {**model_options, "transformer_options": transformer_options}}
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
@@ -361,9 +361,8 @@ def lora_keys(blocks: Sequence[TransformerBlock]) -> dict[str, str]:
     }
 
 
-def make_window(model, start: float, end: float) -> Window:
-    """Fractions of the denoising -> sigmas, by the model's own schedule."""
-    sampling = model.get_model_object("model_sampling")
+def make_window(sampling, start: float, end: float) -> Window:
+    """Fractions of the denoising -> sigmas, by the schedule the model has when it samples."""
     first = math.inf if start <= 0 else float(sampling.percent_to_sigma(start))
     last = -1.0 if end >= 1 else float(sampling.percent_to_sigma(end))
     return Window(first, last)
@@ -375,7 +374,7 @@ def apply(model, adapter: MMDiffAdapter, strength: Strength):
     Raises ValueError when the model is not one the adapter fits, or when it already has this adapter.
     """
     blocks = check_unet(model, adapter)
-    application = Application(adapter, strength, blocks, make_window(model, strength.start, strength.end))
+    application = Application(adapter, strength, blocks)
     if application.key in model.wrappers.get(Wrappers.SAMPLER_SAMPLE, {}):
         raise ValueError(f"{adapter.source} is already applied to this model; one Apply MM-Diff Attention is enough")
     patched = model.clone()
