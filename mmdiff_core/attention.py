@@ -18,12 +18,25 @@ def by_head(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention, [B P HD] x [1|B N HD] -> [B P HD]; `bias` [1|B 1 P N] is added to the logits. K and V may come as
-    [1|B H N D] already, which saves two operations a layer where they are used at every step."""
-    q, k, v = (x if x.ndim == 4 else by_head(x, heads) for x in (q, k, v))
+def rows_by_head(x: Tensor, start: int, stop: int, heads: int) -> Tensor:
+    """Rows start..stop of [B L HD] -> [stop-start H L D], a view. Made by a single operation where operations count, twice a layer at
+    every step; torch.compile and autograd get the three that they can follow."""
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        return by_head(x[start:stop], heads)
+    width, (row, position, channel) = x.shape[-1] // heads, x.stride()
+    shape, strides = (stop - start, heads, x.shape[1], width), (row, width * channel, position, channel)
+    return x.as_strided(shape, strides, x.storage_offset() + start * row)
+
+
+def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention, [B H P D] x [1|B H N D] -> [B H P D]; `bias` [1|B 1 P N] is added to the logits."""
     k, v = (x if len(x) == len(q) else x.expand(len(q), -1, -1, -1) for x in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, bias)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    """The same, [B P HD] x [1|B N HD] -> [B P HD]."""
+    return attend_by_head(by_head(q, heads), by_head(k, heads), by_head(v, heads), bias).transpose(1, 2).flatten(2)
 
 
 def probabilities(q: Tensor, k: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
@@ -49,13 +62,14 @@ def see_subjects(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | Non
 
 
 def add_to_rows(out: Tensor, start: int, stop: int, seen: Tensor, gate: Tensor | None = None) -> Tensor:
-    """`out` [B P HD] with `seen`, times `gate` [1 P|1 1], added to rows start..stop; the other rows keep their bits.
+    """`out` [B P HD] with `seen` [stop-start H P D], times `gate` [1 1 P|1 1], added to rows start..stop; the others keep their bits.
 
     Writes into `out` when no gradient is wanted: it is the fresh result of an attention call.
     """
     if torch.is_grad_enabled() and (out.requires_grad or seen.requires_grad):
-        return torch.cat([out[:start], out[start:stop] + (seen if gate is None else seen * gate), out[stop:]])
-    rows = out if start == 0 and stop == len(out) else out[start:stop]
+        added = (seen if gate is None else seen * gate).transpose(1, 2).flatten(2)
+        return torch.cat([out[:start], out[start:stop] + added, out[stop:]])
+    rows = rows_by_head(out, start, stop, seen.shape[1])
     if gate is None:
         rows.add_(seen)
     else:

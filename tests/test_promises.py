@@ -449,3 +449,15 @@ def test_user_lora_on_keys_acts_on_both_branches(scene):
     base = scene.model.model.state_dict()[key] if not model.backup else model.backup[key].weight
     image = scene.adapter.unet["middle_block.1.transformer_blocks.0.attn2.to_k_image"]
     assert torch.allclose(k[0].transpose(0, 1).flatten(1), tokens @ (base + delta).T + image(tokens), atol=1e-4)
+
+
+def test_rows_seen_by_head_are_the_rows_themselves_however_they_lie_in_memory():
+    from mmdiff_core.attention import by_head, rows_by_head
+    whole = torch.randn(4, 6, 24)
+    for x in (whole, whole.transpose(0, 1).contiguous().transpose(0, 1), torch.randn(5, 6, 48)[1:, :, ::2], torch.randn(4, 24, 6).transpose(1, 2)):
+        for start, stop in ((0, 4), (1, 3), (3, 4)):
+            seen = rows_by_head(x, start, stop, 3)
+            assert torch.equal(seen, by_head(x[start:stop], 3))
+            seen.zero_()
+            assert not x[start:stop].any()
+            x[start:stop] = 1.0

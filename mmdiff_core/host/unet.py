@@ -24,7 +24,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ..adapter import MMDiffAdapter, join_tokens, key_value, picture_weights
-from ..attention import add_to_rows, attend, by_head
+from ..attention import add_to_rows, attend_by_head, by_head, rows_by_head
 from ..layer_weights import layer_factors
 from ..masks import Area, regions
 from ..unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
@@ -82,13 +82,14 @@ class PromptState:
 
     def region(self, grid: tuple[int, int], latent: tuple[int, int], area: Area | None, like: Tensor
                ) -> tuple[Tensor | None, Tensor | None]:
-        """Bias and gate of the subjects' masks on a layer's grid; made once per grid."""
+        """Bias [1 1 P N] and gate [1 1 P 1] of the subjects' masks on a layer's grid; made once per grid."""
         if all(mask is None for mask in self.masks):
             return None, None
         key = (grid, area, like.dtype, like.device)
         if key not in self.regions:
             tokens = [len(s.tokens) for s in self.prompt.subjects]
-            self.regions[key] = regions(self.masks, tokens, grid, latent, area, like.dtype, like.device)
+            bias, gate = regions(self.masks, tokens, grid, latent, area, like.dtype, like.device)
+            self.regions[key] = bias, gate[:, None]
         return self.regions[key]
 
 
@@ -277,16 +278,16 @@ class SubjectAttention:
     def show(self, out: Tensor, q: Tensor, group: Group, extra_options: dict) -> Tensor:
         """The image branch on the group's rows."""
         key, value = group.state.keys[self.slot]
-        rows = q[group.start:group.stop]
+        rows = rows_by_head(q, group.start, group.stop, extra_options["n_heads"])
         if group.picture is not None:
             value = value[group.picture:group.picture + len(rows)]
         if key.dtype != q.dtype or key.device != q.device:
             key, value = key.to(q), value.to(q)
         bias, gate = group.state.region(tuple(extra_options["activations_shape"][-2:]), group.latent, group.area, q)
         if not isinstance(group.factor, float):
-            inside = group.factor.to(q.dtype).view(1, 1, 1)
+            inside = group.factor.to(q.dtype).view(1, 1, 1, 1)
             gate = inside if gate is None else gate * inside
-        return add_to_rows(out, group.start, group.stop, attend(rows, key, value, extra_options["n_heads"], bias), gate)
+        return add_to_rows(out, group.start, group.stop, attend_by_head(rows, key, value, bias), gate)
 
     def __deepcopy__(self, memo: dict) -> SubjectAttention:
         return self
