@@ -92,10 +92,10 @@ class FaceAnalyser:
         return faces[which - 1] if which else max(faces, key=lambda face: face.area)
 
     def portrait(self, image: np.ndarray, which: int = 0, label: str = "image", region: np.ndarray | None = None
-                 ) -> tuple[np.ndarray, np.ndarray]:
-        """The picked face's embedding [512] and its aligned crop, uint8 RGB [224 224 3]."""
+                 ) -> tuple[np.ndarray, np.ndarray, Face]:
+        """The picked face's embedding [512], its aligned crop, uint8 RGB [224 224 3], and the face."""
         face = self.pick(image, which, label, region)
-        return face.embedding, align(image, face.landmarks)
+        return face.embedding, align(image, face.landmarks), face
 
     def _attempts(self, bgr: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Boxes with scores [n 5] and landmarks [n 5 2] of each attempt, in coordinates of the picture itself."""

@@ -21,6 +21,10 @@ SMALLEST = 112                              # sides below this are pixel art, wh
 # cosine between unit identities above which two subjects are taken for one another, by what they are compared with
 LOOK_ALIKE = {"portrait": 0.5, "general": 0.92}
 UNLIKE = 0.25                               # an ArcFace cosine between pictures of one person is rarely lower
+# of a found face; not calibrated on photographs here
+UNSURE = 0.65                               # detector confidence of a plain view is mostly above 0.75; 0.5 is no face at all
+TINY_FACE = 56                              # its shorter side in pixels: half of what ArcFace reads, a quarter of what CLIP is shown
+TURNED = 0.15                               # the nose this near to the line through one eye, as a share of the eyes' distance
 
 
 def sharpness(picture: Tensor) -> float:
@@ -45,6 +49,22 @@ def reference_notes(name: str, seen: Tensor, query: Tensor, config: MMDiffConfig
             if (alike := float(unit[i] @ others)) < UNLIKE:
                 found.append(f"{name}, picture {i + 1}: the face is unlike the others (similarity {alike:.2f}): another person, or a "
                              "covered or turned face? Leave it out, or choose the face.")
+    return found
+
+
+def face_remarks(number: int, box: Sequence[float], score: float, landmarks: Tensor) -> list[str]:
+    """What is wrong with the face found on picture `number`, told without the subject's name: box x1 y1 x2 y2 in pixels, detector
+    confidence 0..1, landmarks [5 2] (left eye, right eye, nose, mouth corners)."""
+    found, side = [], min(box[2] - box[0], box[3] - box[1])
+    eyes = landmarks[1] - landmarks[0]
+    nose = float((landmarks[2] - landmarks[0]) @ eyes / (eyes @ eyes).clamp_min(1e-6))
+    if side < TINY_FACE:
+        found.append(f"picture {number}: the face is only {side:.0f} px wide. Use a closer picture.")
+    if not TURNED <= nose <= 1 - TURNED:
+        found.append(f"picture {number}: the face is turned far to the side; half of it is not seen. Use a picture from the front.")
+    elif score < UNSURE:
+        found.append(f"picture {number}: the face is found with a confidence of only {score:.0%}: covered, in shadow or unclear? Use a "
+                     "picture that shows eyes, nose and mouth.")
     return found
 
 

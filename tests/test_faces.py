@@ -218,7 +218,7 @@ def test_align_refuses_a_size_that_insightface_has_no_template_for(analyser):
 
 def test_a_portrait_is_the_picked_face_and_its_crop(analyser):
     image = picture(*THREE)
-    embedding, crop = analyser.portrait(image, 3, "Anna")
+    embedding, crop, _ = analyser.portrait(image, 3, "Anna")
     face = analyser.pick(image, 3)
     assert np.array_equal(embedding, face.embedding)
     assert np.array_equal(crop, faces.align(image, face.landmarks))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mmdiff_core.config import GENERAL_SDXL, PORTRAIT_SDXL
-from mmdiff_core.notes import BLURRED, look_alike_notes, reference_notes, sharpness
+from mmdiff_core.notes import BLURRED, face_remarks, look_alike_notes, reference_notes, sharpness
 from mmdiff_core.subjects import Subject
 from mmdiff_core.vision import object_pixels
 
@@ -53,6 +53,45 @@ def test_the_face_that_is_unlike_the_others_is_named():
     assert note.startswith("ann, picture 2: the face is unlike the others")
     assert not reference_notes("ann", pictures[:2], faces[:2], PORTRAIT_SDXL)       # of two, who is to say
     assert not reference_notes("ann", pictures, faces, GENERAL_SDXL)
+
+
+FRONTAL = torch.tensor([[30.0, 40], [70, 40], [50, 60], [35, 80], [65, 80]])
+
+
+@pytest.mark.parametrize("box, score, nose, told", [
+    ((0, 0, 100, 120), 0.85, 50, None),
+    ((0, 0, 40, 50), 0.85, 50, "only 40 px wide"),
+    ((0, 0, 100, 120), 0.55, 50, "confidence of only 55%: covered"),
+    ((0, 0, 100, 120), 0.85, 72, "turned far to the side"),
+    ((0, 0, 100, 120), 0.85, 33, "turned far to the side"),
+])
+def test_a_tiny_covered_or_turned_face_is_told_with_its_picture(box, score, nose, told):
+    landmarks = FRONTAL.clone()
+    landmarks[2, 0] = nose
+    found = face_remarks(2, box, score, landmarks)
+    assert not found if told is None else len(found) == 1 and found[0].startswith("picture 2: ") and told in found[0]
+
+
+def test_the_encoder_tells_of_a_covered_face_also_under_another_name():
+    from types import SimpleNamespace
+
+    from mmdiff_core.host.encode import encode_subject
+    from mmdiff_core.host.models import load_mmdiff
+
+    from cases import CHECKPOINT, OURS, Case
+    from tiny_model import build
+    case = Case(OURS / "case_A.json")
+    (slot,) = case.slots()
+
+    class Covered:
+        def portrait(self, image, which, label):
+            face = SimpleNamespace(box=(0, 0, 100, 120), score=0.5, landmarks=FRONTAL.numpy())
+            return *case.faces(slot).portrait(image, which, label), face
+
+    mmdiff, vision, faces = load_mmdiff(CHECKPOINT), build.clip_vision(), Covered()
+    for name in ("ann", "ben"):
+        *_, notes = encode_subject(mmdiff, vision, case.images(slot), faces, name)
+        assert any(note.startswith(f"{name}, picture 1: the face is found with a confidence of only 50%") for note in notes)
 
 
 def subject(name: str, identity: torch.Tensor | None) -> Subject:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..notes import look_alike_notes, reference_notes
+from ..notes import face_remarks, look_alike_notes, reference_notes
 from ..subject_file import SIDE
 from ..subjects import Subject, Subjects, VisionFeatures
 from ..vision import cut_out, object_pixels, to_uint8
@@ -27,9 +27,9 @@ MAX_WEIGHT = 10.0      # of a subject; far beyond what is useful
 class FaceSource(Protocol):
     """Whoever finds faces: `faces.FaceAnalyser`, or a stand-in."""
 
-    def portrait(self, image: np.ndarray, which: int, label: str, region: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 RGB [H W 3] -> unit embedding [512] and aligned crop uint8 RGB [224 224 3]; of the faces with their middle in `region`
-        [H W] where one is given."""
+    def portrait(self, image: np.ndarray, which: int, label: str, region: np.ndarray | None = None) -> tuple:
+        """uint8 RGB [H W 3] -> unit embedding [512], aligned crop uint8 RGB [224 224 3] and, where it is known, the `faces.Face`; of the
+        faces with their middle in `region` [H W] where one is given."""
 
 
 def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: FaceSource | None, name: str,
@@ -53,29 +53,32 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
     if seen_before is None:
         seen_before = _encode(mmdiff, clip_vision, list(whole), faces, name.strip(), which_face, regions, clip_only)
         mmdiff.encodings.put((clip_vision, faces), (whole, *regions), settings, seen_before)
-    subject, looked_at, query = seen_before
+    subject, looked_at, query, remarks = seen_before
     subject = replace(subject, name=name.strip(), weight=weight)
     notes = [CLIP_ONLY.format(name=subject.name)] if query is None else reference_notes(subject.name, looked_at, query, mmdiff.config)
-    return subject, looked_at.movedim(1, -1), notes
+    return subject, looked_at.movedim(1, -1), [*notes, *(f"{subject.name}, {remark}" for remark in remarks)]
 
 
 def _encode(mmdiff: LoadedMMDiff, clip_vision, whole: Sequence[Tensor], faces: FaceSource | None, name: str, which_face: int,
-            regions: Sequence[Tensor | None], clip_only: bool) -> tuple[Subject, Tensor, Tensor | None]:
-    """The subject at weight 1, what was looked at [R 3 S S], and what the refiner was asked with (None: only words were made)."""
+            regions: Sequence[Tensor | None], clip_only: bool) -> tuple[Subject, Tensor, Tensor | None, list[str]]:
+    """The subject at weight 1, what was looked at [R 3 S S], what the refiner was asked with (None: only words were made), and what is
+    wrong with the faces."""
     pictures = [picture if region is None else cut_out(picture, region) for picture, region in zip(whole, regions, strict=True)]
     padded = torch.stack([object_pixels(picture, mmdiff.config.image_size) for picture in pictures])
     cls = cls_of_pixels(clip_vision, mmdiff.adapter, padded)
     if clip_only and mmdiff.config.variant == "portrait":
-        return _words_only(mmdiff, cls, name), padded, None
+        return _words_only(mmdiff, cls, name), padded, None, []
+    remarks: list[str] = []
     if mmdiff.config.variant == "portrait":
-        query, looked_at = _portraits(whole, faces, name, which_face, regions)
+        query, looked_at, remarks = _portraits(whole, faces, name, which_face, regions)
     else:
         query, looked_at = cls, padded
     patches = patch_embeddings(clip_vision, looked_at)
     with mmdiff.loaded() as (_, device):
         features = VisionFeatures(cls.to(device), patches.to(device), query.to(device))
         subject = mmdiff.adapter.make_subject(features, name, 1.0)
-    return replace(subject, encoder=encoder_fingerprint(clip_vision), pictures_seen=small_pictures(looked_at)), looked_at, query
+    subject = replace(subject, encoder=encoder_fingerprint(clip_vision), pictures_seen=small_pictures(looked_at))
+    return subject, looked_at, query, remarks
 
 
 def small_pictures(seen: Tensor) -> Tensor:
@@ -103,23 +106,25 @@ def _words_only(mmdiff: LoadedMMDiff, cls: Tensor, name: str) -> Subject:
 
 
 def _portraits(pictures: Sequence[Tensor], faces: FaceSource | None, name: str, which: int, regions: Sequence[Tensor | None]
-               ) -> tuple[Tensor, Tensor]:
-    """Embeddings [R 512] and crops [R 3 224 224] in 0..1 of the chosen face on every picture, uint8 [3 H W] each."""
+               ) -> tuple[Tensor, Tensor, list[str]]:
+    """Embeddings [R 512] and crops [R 3 224 224] in 0..1 of the chosen face on every picture, uint8 [3 H W] each, and remarks on them."""
     if faces is None:
         raise ValueError(
             "this MM-Diff checkpoint is a portrait one and reads faces: connect Load Face Analysis. It needs the packages insightface "
             "and onnxruntime, and the buffalo_l models under models/insightface/models/buffalo_l. Until then there is clip_only, which "
             "does without the face"
         )
-    progress, found = comfy.utils.ProgressBar(len(pictures)), []
+    progress, found, remarks = comfy.utils.ProgressBar(len(pictures)), [], []
     for i, (picture, region) in enumerate(zip(pictures, regions, strict=True), 1):
         comfy.model_management.throw_exception_if_processing_interrupted()
         image, label = picture.movedim(0, -1).contiguous().numpy(), f"{name}, picture {i} of {len(pictures)}"
-        found.append(faces.portrait(image, which, label) if region is None else faces.portrait(image, which, label, region.numpy()))
+        embedding, crop, *face = faces.portrait(image, which, label, *([] if region is None else [region.numpy()]))
+        found.append((embedding, crop))
+        remarks += [r for f in face for r in face_remarks(i, f.box, f.score, torch.from_numpy(f.landmarks))]
         progress.update(1)
     query = torch.from_numpy(np.stack([embedding for embedding, _ in found])).float()
     crops = torch.from_numpy(np.stack([crop for _, crop in found])).movedim(-1, 1).float() / 255
-    return query, crops
+    return query, crops, remarks
 
 
 def find_faces(images: Tensor, analyser) -> tuple[Tensor, list[list[dict]], str]:

@@ -55,7 +55,7 @@ def find_faces(wanted: Mapping):
 
     def faces(crop: Tensor) -> tuple[Tensor, Tensor] | None:
         try:
-            embedding, aligned = analyser.portrait((crop * 255).round().byte().movedim(0, -1).numpy(), 0, "a training crop")
+            embedding, aligned, _ = analyser.portrait((crop * 255).round().byte().movedim(0, -1).numpy(), 0, "a training crop")
         except ValueError:      # no face in this crop
             return None
         return torch.from_numpy(embedding).float(), torch.from_numpy(aligned.copy()).movedim(-1, 0).float() / 255
