@@ -179,7 +179,20 @@ def rescale_cfg(model):
     return RescaleCFG().patch(model, 0.7)[0]
 
 
+def core_node(module: str, name: str, *arguments):
+    """A node that some hosts do not have."""
+    def patch(model):
+        found = pytest.importorskip(f"comfy_extras.{module}", reason=f"this ComfyUI has no {name}")
+        return _first(getattr(found, name).execute(model, *arguments))
+
+    return patch
+
+
 CORE_NODES = {
+    "APG": core_node("nodes_apg", "APG", 1.0, 5.0, 0.5),
+    "TCFG": core_node("nodes_tcfg", "TCFG"),
+    "CFGZeroStar": core_node("nodes_cfg", "CFGZeroStar"),
+    "NAGuidance": core_node("nodes_nag", "NAGuidance", 5.0, 0.5, 1.5),
     "FreeU_V2": lambda m: nodes_freelunch.FreeU_V2().patch(m, 1.3, 1.4, 0.9, 0.2)[0],
     "HyperTile": lambda m: _first(nodes_hypertile.HyperTile.execute(m, 32, 2, 0, False)),
     "PatchModelAddDownscale": downscale,
@@ -232,6 +245,26 @@ def test_a_users_lora_before_or_after_ours_makes_the_same_picture(scene):
     before, after = apply(style_lora(scene.model), scene.adapter, BOTH), style_lora(apply(scene.model, scene.adapter, BOTH))
     assert close(draw(scene, before, scene.bound()), draw(scene, after, scene.bound()))
     assert not close(draw(scene, before, scene.bound()), draw(scene, apply(scene.model, scene.adapter, BOTH), scene.bound()))
+
+
+def test_a_lora_hook_acts_on_its_prompts_text_and_the_subjects_show(scene):
+    """Create Hook LoRA: the subjects' keys and values are made once a run, from the weights without hooks."""
+    import comfy.hooks
+    generator, lora = torch.Generator().manual_seed(6), {}
+    for key, weight in scene.model.model.state_dict().items():
+        if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight", "attn1.to_q.weight")):
+            name = "lora_unet_" + key.removeprefix("diffusion_model.").removesuffix(".weight").replace(".", "_")
+            lora[f"{name}.lora_up.weight"] = torch.randn(weight.shape[0], 4, generator=generator)
+            lora[f"{name}.lora_down.weight"] = 0.1 * torch.randn(4, weight.shape[1], generator=generator)
+    hooks = comfy.hooks.create_hook_lora(lora, 1.0, 0.0)
+
+    def hooked(positive):
+        return comfy.hooks.set_hooks_for_conditioning(positive, hooks)
+
+    ours = apply(scene.model, scene.adapter, BOTH)
+    pictures = [draw(scene, ours, p, cfg=3.0) for p in (scene.bound(), hooked(scene.bound()), hooked(carry(scene.plain, None)))]
+    assert all(torch.isfinite(p).all() for p in pictures)
+    assert not any(close(a, b) for a, b in ((pictures[0], pictures[1]), (pictures[1], pictures[2])))
 
 
 def narrow_controlnet():
