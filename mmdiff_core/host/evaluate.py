@@ -37,7 +37,6 @@ BASE = "no adapter"
 MEASURED = ("inside", "gain")       # what is no question
 LEVELS = (0.3, 0.6, 0.8, 0.95)
 ONLY = 1e4          # weight of the subjects' pixels where the ground's should not count
-STEPS = 12          # of the sampler: fewer than for a picture to look at, since there are thousands
 COLUMNS = ("identity", "bound", "complete", "mixed", "classes", "background")
 
 
@@ -68,7 +67,7 @@ def draw(task: MMDiffTask, examples: Sequence[Example], held: bool = False) -> T
     from .sampling import decode, sample_latents
     noise, _ = draw_noise([e.index for e in examples], (sizes.CHANNELS, 16, 16), 1, SEED)
     with torch.autocast("cpu", torch.bfloat16):
-        latents = sample_latents(task, examples, noise, **(sizes.SAMPLING | {"steps": STEPS}), held=held)
+        latents = sample_latents(task, examples, noise, **sizes.SAMPLING, held=held)
     return decode(task, latents.float())[:, ::sizes.DOT, ::sizes.DOT].movedim(-1, 1)
 
 
