@@ -21,7 +21,6 @@ import contextlib
 import dataclasses
 import importlib
 import json
-import os
 import platform
 import statistics
 import sys
@@ -33,11 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parent
-
-
-class BenchmarkError(Exception):
-    """Something the person who runs this can act on."""
+from benchmark_host import BenchmarkError, use_host
 
 
 def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -65,21 +60,6 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.size < 64 or args.size % 64:
         parser.error(f"--size is {args.size}, expected a multiple of 64")
     return args
-
-
-def use_host(device: str) -> None:
-    """ComfyUI, the pack and the tests' helpers on the path; the device is chosen before ComfyUI looks for one."""
-    host = os.environ.get("COMFYUI_PATH")
-    if not host or not (Path(host) / "comfy").is_dir():
-        raise BenchmarkError(f"COMFYUI_PATH is {host!r}: no ComfyUI there. Set it to the folder that holds comfy/.")
-    sys.path[:0] = [host, str(TESTS.parent), str(TESTS / "host_nodes")]
-    import comfy.options
-    comfy.options.enable_args_parsing(False)
-    import torch
-    from comfy.cli_args import args
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BenchmarkError("--device is cuda, but torch finds no GPU")
-    args.cpu = device == "cpu"
 
 
 if __name__ == "__main__":

@@ -8,26 +8,15 @@ InsightFace's own time. `again` is the same reference under another name: nothin
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import statistics
 import sys
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent
+from benchmark_host import BenchmarkError, use_host
+
 REFERENCES, SUBJECTS = (1, 2, 4, 8), (1, 2, 4, 8)
-
-
-def use_host(device: str) -> None:
-    host = os.environ.get("COMFYUI_PATH")
-    if not host or not (Path(host) / "comfy").is_dir():
-        sys.exit(f"benchmark: COMFYUI_PATH is {host!r}: no ComfyUI there. Set it to the folder that holds comfy/.")
-    sys.path[:0] = [host, str(TESTS.parent)]
-    import comfy.options
-    comfy.options.enable_args_parsing(False)
-    from comfy.cli_args import args
-    args.cpu = device == "cpu"
 
 
 class Faces:
@@ -72,7 +61,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    use_host(args.device)
+    try:
+        use_host(args.device)
+    except BenchmarkError as error:
+        sys.exit(f"benchmark: {error}")
     import torch
 
     from mmdiff_core.host.encode import encode_subject

@@ -9,7 +9,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 TABLES = TESTS.parent / "mmdiff_core/host/README.md"
-NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", TABLES.read_text(encoding="utf-8"))
+NAMED = re.findall(r"`(\w+\.py)::(test_\w+)`", TABLES.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("file, name", NAMED)

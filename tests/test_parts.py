@@ -194,11 +194,15 @@ def test_only_the_last_encodings_are_remembered_and_no_object_is_kept_alive():
     class Maker:
         pass
 
-    maker, kept = Maker(), Encodings(keep=2)
-    for i in range(3):
-        kept.put((maker, None), (torch.tensor([i]),), (), i)
-    assert [kept.get((maker, None), (torch.tensor([i]),), ()) for i in range(3)] == [None, 1, 2]
-    assert kept.get((Maker(), None), (torch.tensor([2]),), ()) is None
+    maker, kept, made = Maker(), Encodings(keep=2), []
+
+    def remember(maker, number):
+        return kept.remember((maker, None), (torch.tensor([number]),), (), lambda: made.append(number) or number)
+
+    assert [remember(maker, i) for i in (0, 1, 2, 1, 2, 0)] == [0, 1, 2, 1, 2, 0]
+    assert made == [0, 1, 2, 0]
+    remember(Maker(), 2)
+    assert made == [0, 1, 2, 0, 2]
     gone = ref(maker)
     del maker
     assert gone() is None

@@ -240,6 +240,15 @@ def test_only_what_may_change_may_change(tmp_path):
     assert "batch was 2 and is now 4" in str(error.value)
 
 
+def test_a_run_of_a_version_that_knew_fewer_settings_goes_on_with_their_defaults(tmp_path):
+    train(tmp_path, replace(CONFIG, steps=6))
+    facts = run_state.RunStates(tmp_path, 1).newest().facts
+    older = {name: value for name, value in facts.items() if name not in ("optimizer", "muon_rate")}
+    run_state.check_same_run(older, facts, "an older state")
+    with pytest.raises(ValueError, match="optimizer was 'adamw' and is now 'muon'"):
+        run_state.check_same_run(older, facts | {"optimizer": "muon"}, "an older state")
+
+
 def test_the_split_of_a_step_may_change_if_the_step_does_not(tmp_path):
     train(tmp_path / "two", replace(CONFIG, batch=4), Source(at={40: ask_to_stop}))
     _, changed, _ = train(tmp_path / "two", replace(CONFIG, batch=2, accumulate=2))

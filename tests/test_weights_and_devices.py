@@ -4,7 +4,6 @@ from __future__ import annotations
 import comfy.model_management
 import comfy.ops
 import comfy.patcher_extension
-import comfy.samplers
 import pytest
 import torch
 from test_promises import BOTH, IMAGE_ONLY, Scene
@@ -189,24 +188,3 @@ def test_rows_on_another_device_show_the_subjects_from_that_device(scene):
     for device in (torch.device("cpu"), OTHER):
         (group,) = application.groups((Row(prompt),), 1, device, options)
         assert {t.device for pair in group.state.keys.values() for t in pair} | {m.device for m in group.state.masks} == {device}
-
-
-@pytest.mark.skipif(not hasattr(comfy.samplers, "_calc_cond_batch_multigpu"), reason="this ComfyUI has no multi-GPU sampling")
-def test_a_sampling_shared_between_two_devices_draws_what_one_device_draws(scene):
-    """The host's own scheduler and threads; both its devices are the CPU, which is all that is needed to take that way."""
-    one = apply(scene.model, scene.adapter, BOTH)
-    expected = scene.sample(one, scene.bound())
-    second = torch.device("cpu", 1)
-    model = scene.model.clone()
-    model.cached_patcher_init = (make.narrow_model, ("sd15",))
-    model = apply(model, scene.adapter, BOTH)
-    other = model.deepclone_multigpu(new_load_device=second)
-    other.is_multigpu_base_clone = True
-    assert other.model is not model.model
-    model.set_additional_models("multigpu", [other])
-    calls = []
-    for patcher in (model, other):
-        patcher.model.diffusion_model.register_forward_pre_hook(lambda m, args, which=patcher: calls.append(which))
-    found = scene.sample(model, scene.bound())
-    assert {id(which) for which in calls} == {id(model), id(other)}, "the host did not share the work"
-    assert difference(found, expected) < 1e-4

@@ -49,11 +49,10 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
     whole = to_uint8(images[..., :3].cpu()).movedim(-1, 1)
     regions = list(regions) or [None] * len(whole)
     settings = which_face, clip_only, clip_vision.patcher.patches_uuid
-    seen_before = mmdiff.encodings.get((clip_vision, faces), (whole, *regions), settings)
-    if seen_before is None:
-        seen_before = _encode(mmdiff, clip_vision, list(whole), faces, name.strip(), which_face, regions, clip_only)
-        mmdiff.encodings.put((clip_vision, faces), (whole, *regions), settings, seen_before)
-    subject, looked_at, query, remarks = seen_before
+    subject, looked_at, query, remarks = mmdiff.encodings.remember(
+        (clip_vision, faces), (whole, *regions), settings,
+        lambda: _encode(mmdiff, clip_vision, list(whole), faces, name.strip(), which_face, regions, clip_only),
+    )
     subject = replace(subject, name=name.strip(), weight=weight)
     notes = [CLIP_ONLY.format(name=subject.name)] if query is None else reference_notes(subject.name, looked_at, query, mmdiff.config)
     return subject, looked_at.movedim(1, -1), [*notes, *(f"{subject.name}, {remark}" for remark in remarks)]

@@ -100,11 +100,11 @@ def gain(task: MMDiffTask, pictures: int, levels: Sequence[float] = LEVELS, batc
 
 
 def _errors(task: MMDiffTask, start: int, pictures: int, levels: Sequence[float]) -> Tensor:
-    """Squared errors inside the subjects, summed over `pictures`, with their own references and with another picture's: [2 levels]."""
+    """Squared errors inside the subjects, summed over `pictures`, with their own references and with the next picture's: [2 levels]."""
     from ..small_world.examples import SmallWorldExamples
     from ..training.losses import denoising_loss, denoising_target, weigh_subjects
-    own = SmallWorldExamples(seed=SEED, split="test", caption_dropout=0, subject_dropout=0).batch(start, pictures)
-    others = [own[(i + 1) % pictures].subjects[0].references for i in range(pictures)]
+    *own, beyond = SmallWorldExamples(seed=SEED, split="test", caption_dropout=0, subject_dropout=0).batch(start, pictures + 1)
+    others = [e.subjects[0].references for e in (*own[1:], beyond)]
     swapped = [replace(e, subjects=tuple(replace(s, references=r) for s in e.subjects)) for e, r in zip(own, others, strict=True)]
     latents = task.bridge.latents(torch.stack([e.pixels for e in own]))
     noise, _ = draw_noise([e.index for e in own], latents.shape[1:], 1, SEED)

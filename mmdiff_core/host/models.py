@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,30 +26,24 @@ class Encodings:
     """The last encodings made with an adapter, found by the very objects that made them, by pictures and by settings."""
 
     def __init__(self, keep: int = 16):
-        self._kept: OrderedDict[tuple, tuple[tuple[ref | None, ...], Any]] = OrderedDict()
+        self._kept: OrderedDict[tuple, tuple[list[ref | None], Any]] = OrderedDict()
         self._keep = keep
 
-    def get(self, makers: Sequence[object | None], pictures: Sequence[Tensor | None], settings: tuple) -> Any | None:
-        """What was put under the same, or None. `makers` are compared as objects, `pictures` dot by dot."""
-        held, encoding = self._kept.get(key := self._key(makers, pictures, settings), ((), None))
-        if encoding is None or any(maker is not (None if h is None else h()) for maker, h in zip(makers, held, strict=True)):
-            return None
-        self._kept.move_to_end(key)
-        return encoding
-
-    def put(self, makers: Sequence[object | None], pictures: Sequence[Tensor | None], settings: tuple, encoding: Any) -> None:
-        """Keep it; the one that was not asked for longest goes."""
-        self._kept[self._key(makers, pictures, settings)] = tuple(None if m is None else ref(m) for m in makers), encoding
-        while len(self._kept) > self._keep:
-            self._kept.popitem(last=False)
-
-    @staticmethod
-    def _key(makers: Sequence[object | None], pictures: Sequence[Tensor | None], settings: tuple) -> tuple:
+    def remember(self, makers: Sequence[object | None], pictures: Sequence[Tensor | None], settings: tuple, make: Callable[[], Any]) -> Any:
+        """What `make` gave for the same before, or gives now. `makers` are compared as objects and not kept alive, `pictures` dot by dot;
+        beyond `keep` the one that was not asked for longest goes."""
         digest = hashlib.sha256()
         for picture in pictures:
             digest.update(b"none" if picture is None else f"{picture.dtype}{tuple(picture.shape)}".encode())
             digest.update(b"" if picture is None else picture.cpu().contiguous().numpy().tobytes())
-        return tuple(id(m) for m in makers), settings, digest.digest()
+        key = tuple(id(maker) for maker in makers), settings, digest.digest()
+        held, encoding = self._kept.pop(key, (None, None))
+        if held is None or any(maker is not (r and r()) for maker, r in zip(makers, held, strict=True)):     # an id may be taken again
+            held, encoding = [None if maker is None else ref(maker) for maker in makers], make()
+        self._kept[key] = held, encoding
+        while len(self._kept) > self._keep:
+            self._kept.popitem(last=False)
+        return encoding
 
 
 class LoadedMMDiff:

@@ -304,8 +304,7 @@ def label_conds(conds: dict[str, list[dict]], adapter: str) -> list[BoundPrompt]
     """Give every processed cond of a run its `SubjectRows`, so that all batch together; return the adapter's prompts.
 
     A cond whose text was zeroed out (ConditioningZeroOut) is an unconditional one and shows nothing, nor does one whose subjects have no
-    tokens. The plain half of a
-    delayed prompt ends just above the sigma where the fused half begins, so that no step runs both.
+    tokens. The plain half of a delayed prompt ends just above the sigma where the fused half begins, so that no step runs both.
     """
     prompts: dict[int, BoundPrompt] = {}
     for kind in conds:

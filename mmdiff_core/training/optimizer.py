@@ -41,9 +41,10 @@ class MuonAndAdamW(torch.optim.Optimizer):
         matrices, others = [], []
         for group in groups:
             rate, decay = group.get("lr", config.learning_rate), group.get("weight_decay", config.weight_decay)
-            parts = {kind: [p for p in group["params"] if (p.ndim == 2) == kind] for kind in (True, False)}
-            matrices += [{"params": parts[True], "lr": rate * config.muon_rate, "weight_decay": decay}] if parts[True] else []
-            others += [{"params": parts[False], "lr": rate, "weight_decay": decay}] if parts[False] else []
+            two = [p for p in group["params"] if p.ndim == 2]
+            rest = [p for p in group["params"] if p.ndim != 2]
+            matrices += [{"params": two, "lr": rate * config.muon_rate, "weight_decay": decay}] if two else []
+            others += [{"params": rest, "lr": rate, "weight_decay": decay}] if rest else []
         self._inner = [torch.optim.Muon(matrices, momentum=config.betas[0], adjust_lr_fn="match_rms_adamw")] if matrices else []
         self._inner += [torch.optim.AdamW(others, betas=config.betas)] if others else []
         self._counts = [len(inner.param_groups) for inner in self._inner]

@@ -127,7 +127,9 @@ class LoopConfig:
 
 
 def check_same_run(saved: Mapping, now: Mapping, name: str) -> None:
-    """Whether a run with the facts `now` continues the one saved: ValueError names each field, its old and new value."""
+    """Whether a run with the facts `now` continues the one saved: ValueError names each field, its old and new value. What a state of an
+    older version does not tell had its default."""
+    saved = {f.name: f.default for f in dataclasses.fields(LoopConfig)} | dict(saved)
     skip = {*MAY_CHANGE, "step", "files", "format", "version"}
     if math.prod(saved[field] for field in SPLIT) == math.prod(now[field] for field in SPLIT):
         skip |= {*SPLIT}
