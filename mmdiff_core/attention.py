@@ -8,6 +8,8 @@ Shapes   B batch · P latent positions · N subject tokens · H heads · D head 
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,6 +39,26 @@ def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
     """The same, [B P HD] x [1|B N HD] -> [B P HD]."""
     return attend_by_head(by_head(q, heads), by_head(k, heads), by_head(v, heads), bias).transpose(1, 2).flatten(2)
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    """The same as `attend` as plain matrix products in the type of q: for training on a CPU, where the fused attention is slow
+    backwards."""
+    q, k, v = (by_head(x, heads) for x in (q, k, v))
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    seen = torch.softmax(logits if bias is None else logits + bias, dim=-1) @ v
+    return seen.transpose(1, 2).flatten(2)
+
+
+def attention_on(device: torch.device | str) -> Callable[..., Tensor]:
+    """The attention to train with there: (q, k, v, heads, bias) -> [B P HD]."""
+    return attend_by_products if torch.device(device).type == "cpu" else attend
+
+
+def weigh(probability: Tensor, v: Tensor) -> Tensor:
+    """What attention with these probabilities [B H P N] makes of values [B N HD]: [B P HD]. With `probabilities` this is `attend`, for
+    whoever needs the map as well."""
+    return (probability.to(v) @ by_head(v, probability.shape[1])).transpose(1, 2).flatten(2)
 
 
 def probabilities(q: Tensor, k: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:

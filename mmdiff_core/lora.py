@@ -18,5 +18,9 @@ class LowRank:
         """delta applied to x [... in] -> [... out], computed where and how x is."""
         return F.linear(F.linear(x, self.down.to(x)), self.up.to(x))
 
+    def delta(self, weight: Tensor) -> Tensor:
+        """up @ down, where and how `weight` [out in] is."""
+        return self.up.to(weight) @ self.down.to(weight)
+
 
 LoRAPairs = dict[str, LowRank]      # module path -> pair

@@ -130,20 +130,15 @@ def test_only_the_tuned_layers_of_the_image_encoder_run_twice_and_the_answer_is_
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_the_attention_for_training_on_the_cpu_is_the_same_attention(kind):
-    import torch.nn.functional as F
-
-    from mmdiff_core.host.differentiable import attention_for_training
+    from mmdiff_core.attention import attend, attention_on, probabilities, weigh
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 4, 64, 32, dtype=kind) for _ in range(3))
+    q, k, v = (torch.randn(2, 64, 128, dtype=kind) for _ in range(3))
     bias = torch.zeros(2, 1, 64, 64, dtype=kind)
     bias[..., 40:] = -1e6
-    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), bias.float())
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    with attention_for_training("cpu"):
-        found = F.scaled_dot_product_attention(q, k, v, bias)
-    assert torch.allclose(found.float(), expected, atol=1e-5 if kind is torch.float32 else 2e-2)
-    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
-    assert torch.backends.cuda.flash_sdp_enabled()
+    expected, near = attend(q.float(), k.float(), v.float(), 4, bias.float()), 1e-5 if kind is torch.float32 else 2e-2
+    assert torch.allclose(attention_on("cpu")(q, k, v, 4, bias).float(), expected, atol=near)
+    assert torch.allclose(weigh(probabilities(q, k, 4, bias.float()), v).float(), expected, atol=near)
+    assert attention_on("cuda") is attend
 
 
 def test_an_exported_adapter_comes_back_unchanged(task, tmp_path):

@@ -1,6 +1,6 @@
 """ComfyUI's models as the frozen base of a training run: the `Bridge` that `training.task` works against.
 
-The trainer owns these models: LoRA acts through forward hooks, gradient checkpointing through the blocks' own forward. Not for
+The trainer owns these models: LoRA acts through the modules' own forward, gradient checkpointing through the blocks' own forward. Not for
 models that a graph is using.
 
 Shapes   B batch · T text columns (77) · S subjects · D context width
@@ -18,6 +18,7 @@ from comfy.model_base import ModelType
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..attention import attend_by_products
 from ..lora import LowRank
 from ..training.task import SlotCall
 from ..training.trainable import DOT, TrainableAdapter
@@ -27,6 +28,7 @@ from .differentiable import text_states, vision_cls, vision_walk
 from .text import MARKER, find_nouns
 
 MEASURES = "mmdiff_measures"
+MERGED = 2 ** 16        # values of a matrix up to which its LoRA is added into it for a step: cheaper than beside it
 PREDICTIONS = {ModelType.EPS: "eps", ModelType.V_PREDICTION: "v"}
 
 
@@ -78,6 +80,7 @@ class HostBridge:
         self.strength = 1.0
         self.compute = torch.float32        # of everything outside the UNet
         self.handles: list = []
+        self.merged: list[nn.Module] = []
         self._hook_unet()
         self._hook_texts()
 
@@ -88,7 +91,17 @@ class HostBridge:
         def add(_module, args, out):
             return out if self.strength == 0 else out + LowRank(parameters[down], parameters[up])(args[0]).to(out)
 
-        self.handles.append(module.register_forward_hook(add))
+        def merged(x: Tensor) -> Tensor:
+            if self.strength == 0:
+                return type(module).forward(module, x)
+            weight = module.weight + LowRank(parameters[down], parameters[up]).delta(module.weight)
+            return F.linear(x, weight.to(x), None if module.bias is None else module.bias.to(x))
+
+        if module.weight.numel() > MERGED:
+            self.handles.append(module.register_forward_hook(add))
+        else:
+            module.forward = merged
+            self.merged.append(module)
 
     def _hook_unet(self) -> None:
         for block in transformer_blocks(self.adapter.config.base):
@@ -108,6 +121,8 @@ class HostBridge:
         """Take the hooks off again."""
         for handle in self.handles:
             handle.remove()
+        for module in self.merged:
+            del module.forward
 
     # ------------------------------------------------------------ what the task asks for
     def latents(self, pixels: Tensor) -> Tensor:
@@ -179,6 +194,8 @@ class HostBridge:
                 checkpointing: bool = False) -> tuple[Tensor, list[tuple[Slot, Tensor]]]:
         measures: list[tuple[Slot, Tensor]] = []
         options = {"patches_replace": {"attn2": {slot: _patch(slot, call) for slot, call in slots.items()}}, MEASURES: measures}
+        if self.device.type == "cpu":
+            options["optimized_attention_override"] = _by_products
         blocks = [m for m in self.unet.modules() if isinstance(m, BasicTransformerBlock)] if checkpointing else []
         dtype = next(self.unet.parameters()).dtype
         for block in blocks:
@@ -199,6 +216,11 @@ def _patch(slot: Slot, call: SlotCall) -> Callable:
         return out
 
     return patch
+
+
+def _by_products(attention: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options) -> Tensor:
+    """Self-attention of the host's blocks on the CPU."""
+    return attend_by_products(q, k, v, heads) if mask is None else attention(q, k, v, heads, mask=mask, **options)
 
 
 def _checkpointed(forward: Callable) -> Callable:

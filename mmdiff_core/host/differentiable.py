@@ -6,35 +6,15 @@ Shapes   B batch · T text tokens · L patches with CLS · W width · C CLS widt
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..attention import attend
-
-
-@contextmanager
-def attention_for_training(device: torch.device | str) -> Iterator[None]:
-    """On the CPU the fused attention is slow backwards: plain matrix products in the autocast type make a step of the small world about
-    a quarter shorter. Elsewhere nothing changes."""
-    if torch.device(device).type != "cpu":
-        yield
-        return
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)        # despite its name the CPU's math attention heeds it too
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+from ..attention import attention_on
 
 
 def walk(layers: nn.ModuleList, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
     """States before the first and after every layer of a CLIP transformer."""
-    states = [x]
+    states, attend = [x], attention_on(x.device)
     for layer in layers:
         x = x + layer.self_attn(layer.layer_norm1(x), mask, attend)
         x = x + layer.mlp(layer.layer_norm2(x))

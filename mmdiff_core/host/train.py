@@ -137,10 +137,8 @@ def main(argv: list[str] | None = None) -> int:
         begun = checkpoint.read(args.init) if args.init else None
         task, source = build_task(run, device, begun and begun[1]), load_data(run.data, run.seed)
         command = f"python -m mmdiff_core.host.train {args.run.name} OUT" + (f" --init {args.init.name}" if begun else "")
-        from .differentiable import attention_for_training
-        with attention_for_training(device):
-            report = fit(task, source, loop, args.out, export=export_with(run, task, command, args.init), sample=sample_with(task, source))
-            cost = compare_cost(task, source, loop)
+        report = fit(task, source, loop, args.out, export=export_with(run, task, command, args.init), sample=sample_with(task, source))
+        cost = compare_cost(task, source, loop)
     except (ValueError, OSError, RunError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -6,7 +6,7 @@ Shapes   B examples · S most subjects of an example · R most references of a s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapter import key_value
-from ..attention import attend, full, probabilities, see_subjects
+from ..attention import attention_on, full, probabilities, see_subjects, weigh
 from ..unet_layers import Slot, TransformerBlock, transformer_blocks
 from . import losses
 from .config import RunConfig
@@ -71,6 +71,13 @@ class Conditions:
     masks: Tensor | None                            # [B S H W]
     # constraint masks: layer's grid -> bias [B 1 P N] and gate [B P 1]
     held: Callable[[tuple[int, int]], tuple[Tensor, Tensor]] | None = None
+    # masks on a layer's grid [B S P], each made once
+    grids: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def masks_at(self, grid: tuple[int, int]) -> Tensor:
+        if grid not in self.grids:
+            self.grids[grid] = losses.masks_on_grid(self.masks, grid)
+        return self.grids[grid]
 
 
 MEASURES = ("text_constraint", "image_constraint", "text_inside", "image_inside")
@@ -86,6 +93,7 @@ class MMDiffTask(nn.Module):
         self.run = run
         self.blocks = transformer_blocks(adapter.config.base)
         self.constrained = constrained_slots(self.blocks, run.constraint.layers)
+        self.attend = attention_on(bridge.alphas.device)
 
     # ------------------------------------------------------------ one step
     def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
@@ -132,7 +140,9 @@ class MMDiffTask(nn.Module):
         measure = conditions.masks is not None and slot in self.constrained
 
         def call(q: Tensor, k: Tensor, v: Tensor, heads: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-            out = attend(q, k, v, heads)
+            if measure and conditions.held is None:
+                return self.measured(q, k, v, heads, grid, slot, conditions)
+            out = self.attend(q, k, v, heads)
             if conditions.keys:
                 key, value = conditions.keys[slot]
                 bias, gate = conditions.bias, conditions.gate
@@ -140,20 +150,23 @@ class MMDiffTask(nn.Module):
                     region, open_ = conditions.held(grid)
                     bias, gate = bias + region, gate * open_
                 out = out + see_subjects(q, key.to(q), value.to(q), heads, bias.to(q), gate.to(q))
-            return out, self.measure(q, k, heads, grid, slot, conditions) if measure else None
+            return out, None
 
         return call
 
-    def measure(self, q: Tensor, k: Tensor, heads: int, grid: tuple[int, int], slot: Slot, conditions: Conditions) -> Tensor:
-        """Both constraints and both inside shares of one layer [B M]."""
-        masks = losses.masks_on_grid(conditions.masks, grid)
-        text, image = self.probabilities(q, k, heads, slot, conditions)
+    def measured(self, q: Tensor, k: Tensor, v: Tensor, heads: int, grid: tuple[int, int], slot: Slot, conditions: Conditions
+                 ) -> tuple[Tensor, Tensor]:
+        """One layer's attention by way of its probabilities, and from them both constraints and both inside shares [B M]."""
+        text, image = self.attention_maps(q, k, heads, slot, conditions)
+        out = weigh(text, v)
+        if image is not None:
+            out = out + weigh(image, conditions.keys[slot][1].to(v)) * conditions.gate.to(v)
+        masks = conditions.masks_at(grid)
         nothing = text.new_zeros(len(text))
-        terms = [
-            nothing if probability is None else score(probability, masks, conditions.present)
-            for score in (losses.balanced_l1, losses.inside_share) for probability in (text, image)
-        ]
-        return torch.stack(terms, 1)
+        maps = self.subject_maps(text, image, conditions)
+        terms = [nothing if m is None else losses.balanced_l1(m, masks, conditions.present) for m in maps]
+        shares = [nothing if m is None else losses.inside_share(m.detach(), masks, conditions.present) for m in maps]
+        return out, torch.stack([*terms, *shares], 1)
 
     @torch.no_grad()
     def maps(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -163,7 +176,7 @@ class MMDiffTask(nn.Module):
 
             def call(q: Tensor, k: Tensor, v: Tensor, heads: int, own: tuple[int, int]) -> tuple[Tensor, Tensor]:
                 out, _ = inner(q, k, v, heads, own)
-                text, image = self.probabilities(q, k, heads, block.slot, conditions)
+                text, image = self.subject_maps(*self.attention_maps(q, k, heads, block.slot, conditions), conditions)
                 both = torch.cat([text, torch.zeros_like(text) if image is None else image], -1).mean(1)       # B P 2S
                 both = F.interpolate(both.transpose(1, 2).unflatten(-1, own), size=grid, mode="bilinear")
                 return out, both
@@ -175,13 +188,15 @@ class MMDiffTask(nn.Module):
         )
         return torch.stack([m for _, m in measured]).mean(0).chunk(2, dim=1)
 
-    def probabilities(self, q: Tensor, k: Tensor, heads: int, slot: Slot, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
-        """Of reading each subject's noun, and its tokens, at every position [B H P S]."""
-        text = losses.noun_probability(probabilities(q, k, heads), conditions.nouns)
-        if not conditions.keys:
-            return text, None
-        seen = probabilities(q, conditions.keys[slot][0].to(q), heads, full(conditions.bias))
-        return text, losses.subject_probability(seen, conditions.owner, conditions.present.shape[1])
+    def attention_maps(self, q: Tensor, k: Tensor, heads: int, slot: Slot, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
+        """Probabilities of both branches at a layer [B H P T], [B H P N]."""
+        text = probabilities(q, k, heads)
+        return text, probabilities(q, conditions.keys[slot][0].to(q), heads, full(conditions.bias)) if conditions.keys else None
+
+    def subject_maps(self, text: Tensor, image: Tensor | None, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
+        """Both branches' probabilities -> of reading each subject's noun, and its tokens, at every position [B H P S]."""
+        nouns = losses.noun_probability(text, conditions.nouns)
+        return nouns, None if image is None else losses.subject_probability(image, conditions.owner, conditions.present.shape[1])
 
     # ------------------------------------------------------------ before the UNet
     def conditions(self, batch: Sequence[Example], measured: bool = True) -> Conditions:
