@@ -24,6 +24,7 @@ from torch import nn
 from mmdiff_core.training import process, run_state
 from mmdiff_core.training.example import Example
 from mmdiff_core.training.loop import LoopConfig, fit, learning_rate_factor
+from mmdiff_core.training.optimizer import optimizer_for
 from mmdiff_core.training.run_state import RunError
 
 PACK = Path(__file__).resolve().parent.parent
@@ -504,6 +505,25 @@ def test_muon_moves_every_direction_of_a_matrix_alike_and_leaves_the_rest_to_ada
     assert lengths.min() > 0.5 and lengths.max() < 1.3, lengths      # AdamW's first step goes one way only
     assert torch.equal(moved["muon"].first.bias, moved["adamw"].first.bias)
     assert not torch.equal(moved["muon"].first.weight, moved["adamw"].first.weight)
+
+
+def test_muon_moves_a_convolutions_kernel_as_the_matrix_that_it_is():
+    torch.manual_seed(0)
+    kernel, matrix = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(27, 8, bias=False)
+    matrix.weight.data.copy_(kernel.weight.data.flatten(1))
+    config = replace(CONFIG, optimizer="muon", muon_rate=1.0, weight_decay=0.0)
+    optimizers = [optimizer_for(m, dict(m.named_parameters()), config, None) for m in (kernel, matrix)]
+    for step in range(3):
+        gradient = torch.randn(8, 27, generator=torch.Generator().manual_seed(step))
+        for module, optimizer in zip((kernel, matrix), optimizers):
+            optimizer.zero_grad()
+            assert module.weight.grad is None
+            module.weight.grad = gradient.reshape(module.weight.shape).clone()
+            optimizer.step()
+    assert torch.equal(kernel.weight.flatten(1), matrix.weight)
+    again = optimizer_for(kernel, dict(kernel.named_parameters()), config, None)
+    again.load_state_dict(optimizers[0].state_dict())
+    assert len(again.state) == 1
 
 
 def test_groups_keep_their_own_rates_under_muon(tmp_path):

@@ -193,9 +193,7 @@ class HostBridge:
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor | None, slots: Mapping[Slot, SlotCall],
                 checkpointing: bool = False) -> tuple[Tensor, list[tuple[Slot, Tensor]]]:
         measures: list[tuple[Slot, Tensor]] = []
-        options = {"patches_replace": {"attn2": {slot: _patch(slot, call) for slot, call in slots.items()}}, MEASURES: measures}
-        if self.device.type == "cpu":
-            options["optimized_attention_override"] = _by_products
+        options = {"patches_replace": {"attn2": {slot: _patch(slot, call) for slot, call in slots.items()}}, MEASURES: measures} | training_options(self.device)
         blocks = [m for m in self.unet.modules() if isinstance(m, BasicTransformerBlock)] if checkpointing else []
         dtype = next(self.unet.parameters()).dtype
         for block in blocks:
@@ -218,8 +216,12 @@ def _patch(slot: Slot, call: SlotCall) -> Callable:
     return patch
 
 
+def training_options(device: torch.device | str) -> dict:
+    """transformer_options of a training step: on a CPU the host's attention is exchanged for one that is faster backwards."""
+    return {"optimized_attention_override": _by_products} if torch.device(device).type == "cpu" else {}
+
+
 def _by_products(attention: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options) -> Tensor:
-    """Self-attention of the host's blocks on the CPU."""
     return attend_by_products(q, k, v, heads) if mask is None else attention(q, k, v, heads, mask=mask, **options)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import comfy.k_diffusion.sampling
 import comfy.samplers
@@ -26,6 +27,8 @@ class Denoiser:
         blank = [Example(e.pixels, "", (), e.index) for e in examples]
         self.task, self.cfg, self.count = task, cfg, len(examples)
         self.sampling = task.bridge.base.model_sampling
+        # where the host's samplers look for the schedule
+        self.inner_model = SimpleNamespace(model_sampling=self.sampling, inner_model=SimpleNamespace(model_sampling=self.sampling))
         self.conditions: Conditions = task.conditions([*examples, *blank] if cfg != 1 else list(examples), measured=False)
         if held:
             every = [*examples, *blank] if cfg != 1 else list(examples)

@@ -79,6 +79,7 @@ class UNetTask(nn.Module):
         return tuple(self.vocabulary.index(token) for token, _ in self.clip.tokenize(caption)["l"][0])
 
     def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
+        from .bridge import training_options
         from .differentiable import text_states
         drawn = [scenes.scene("train", self.seed, e.index) for e in batch]
         dropped = [np.random.default_rng((self.seed, e.index, 3)).random() < CAPTION_DROPOUT for e in batch]
@@ -89,7 +90,7 @@ class UNetTask(nn.Module):
         noise, alpha = noise.to(device), self.alphas[steps].to(device).view(-1, 1, 1, 1)
         a, b = alpha.sqrt(), (1 - alpha).sqrt()
         context = text_states(self.text, F.embedding(torch.tensor([self.ids(c) for c in captions], device=device), self.rows))[0]
-        v = self.unet(a * latents + b * noise, steps.to(device).float(), context=context, transformer_options={})
+        v = self.unet(a * latents + b * noise, steps.to(device).float(), context=context, transformer_options=training_options(device))
         target = losses.denoising_target("v", latents, noise, a, b)
         return {"loss": losses.denoising_loss(v, target, torch.ones(len(batch), device=device)).mean()}
 
@@ -199,7 +200,7 @@ def export_with(task: nn.Module, args: argparse.Namespace):
     """What `fit` calls with the averaged weights: writes the files, with what made them in the header."""
     began = time.time()
     command = f"python -m mmdiff_core.host.train_base {args.what} OUT --steps {args.steps} --batch {args.batch} --rate {args.rate} " \
-              f"--schedule {args.schedule} --seed {args.seed}"
+              f"--optimizer {args.optimizer} --muon-rate {args.muon_rate} --schedule {args.schedule} --seed {args.seed}"
 
     def export(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str, str]) -> None:
         header = {"made_by": command, "hardware": hardware(), "torch": torch.__version__, **{k: str(v) for k, v in facts.items()}}
@@ -224,6 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, help="examples of one process in one step")
     parser.add_argument("--rate", type=float, help="highest learning rate")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    parser.add_argument("--muon-rate", type=float, default=2.0, help="of matrices and kernels under muon, times --rate")
     parser.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
     parser.add_argument("--precision", choices=("bf16", "no"), default="bf16")
     parser.add_argument("--seed", type=int, default=0)
@@ -237,9 +240,9 @@ def main(argv: list[str] | None = None) -> int:
         torch.manual_seed(args.seed)
         task = make(args)
         config = LoopConfig(
-            steps=args.steps, batch=args.batch, learning_rate=args.rate, betas=(0.9, 0.99), warmup_steps=200, schedule=args.schedule,
+            steps=args.steps, batch=args.batch, learning_rate=args.rate, betas=(0.9, 0.99), warmup_steps=min(200, args.steps // 10), schedule=args.schedule,
             final_fraction=0.01, ema_decay=EMA, mixed_precision=args.precision, seed=args.seed, save_every=250, keep_last=1, log_every=50,
-            workers=0, tracker=None,
+            workers=0, tracker=None, optimizer=args.optimizer, muon_rate=args.muon_rate,
         )
         report = fit(task, Numbers(), config, args.out, export=export_with(task, args))
     except (ValueError, OSError, RunError) as error:
