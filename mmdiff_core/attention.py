@@ -63,9 +63,12 @@ def weigh(probability: Tensor, v: Tensor) -> Tensor:
 
 def probabilities(q: Tensor, k: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
     """softmax(Q K') [B H P N] in at least float32, for maps and for the constraints on them; attention itself never needs it."""
-    q, k = by_head(q, heads), by_head(k, heads)
-    logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    logits = full(logits)
+    return probabilities_by_head(by_head(q, heads), by_head(k, heads), bias)
+
+
+def probabilities_by_head(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same, [B H P D] x [1|B H N D] -> [B H P N]."""
+    logits = full(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5)
     return torch.softmax(logits if bias is None else logits + bias, dim=-1)
 
 

@@ -6,7 +6,7 @@ exact name counts; layers that no name covers have 1.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .unet_layers import Slot, TransformerBlock
 
@@ -33,13 +33,30 @@ def parse_layer_weights(text: str) -> dict[str, float]:
     return found
 
 
+def layer_names(blocks: Sequence[TransformerBlock]) -> dict[Slot, tuple[str, ...]]:
+    """What every layer can be called, from the widest name to the most exact."""
+    return {block.slot: ("all", block.block, f"{block.block}.{block.id}", f"{block.block}.{block.id}.{block.index}") for block in blocks}
+
+
+def check_names(wanted: Collection[str], blocks: Sequence[TransformerBlock], what: str) -> None:
+    """ValueError for a name that no layer of this model has, with those it has."""
+    known = {name for own in layer_names(blocks).values() for name in own}
+    if unknown := sorted(set(wanted) - known):
+        short = sorted(name for name in known if name.count(".") < 2)
+        raise ValueError(f"{what} {unknown[0]!r}: this model has no such layer; it has {', '.join(short)}, and single layers as "
+                         f"{'.'.join(map(str, blocks[-1].slot))}")
+
+
+def named_layers(text: str, blocks: Sequence[TransformerBlock]) -> frozenset[Slot]:
+    """The layers that a list of names covers: "middle, output.1". ValueError for a name that no layer has."""
+    wanted = {name.strip() for name in re.split(r"[,;\n]", text) if name.strip()}
+    check_names(wanted, blocks, "layer")
+    return frozenset(slot for slot, own in layer_names(blocks).items() if wanted & set(own))
+
+
 def layer_factors(text: str, blocks: Sequence[TransformerBlock]) -> dict[Slot, float]:
     """The factor of every layer. ValueError for a name that no layer of this model has, with those it has."""
     wanted = parse_layer_weights(text)
-    names = {block.slot: ("all", block.block, f"{block.block}.{block.id}", f"{block.block}.{block.id}.{block.index}") for block in blocks}
-    known = {name for own in names.values() for name in own}
-    if unknown := sorted(set(wanted) - known):
-        short = sorted(name for name in known if name.count(".") < 2)
-        raise ValueError(f"layer weight {unknown[0]!r}: this model has no such layer; it has {', '.join(short)}, and single layers as "
-                         f"{'.'.join(map(str, blocks[-1].slot))}")
+    check_names(wanted, blocks, "layer weight")
+    names = layer_names(blocks)
     return {slot: next((wanted[name] for name in reversed(own) if name in wanted), 1.0) for slot, own in names.items()}

@@ -25,6 +25,22 @@ class VisionFeatures:
     query: Tensor
 
 
+@dataclass(frozen=True)
+class FindRegions:
+    """How subjects' regions are found from where they are read while sampling.
+
+    settle      fraction of the denoising, 0..1, after which the regions hold; before it every subject is free
+    update      whether they go on following the maps, or stay as they were found
+    sharpness   0 = no contest; at 8 a place is nearly one subject's alone
+    image_share 0..1, how much the image maps count beside the nouns' maps
+    """
+
+    settle: float = 0.3
+    update: bool = False
+    sharpness: float = 4.0
+    image_share: float = 0.5
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """One subject, ready for a prompt and a UNet. Never changed after it was made.
@@ -34,6 +50,8 @@ class Subject:
     weight   factor on this subject's image branch; 1 = as trained
     pictures further factors for the single pictures of a batch, the last one for all that follow; empty = 1 for all
     mask     [H W] in 0..1 where its tokens may act, or None = everywhere
+    hold_tokens, hold_nouns     whether the region (given or found) holds its tokens, and its nouns in the text
+    find     how its region is found while sampling, or None; all subjects of a prompt that are found have the same
     adapter  fingerprint of the adapter that made it
     encoder  fingerprint of the image encoder that looked at it; "" = not known
     identity [Q] unit vector to compare subjects by (ArcFace or CLS, mean of the references), or None
@@ -48,6 +66,9 @@ class Subject:
     weight: float = 1.0
     pictures: tuple[float, ...] = ()
     mask: Tensor | None = None
+    hold_tokens: bool = True
+    hold_nouns: bool = False
+    find: FindRegions | None = None
     encoder: str = ""
     identity: Tensor | None = None
     pictures_seen: Tensor | None = None

@@ -8,10 +8,11 @@ from .load import ConvertCheckpoint, LoadFaceAnalysis, LoadMMDiff
 from .prompt import TextEncode
 from .small_world import SmallWorldLoader, SmallWorldSprite
 from .subjects import ConstraintMasks, FindFaces, SubjectEncoder
+from .watch import FindSubjectRegions, ShowAttentionMaps, WatchAttention
 
 NODES: list[type[io.ComfyNode]] = [
     LoadMMDiff, LoadFaceAnalysis, FindFaces, SubjectEncoder, ConstraintMasks, TextEncode, ApplyAttention, ConvertCheckpoint,
-    SaveSubject, LoadSubject, MixSubjects, SubjectWeights, SmallWorldLoader, SmallWorldSprite,
+    SaveSubject, LoadSubject, MixSubjects, SubjectWeights, FindSubjectRegions, WatchAttention, ShowAttentionMaps, SmallWorldLoader, SmallWorldSprite,
 ]
 
 

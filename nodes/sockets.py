@@ -4,6 +4,7 @@ from comfy_api.latest import io
 MMDiff = io.Custom("MMDIFF")                        # mmdiff_core.host.models.LoadedMMDiff
 MMDiffSubjects = io.Custom("MMDIFF_SUBJECTS")       # tuple of mmdiff_core.subjects.Subject
 MMDiffFaces = io.Custom("MMDIFF_FACES")             # mmdiff_core.faces.FaceAnalyser
+MMDiffMaps = io.Custom("MMDIFF_MAPS")                # mmdiff_core.host.watch.Recorder
 BoundingBox = io.Custom("BOUNDING_BOX")             # the host's: {x, y, width, height} in pixels, or lists of them
 
 CATEGORY = "MM-Diff"

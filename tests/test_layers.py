@@ -14,7 +14,7 @@ CORE = PACK / "mmdiff_core"
 ORDER = (
     ("config", "unet_layers", "subjects"),
     ("attention", "masks", "vision", "refiner", "heads", "lora", "layer_weights", "mix", "subject_file", "notes"),
-    ("adapter",),
+    ("adapter", "maps"),
     ("official",),
     ("checkpoint",),
     ("convert", "faces", "training", "small_world", "host"),

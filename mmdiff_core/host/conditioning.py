@@ -17,15 +17,21 @@ KEY = "mmdiff_rows"
 
 @dataclass(frozen=True, eq=False)
 class BoundPrompt:
-    """The subjects one personalised prompt shows, and the adapter they belong to."""
+    """The subjects one personalised prompt shows, and the adapter they belong to. `nouns`: the text columns of each one's mentions."""
 
     subjects: Subjects
     adapter: str
+    nouns: tuple[tuple[int, ...], ...] = ()
 
     @property
     def per_picture(self) -> bool:
         """Whether a subject's weight differs between the pictures of a batch."""
         return any(s.pictures for s in self.subjects)
+
+    @property
+    def counts_pictures(self) -> bool:
+        """Whether a row must know its number in the latent batch."""
+        return self.per_picture or any(s.find for s in self.subjects)
 
     @property
     def shows(self) -> bool:
@@ -39,7 +45,7 @@ class BoundPrompt:
 @dataclass(frozen=True)
 class Row:
     """What one row of a model call carries: a bound prompt or nothing, the part of the picture it covers, and, where subjects have
-    weights per picture, its number in the latent batch."""
+    weights per picture or are looked for, its number in the latent batch."""
 
     prompt: BoundPrompt | None = None
     area: Area | None = None
@@ -63,7 +69,7 @@ class SubjectRows(comfy.conds.CONDRegular):
     def process_cond(self, batch_size: int, area=None, **kwargs) -> SubjectRows:
         row = self.cond[0]
         covered = None if area is None else tuple(int(x) for x in area)
-        if row.prompt is None or not row.prompt.per_picture:
+        if row.prompt is None or not row.prompt.counts_pictures:
             return SubjectRows((Row(row.prompt, covered),) * batch_size)
         return SubjectRows(tuple(Row(row.prompt, covered, i) for i in range(batch_size)))
 

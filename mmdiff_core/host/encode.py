@@ -21,6 +21,7 @@ from .conditioning import BoundPrompt, carry, delayed
 from .models import LoadedMMDiff
 from .vision import check_encoder, cls_of_pixels, encoder_fingerprint, patch_embeddings
 
+CHUNK = 77             # text columns of one chunk of a prompt
 MAX_WEIGHT = 10.0      # of a subject; far beyond what is useful
 
 
@@ -187,7 +188,10 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
             tokens = text_side.fuse_tokens(adapted, mmdiff, tokens, nouns, bound)
         return text_side.encode(adapted, tokens)
 
-    prompt = BoundPrompt(subjects, mmdiff.adapter.fingerprint) if subjects else None
+    first = mmdiff.config.encoders[0]
+    columns = tuple(tuple(n.places[first][0] * CHUNK + n.places[first][1] for n, b in zip(nouns, bound, strict=True) if b is s)
+                    for s in subjects)
+    prompt = BoundPrompt(subjects, mmdiff.adapter.fingerprint, columns) if subjects else None
     late = start > 0 and bool(subjects)
     fused, plain = encode(clean, True), encode(clean, False) if late else []
     if behaviour == "released" and subjects:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 
@@ -26,10 +26,11 @@ from torch import Tensor
 from ..adapter import MMDiffAdapter, join_tokens, key_value, picture_weights
 from ..attention import add_to_rows, attend_by_head, by_head, rows_by_head
 from ..layer_weights import layer_factors
-from ..masks import Area, regions
+from ..masks import Area, noun_bias, shares, token_bias
 from ..unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
 from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows
 from .models import add_patches_strictly, lora_patches
+from .watch import WATCH, Columns, Finder, Look, Progress, Recording, Watcher, make_finder, watched_slots
 
 Wrappers = comfy.patcher_extension.WrappersMP
 Callbacks = comfy.patcher_extension.CallbacksMP
@@ -73,24 +74,65 @@ class PromptState:
     prompt: BoundPrompt
     keys: dict[Slot, tuple[Tensor, Tensor]]
     masks: tuple[Tensor | None, ...]        # of the prompt's subjects, on the device
-    regions: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    columns: Columns | None = None          # of their nouns and tokens, where the prompt knows its nouns
+    finder: Finder | None = None
+    made: dict[tuple, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> PromptState:
         """The same on another device."""
         keys = {slot: (k.to(device), v.to(device)) for slot, (k, v) in self.keys.items()}
-        return PromptState(self.prompt, keys, tuple(None if m is None else m.to(device) for m in self.masks))
+        masks = tuple(None if m is None else m.to(device) for m in self.masks)
+        columns = None if self.columns is None else Columns(self.columns.nouns.to(device), self.columns.tokens.to(device))
+        finder = None if self.finder is None else self.finder.on(device, columns)
+        return PromptState(self.prompt, keys, masks, columns, finder)
 
-    def region(self, grid: tuple[int, int], latent: tuple[int, int], area: Area | None, like: Tensor
-               ) -> tuple[Tensor | None, Tensor | None]:
-        """Bias [1 1 P N] and gate [1 1 P 1] of the subjects' masks on a layer's grid; made once per grid."""
-        if all(mask is None for mask in self.masks):
+    @property
+    def holds_nouns(self) -> bool:
+        return any(s.hold_nouns for s in self.prompt.subjects)
+
+    def region(self, place: Place, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Bias [1|B 1 P N] and gate [1 1 P 1] that hold the subjects' tokens to their regions at a place; made once per grid."""
+        tokens = [len(s.tokens) for s in self.prompt.subjects]
+
+        def make(seen: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+            return token_bias(seen, tokens, like.dtype), gate.to(like.dtype)
+
+        return self._made("tokens", [s.hold_tokens for s in self.prompt.subjects], place, like, make)
+
+    def noun_region(self, place: Place, like: Tensor) -> Tensor | None:
+        """Bias [1|B 1 P T] that holds the subjects' nouns to their regions at a place; T as the prompt was encoded."""
+        def make(seen: Tensor, _gate: Tensor) -> tuple[Tensor, None]:
+            return noun_bias(seen, self.columns.nouns, like.dtype), None
+
+        return self._made("nouns", [s.hold_nouns for s in self.prompt.subjects], place, like, make)[0]
+
+    def _made(self, what: str, held: Sequence[bool], place: Place, like: Tensor, make: Callable) -> tuple:
+        found = None if self.finder is None else self.finder.on_grid(place.step, place.grid, place.latent, place.area)
+        masks = [mask if hold else None for mask, hold in zip(self.masks, held, strict=True)]
+        if not any(held) or (found is None and all(mask is None for mask in masks)):
             return None, None
-        key = (grid, area, like.dtype, like.device)
-        if key not in self.regions:
-            tokens = [len(s.tokens) for s in self.prompt.subjects]
-            bias, gate = regions(self.masks, tokens, grid, latent, area, like.dtype, like.device)
-            self.regions[key] = bias, gate[:, None]
-        return self.regions[key]
+        at = -1 if found is None else self.finder.made_at
+        key = what, place.grid, place.area, like.dtype, like.device, found is not None and (place.first, place.rows)
+        if self.made.get(key, (None,))[0] != at:
+            seen = shares(masks, place.grid, place.latent, place.area, like.device)
+            gate = seen.amax(1)[:, None, :, None]
+            if found is not None:
+                mine = found[place.first:place.first + place.rows]
+                seen = seen * torch.where(torch.tensor(held, device=mine.device)[None, :, None], mine, torch.ones_like(mine))
+            self.made[key] = at, make(seen, gate)
+        return self.made[key][1]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer looks: its grid, the whole latent's size, the part a cond covers; which pictures of the batch; at which step."""
+
+    grid: tuple[int, int]
+    latent: tuple[int, int]
+    area: Area | None
+    first: int
+    rows: int
+    step: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +143,8 @@ class Run:
     copies: dict[torch.device, dict[int, PromptState]]      # of the states, for each device of a multi-GPU sampling
     window: Window
     latent: tuple[int, int]
+    pictures: int = 1
+    progress: Progress = field(default_factory=Progress)
 
     def __deepcopy__(self, memo: dict) -> Run:
         return self
@@ -117,6 +161,8 @@ class Group:
     latent: tuple[int, int]
     factor: float | Tensor
     picture: int | None         # of the first row in the latent batch, where weights differ between pictures
+    step: int = 0
+    watchers: tuple[Watcher, ...] = ()      # who looks at this call
 
 
 class Application:
@@ -127,6 +173,7 @@ class Application:
         self.strength = strength
         self.factors = {slot: factor for slot, factor in layer_factors(strength.layers, blocks).items() if factor != 0}
         self.blocks = tuple(block for block in blocks if block.slot in self.factors)
+        self.watched = watched_slots(self.blocks)
         self.key = f"mmdiff-{adapter.fingerprint}"
 
     def __deepcopy__(self, memo: dict) -> Application:
@@ -141,14 +188,31 @@ class Application:
         model_options = extra_args["model_options"]
         if prompts and self.strength.fuse_scale != 0:
             self.check_slots(model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {}))
-        states = {id(p): self.make_state(p, diffusion_model, model_dtype(like), noise.device, len(noise)) for p in prompts}
+        states = {
+            id(p): self.make_state(p, diffusion_model, model_dtype(like), noise.device, len(noise), length, sigmas, tuple(noise.shape[-2:]),
+                                   like.model_sampling)
+            for p, length in prompts.items()
+        }
+        if self.strength.fuse_scale != 0:
+            self.check_holding(states.values(), model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {}))
         devices = [device for device in model_options.get("multigpu_clones", ()) if device != noise.device]
         copies = {device: {i: state.on(device) for i, state in states.items()} for device in devices}
         window = make_window(like.model_sampling, self.strength.start, self.strength.end)
-        run = Run(states, copies, window, tuple(noise.shape[-2:]))
+        run = Run(states, copies, window, tuple(noise.shape[-2:]), len(noise))
         transformer_options = {**model_options.get("transformer_options", {}), self.key: run}
         extra_args = {**extra_args, "model_options": {**model_options, "transformer_options": transformer_options}}
-        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        return executor(guider, sigmas, extra_args, run.progress.counting(callback), noise, *args, **kwargs)
+
+    def check_holding(self, states: Iterable[PromptState], slots: Mapping[tuple, object]) -> None:
+        """RuntimeError when nouns should be held to their regions, but another pack draws the text in our slots."""
+        if not any(state.holds_nouns for state in states):
+            return
+        others = [patch.inner for patch in slots.values() if isinstance(patch, SubjectAttention) and patch.inner is not None]
+        if others:
+            raise RuntimeError(
+                f"MM-Diff: a subject's noun should be held to its region, but another node draws the text in {len(others)} layers (by "
+                f"{getattr(others[0], '__qualname__', type(others[0]).__qualname__)}); turn hold_nouns off, or take that node away"
+            )
 
     def check_slots(self, slots: Mapping[tuple, object]) -> None:
         """RuntimeError when another node put something else in place of our attention: the subjects would be missing without a word."""
@@ -161,9 +225,10 @@ class Application:
                 f"MM-Diff Attention replaced them (by {name}); put that node before Apply MM-Diff Attention, which keeps what it finds"
             )
 
-    def make_state(self, prompt: BoundPrompt, diffusion_model: UNetModel, dtype: torch.dtype, device: torch.device,
-                   pictures: int = 1) -> PromptState:
-        """K and V of a prompt's subjects at every layer, through the layers' own modules."""
+    def make_state(self, prompt: BoundPrompt, diffusion_model: UNetModel, dtype: torch.dtype, device: torch.device, pictures: int = 1,
+                   length: int = 0, sigmas: Tensor | None = None, latent: tuple[int, int] = (1, 1), sampling=None) -> PromptState:
+        """K and V of a prompt's subjects at every layer, through the layers' own modules; with the `length` of its text, what tells its
+        columns apart, and with `sigmas` what finds its subjects' regions."""
         tokens, weights = join_tokens(prompt.subjects)
         tokens, weights = tokens.to(device, dtype), weights.to(device, dtype) * self.strength.fuse_scale
         single = picture_weights(prompt.subjects, pictures).to(device, dtype) if prompt.per_picture else None
@@ -174,7 +239,11 @@ class Application:
             value = by_head(v * (weights * self.factors[block.slot]), attn.heads)
             keys[block.slot] = (by_head(k, attn.heads), value if single is None else value * single)
         masks = tuple(None if s.mask is None else s.mask.to(device) for s in prompt.subjects)
-        return PromptState(prompt, keys, masks)
+        columns = Columns.of(prompt.subjects, prompt.nouns, length, device) if prompt.nouns and length else None
+        finder = None
+        if columns is not None and sigmas is not None:
+            finder = make_finder(prompt.subjects, columns, sigmas, sampling, latent, pictures, self.watched, device)
+        return PromptState(prompt, keys, masks, columns, finder)
 
     # ------------------------------------------------------------ once a model call
     def on_call(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
@@ -203,11 +272,19 @@ class Application:
         if isinstance(factor, float) and factor == 0:
             return ()
         states = run.copies.get(device, run.states)
+        step, recording = run.progress.step, transformer_options.get(WATCH)
         edges = [0, *(i for i in range(1, batch) if not mine[i].continues(mine[i - 1])), batch]
         return tuple(
-            Group(a, b, states[id(mine[a].prompt)], mine[a].area, run.latent, factor, mine[a].picture)
-            for a, b in zip(edges, edges[1:], strict=False) if mine[a].prompt is not None
+            Group(a, b, state, mine[a].area, run.latent, factor, mine[a].picture, step, self.watchers(state, step, recording))
+            for a, b in zip(edges, edges[1:], strict=False) if mine[a].prompt is not None for state in [states[id(mine[a].prompt)]]
         )
+
+
+    def watchers(self, state: PromptState, step: int, recording: Recording | None) -> tuple[Watcher, ...]:
+        """Who looks at a prompt's attention at this step."""
+        finder = state.finder if state.finder is not None and state.finder.looks_at(step) else None
+        recorded = None if recording is None else recording.watcher(state, self.blocks, step)
+        return tuple(w for w in (finder, recorded) if w is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,32 +335,53 @@ class SubjectAttention:
         return SubjectAttention(self.application, self.slot, inner, list(self.added))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
-        out = self.base(q, k, v, extra_options)
         groups = extra_options.get(self.application.key, ())
+        out = self.base(q, k, v, extra_options, self.noun_bias(q, k, groups, extra_options))
         if groups and self.inner is not None:
             out = out.clone()           # another pack's result may be shared; ours is written into
         for group in groups:
-            out = self.show(out, q, group, extra_options)
+            out = self.show(out, q, k, group, extra_options)
         for other in self.added:
             out = other(out, q, k, v, extra_options)
         return out
 
-    def base(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
+    def base(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict, mask: Tensor | None) -> Tensor:
         if self.inner is not None:
             return self.inner(q, k, v, extra_options)
         return host_attention.optimized_attention(
-            q, k, v, extra_options["n_heads"], attn_precision=extra_options.get("attn_precision"), transformer_options=extra_options
+            q, k, v, extra_options["n_heads"], mask=mask, attn_precision=extra_options.get("attn_precision"),
+            transformer_options=extra_options
         )
 
-    def show(self, out: Tensor, q: Tensor, group: Group, extra_options: dict) -> Tensor:
+    def noun_bias(self, q: Tensor, k: Tensor, groups: Sequence[Group], extra_options: dict) -> Tensor | None:
+        """Bias [B 1 P T] of the text for the rows whose nouns are held to regions, or None when no row's are."""
+        whole = None
+        for group in groups:
+            bias = group.state.noun_region(self.place(group, extra_options), q) if group.state.holds_nouns else None
+            if bias is not None:
+                whole = q.new_zeros(len(q), 1, q.shape[1], k.shape[1]) if whole is None else whole
+                whole[group.start:group.stop] = bias.repeat(1, 1, 1, k.shape[1] // bias.shape[-1])
+        return whole
+
+    def place(self, group: Group, extra_options: dict) -> Place:
+        grid = tuple(extra_options["activations_shape"][-2:])
+        return Place(grid, group.latent, group.area, group.picture or 0, group.stop - group.start, group.step)
+
+    def show(self, out: Tensor, q: Tensor, k: Tensor, group: Group, extra_options: dict) -> Tensor:
         """The image branch on the group's rows."""
         key, value = group.state.keys[self.slot]
-        rows = rows_by_head(q, group.start, group.stop, extra_options["n_heads"])
-        if group.picture is not None:
+        heads = extra_options["n_heads"]
+        rows = rows_by_head(q, group.start, group.stop, heads)
+        if group.picture is not None and len(value) > 1:
             value = value[group.picture:group.picture + len(rows)]
         if key.dtype != q.dtype or key.device != q.device:
             key, value = key.to(q), value.to(q)
-        bias, gate = group.state.region(tuple(extra_options["activations_shape"][-2:]), group.latent, group.area, q)
+        place = self.place(group, extra_options)
+        bias, gate = group.state.region(place, q)
+        for watcher in group.watchers:
+            if self.slot in watcher.slots:
+                own = slice(group.start, group.stop)
+                watcher.look(Look(q[own], k[own], heads, key, bias, place.grid, place.first, group.area, group.latent))
         if not isinstance(group.factor, float):
             inside = group.factor.to(q.dtype).view(1, 1, 1, 1)
             gate = inside if gate is None else gate * inside
@@ -300,13 +398,14 @@ def model_dtype(base_model) -> torch.dtype:
     return base_model.manual_cast_dtype or base_model.get_dtype()
 
 
-def label_conds(conds: dict[str, list[dict]], adapter: str) -> list[BoundPrompt]:
-    """Give every processed cond of a run its `SubjectRows`, so that all batch together; return the adapter's prompts.
+def label_conds(conds: dict[str, list[dict]], adapter: str) -> dict[BoundPrompt, int]:
+    """Give every processed cond of a run its `SubjectRows`, so that all batch together; return the adapter's prompts and the length of
+    each one's text.
 
     A cond whose text was zeroed out (ConditioningZeroOut) is an unconditional one and shows nothing, nor does one whose subjects have no
     tokens. The plain half of a delayed prompt ends just above the sigma where the fused half begins, so that no step runs both.
     """
-    prompts: dict[int, BoundPrompt] = {}
+    prompts: dict[BoundPrompt, int] = {}
     for kind in conds:
         for i, cond in enumerate(conds[kind]):
             rows = cond["model_conds"].get(KEY)
@@ -319,8 +418,9 @@ def label_conds(conds: dict[str, list[dict]], adapter: str) -> list[BoundPrompt]
                 changes["timestep_end"] = torch.nextafter(end, torch.tensor(math.inf)).item()
             conds[kind][i] = {**cond, **changes}
             if prompt is not None and prompt.adapter == adapter:
-                prompts[id(prompt)] = prompt
-    return list(prompts.values())
+                text = cond["model_conds"].get("c_crossattn")
+                prompts[prompt] = max(prompts.get(prompt, 0), 0 if text is None else text.cond.shape[1])
+    return prompts
 
 
 def _zeroed(cond: dict) -> bool:
