@@ -164,15 +164,15 @@ def test_without_sharpness_found_regions_change_nothing(scene, model):
 
 def regions_of(scene, model, subjects, monkeypatch, **options) -> list[torch.Tensor]:
     """What the finder held, at each step where it was asked first."""
-    held, found = [], host_unet.Finder.on_grid
+    held, found = [], host_unet.Finder.found
 
-    def noted(self, step, *args):
-        out = found(self, step, *args)
-        if out is not None and (not held or self.shares is not held[-1]):
-            held.append(self.shares)
+    def noted(self, step):
+        out = found(self, step)
+        if out is not None and (not held or out is not held[-1]):
+            held.append(out)
         return out
 
-    monkeypatch.setattr(host_unet.Finder, "on_grid", noted)
+    monkeypatch.setattr(host_unet.Finder, "found", noted)
     scene.sample(model, prompt(scene, subjects), **options)
     return held
 

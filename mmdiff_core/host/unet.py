@@ -26,7 +26,7 @@ from torch import Tensor
 from ..adapter import MMDiffAdapter, join_tokens, key_value, picture_weights
 from ..attention import add_to_rows, attend_by_head, by_head, rows_by_head
 from ..layer_weights import layer_factors
-from ..masks import Area, noun_bias, shares, token_bias
+from ..masks import Area, crop_to_grid, noun_bias, shares, token_bias
 from ..unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
 from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows
 from .models import add_patches_strictly, lora_patches
@@ -86,6 +86,11 @@ class PromptState:
         finder = None if self.finder is None else self.finder.on(device, columns)
         return PromptState(self.prompt, keys, masks, columns, finder)
 
+    def found(self, progress: Progress) -> Tensor | None:
+        """Whose each place is [pictures S h w] by now, where that is looked for and settled. The step is read by whoever needs it alone:
+        a compiled model would be compiled anew for each."""
+        return None if self.finder is None else self.finder.found(progress.step)
+
     @property
     def holds_nouns(self) -> bool:
         return any(s.hold_nouns for s in self.prompt.subjects)
@@ -107,32 +112,32 @@ class PromptState:
         return self._made("nouns", [s.hold_nouns for s in self.prompt.subjects], place, like, make)[0]
 
     def _made(self, what: str, held: Sequence[bool], place: Place, like: Tensor, make: Callable) -> tuple:
-        found = None if self.finder is None else self.finder.on_grid(place.step, place.grid, place.latent, place.area)
+        found = place.found
         masks = [mask if hold else None for mask, hold in zip(self.masks, held, strict=True)]
         if not any(held) or (found is None and all(mask is None for mask in masks)):
             return None, None
-        at = -1 if found is None else self.finder.made_at
         key = what, place.grid, place.area, like.dtype, like.device, found is not None and (place.first, place.rows)
-        if self.made.get(key, (None,))[0] != at:
+        if self.made.get(key, (None,))[0] is not found or key not in self.made:
             seen = shares(masks, place.grid, place.latent, place.area, like.device)
             gate = seen.amax(1)[:, None, :, None]
             if found is not None:
-                mine = found[place.first:place.first + place.rows]
+                mine = crop_to_grid(found[place.first:place.first + place.rows], place.grid, place.latent, place.area).flatten(2)
                 seen = seen * torch.where(torch.tensor(held, device=mine.device)[None, :, None], mine, torch.ones_like(mine))
-            self.made[key] = at, make(seen, gate)
+            self.made[key] = found, make(seen, gate)
         return self.made[key][1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
-    """Where a layer looks: its grid, the whole latent's size, the part a cond covers; which pictures of the batch; at which step."""
+    """Where a layer looks: its grid, the whole latent's size, the part a cond covers; which pictures of the batch; and the regions that
+    were found so far [pictures S h w]."""
 
     grid: tuple[int, int]
     latent: tuple[int, int]
     area: Area | None
     first: int
     rows: int
-    step: int
+    found: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +166,7 @@ class Group:
     latent: tuple[int, int]
     factor: float | Tensor
     picture: int | None         # of the first row in the latent batch, where weights differ between pictures
-    step: int = 0
+    found: Tensor | None = None             # whose each place is, once that is settled
     watchers: tuple[Watcher, ...] = ()      # who looks at this call
 
 
@@ -272,18 +277,18 @@ class Application:
         if isinstance(factor, float) and factor == 0:
             return ()
         states = run.copies.get(device, run.states)
-        step, recording = run.progress.step, transformer_options.get(WATCH)
+        recording = transformer_options.get(WATCH)
         edges = [0, *(i for i in range(1, batch) if not mine[i].continues(mine[i - 1])), batch]
         return tuple(
-            Group(a, b, state, mine[a].area, run.latent, factor, mine[a].picture, step, self.watchers(state, step, recording))
+            Group(a, b, state, mine[a].area, run.latent, factor, mine[a].picture, state.found(run.progress), self.watchers(state, run.progress, recording))
             for a, b in zip(edges, edges[1:], strict=False) if mine[a].prompt is not None for state in [states[id(mine[a].prompt)]]
         )
 
 
-    def watchers(self, state: PromptState, step: int, recording: Recording | None) -> tuple[Watcher, ...]:
+    def watchers(self, state: PromptState, progress: Progress, recording: Recording | None) -> tuple[Watcher, ...]:
         """Who looks at a prompt's attention at this step."""
-        finder = state.finder if state.finder is not None and state.finder.looks_at(step) else None
-        recorded = None if recording is None else recording.watcher(state, self.blocks, step)
+        finder = state.finder if state.finder is not None and state.finder.looks_at(progress.step) else None
+        recorded = None if recording is None else recording.watcher(state, self.blocks, progress.step)
         return tuple(w for w in (finder, recorded) if w is not None)
 
 
@@ -365,7 +370,7 @@ class SubjectAttention:
 
     def place(self, group: Group, extra_options: dict) -> Place:
         grid = tuple(extra_options["activations_shape"][-2:])
-        return Place(grid, group.latent, group.area, group.picture or 0, group.stop - group.start, group.step)
+        return Place(grid, group.latent, group.area, group.picture or 0, group.stop - group.start, group.found)
 
     def show(self, out: Tensor, q: Tensor, k: Tensor, group: Group, extra_options: dict) -> Tensor:
         """The image branch on the group's rows."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..layer_weights import named_layers
 from ..maps import AttentionMaps, Box, Canvas, canvas_grid, find_regions, members, noun_map, owners, token_map
-from ..masks import Area, crop_to_grid
+from ..masks import Area
 from ..subjects import FindRegions, Subject
 from ..unet_layers import Slot, TransformerBlock
 
@@ -122,7 +122,6 @@ class Finder:
     canvas: Canvas
     shares: Tensor | None = None
     made_at: int = -1
-    grids: dict[tuple, Tensor] = field(default_factory=dict)
 
     def on(self, device: torch.device, columns: Columns) -> Finder:
         """A finder of its own for another device."""
@@ -136,18 +135,15 @@ class Finder:
         text, image = self.columns.maps(look)
         self.canvas.add(text, image, look.first, box_on(self.canvas, look.area, look.latent))
 
-    def on_grid(self, step: int, grid: tuple[int, int], latent: tuple[int, int], area: Area | None) -> Tensor | None:
-        """Whose each place of a layer is [pictures S P], or None while nothing is settled."""
+    def found(self, step: int) -> Tensor | None:
+        """Whose each place is [pictures S h w], or None while nothing is settled. Made once, or, where they follow, once a step."""
         if step < self.settle:
             return None
         if self.shares is None or (self.plan.update and self.made_at != step):
             self.shares = find_regions(*self.canvas.mean(), self.plan.sharpness, self.plan.image_share)
             self.canvas.fade(FADE)
-            self.grids.clear()
             self.made_at = step
-        if (grid, area) not in self.grids:
-            self.grids[grid, area] = crop_to_grid(self.shares, grid, latent, area).flatten(2)
-        return self.grids[grid, area]
+        return self.shares
 
 
 def make_finder(subjects: Sequence[Subject], columns: Columns, sigmas: Tensor, sampling, latent: tuple[int, int], pictures: int,
