@@ -8,6 +8,7 @@ from ..mmdiff_core.masks import feather_inwards
 from ..mmdiff_core.notes import look_alike_notes
 from ..mmdiff_core.subjects import add_subject
 from ..mmdiff_core.vision import regions_of
+from .aliases import schema
 from .sockets import CATEGORY, BoundingBox, MMDiff, MMDiffFaces, MMDiffSubjects
 
 MASKS = 6
@@ -16,7 +17,7 @@ MASKS = 6
 class SubjectEncoder(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffSubjectEncoder", display_name="MM-Diff Subject Encoder", category=CATEGORY,
             description="One subject from one or more reference pictures. For several subjects, chain the nodes through `subjects`.",
             inputs=[
@@ -67,7 +68,7 @@ class SubjectEncoder(io.ComfyNode):
 class FindFaces(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffFindFaces", display_name="MM-Diff Find Faces", category=CATEGORY,
             description="Shows which faces are found on the pictures, with the numbers that MM-Diff Subject Encoder's `face` counts by.",
             inputs=[
