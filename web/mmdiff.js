@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 
 const SHOWS_NOTES = ["MMDiffSubjectEncoder"]; // only when there is something to say
-const SHOWS_TEXT = ["MMDiffTextEncode", "MMDiffConvert", "MMDiffSaveSubject"];
+const SHOWS_TEXT = ["MMDiffTextEncode", "MMDiffConvert", "MMDiffSaveSubject", "MMDiffDoctor"];
 
 app.registerExtension({
   name: "mmdiff.text",
