@@ -1,13 +1,22 @@
-"""What the documentation promises can be looked up: every test it names exists."""
+"""What the documentation promises can be looked up: the tests it names exist, help pages name what the nodes have and quote what they say."""
 from __future__ import annotations
 
 import ast
 import re
+import urllib.request
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from server import PACK_NAME, Server
+
 TESTS = Path(__file__).resolve().parent
+PACK = TESTS.parent
+PAGES = PACK / "web/docs"
+CATEGORIES = ("MM-Diff", "MM-Diff/small world")
+BEING_WRITTEN = {"MMDiffConstraintMasks", "MMDiffTextEncode"}       # their pages may not be whole yet; take a name out when its page is
+TROUBLE = ("## When something is wrong", "## 出错时")
 TABLES = TESTS.parent / "mmdiff_core/host/README.md"
 NAMED = re.findall(r"`(\w+\.py)::(test_\w+)`", TABLES.read_text(encoding="utf-8"))
 
@@ -21,3 +30,82 @@ def test_every_situation_in_the_tables_has_its_test(file, name):
 def test_no_line_of_the_tables_is_without_a_test():
     rows = [line for line in TABLES.read_text(encoding="utf-8").splitlines() if line.startswith("| ") and not line.startswith(("| situation", "| ---"))]
     assert len(rows) == len(NAMED) > 30
+
+
+# ---------------------------------------------------------------- help pages
+
+@pytest.fixture(scope="module")
+def nodes(server: Server) -> dict[str, dict]:
+    """/object_info of the pack's own nodes."""
+    return {k: v for k, v in server.get("/object_info").items() if v["category"] in CATEGORIES}
+
+
+def names_of(node: dict) -> list[str]:
+    """Every input and output, as the page has to write them."""
+    return [name for group in ("required", "optional") for name in node["input"].get(group, ())] + list(node["output_name"])
+
+
+def named_in(page: str) -> set[str]:
+    """What a page names in bold or as code; of `mask_1 to mask_6` all six."""
+    found = {part.strip(" `*").lower() for span in re.findall(r"\*\*(.+?)\*\*|`([^`]+)`", page) for part in re.split(r", | to ", "".join(span))}
+    for stem, first, last in re.findall(r"(\w+)_(\d+)\W+(?:to|and|–|…|\.\.\.)?\W*\1_(\d+)", page):
+        found |= {f"{stem}_{i}".lower() for i in range(int(first), int(last) + 1)}
+    return found
+
+
+def lacking(node: dict, page: str) -> list[str]:
+    return [name for name in names_of(node) if name.lower() not in named_in(page)]
+
+
+def test_every_node_has_a_help_page_that_names_all_its_inputs_and_outputs_and_no_page_is_without_a_node(nodes):
+    assert {p.stem for p in PAGES.glob("*.md")} == set(nodes)
+    found = {name: lacking(node, (PAGES / f"{name}.md").read_text(encoding="utf-8")) for name, node in nodes.items()}
+    assert {name: left for name, left in found.items() if left and name not in BEING_WRITTEN} == {}
+
+
+@pytest.mark.parametrize("name", sorted(BEING_WRITTEN))
+def test_a_page_that_is_being_written_names_everything_when_it_is_whole(nodes, name):
+    if left := lacking(nodes[name], (PAGES / f"{name}.md").read_text(encoding="utf-8")):
+        pytest.xfail(f"{name}.md does not name {', '.join(left)} yet")
+
+
+@cache
+def sentences() -> tuple[str, ...]:
+    """Every text in the pack's code; what is filled in while running is a NUL."""
+    def words(item: ast.AST) -> str:
+        if isinstance(item, ast.Constant) and isinstance(item.value, str):
+            return re.sub(r"\{\w+\}", "\0", item.value)
+        if isinstance(item, ast.JoinedStr):
+            return "".join(map(words, item.values))
+        return words(item.left) + words(item.right) if isinstance(item, ast.BinOp) and isinstance(item.op, ast.Add) else "\0"
+    files = [*(PACK / "mmdiff_core").rglob("*.py"), *(PACK / "nodes").glob("*.py")]
+    return tuple(words(item) for path in files for item in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                 if isinstance(item, (ast.Constant, ast.JoinedStr, ast.BinOp)))
+
+
+def quoted(page: str) -> list[str]:
+    """The messages that a page explains: sentences as code in its last part, … for what differs."""
+    trouble = "".join(page.partition(heading)[2] for heading in TROUBLE)
+    return [text for text in re.findall(r"`([^`]+)`", re.sub(r"\s*\n\s*", " ", trouble)) if len(text.split()) > 3]
+
+
+def is_said(message: str) -> bool:
+    pattern = re.compile(".*".join(re.escape(part.strip()) for part in message.split("…")), re.S)
+    return any(pattern.search(sentence) for sentence in sentences())
+
+
+@pytest.mark.parametrize("path", sorted(PAGES.rglob("*.md")), ids=lambda p: str(p.relative_to(PAGES).with_suffix("")))
+def test_every_message_that_a_help_page_explains_is_one_that_the_pack_says(path):
+    assert [message for message in quoted(path.read_text(encoding="utf-8")) if not is_said(message)] == []
+
+
+def test_an_invented_message_would_be_noticed():
+    assert is_said("MM-Diff checkpoint … not found. Searched: …; found there: …")
+    assert not is_said("MM-Diff checkpoint … was not found. Searched: …")
+
+
+def test_the_server_gives_every_page_in_every_language_it_was_written_in(server: Server):
+    for path in PAGES.rglob("*.md"):
+        address = f"{server.url}/extensions/{PACK_NAME}/docs/{path.relative_to(PAGES).as_posix()}"
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            assert answer.read() == path.read_bytes()
