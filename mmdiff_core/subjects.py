@@ -67,8 +67,8 @@ Subjects = tuple[Subject, ...]
 
 
 def add_subject(subjects: Subjects, subject: Subject) -> Subjects:
-    """The chain one longer. Raises ValueError when the name is taken or the adapters differ."""
-    if subject.name in (s.name for s in subjects):
+    """The chain one longer. Raises ValueError when the name is taken, in whatever case, or the adapters differ."""
+    if subject.name.casefold() in (s.name.casefold() for s in subjects):
         raise ValueError(f"there is already a subject named {subject.name!r}; give each subject a name of its own")
     if subjects and subjects[0].adapter != subject.adapter:
         raise ValueError(

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..mmdiff_core.config import BEHAVIOURS
 from ..mmdiff_core.host.encode import encode_prompt
-from ..mmdiff_core.host.text import MARKER
+from ..mmdiff_core.host.text import MARKERS
 from .aliases import schema
 from .sockets import CATEGORY, MMDiff, MMDiffSubjects
 
@@ -17,13 +17,14 @@ class TextEncode(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffTextEncode", display_name="MM-Diff Text Encode", category=CATEGORY,
-            description="Encodes both prompts. Write <|subj|> right after each subject's class noun, in the order of the subjects: "
-                        "a man<|subj|> and a woman<|subj|> in the snow.",
+            description="Encodes both prompts. Write a subject's name right after its class noun, \"a man<|alan|> and a woman<|grace|> in the "
+                        "snow\", or <|subj|> for the subjects in their order.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
                 MMDiff.Input("mmdiff", tooltip="From Load MM-Diff."),
                 io.String.Input("text", default="a man<|subj|> in the snow", multiline=True, dynamic_prompts=True,
-                                tooltip="One <|subj|> per subject, right after its noun. Prompt weights like (man<|subj|>:1.2) work."),
+                                tooltip="A marker right after each subject's noun: <|its name|>, as often as you like, or <|subj|> for the next "
+                                        "subject. Prompt weights like (man<|alan|>:1.2) work."),
                 io.String.Input("negative", default="lowres, bad anatomy, bad hands", multiline=True, dynamic_prompts=True,
                                 tooltip="What to avoid; without markers."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
@@ -32,7 +33,7 @@ class TextEncode(io.ComfyNode):
                 io.Combo.Input("behaviour", options=[FROM_CHECKPOINT, *BEHAVIOURS], default=FROM_CHECKPOINT,
                                tooltip="released: as the official code runs (second text encoder's LoRA unused, negative prompt fused "
                                        "too). corrected: neither."),
-                MMDiffSubjects.Input("subjects", optional=True, tooltip="The subjects, in the order of their markers."),
+                MMDiffSubjects.Input("subjects", optional=True, tooltip="The subjects that the markers name."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="Carries the subjects to the model."),
@@ -43,8 +44,8 @@ class TextEncode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, negative: str) -> bool | str:
-        if MARKER in negative:
-            return f"{MARKER} belongs in the positive prompt only; the negative prompt names no subject"
+        if found := MARKERS.search(negative):
+            return f"{found[0]} belongs in the positive prompt only; the negative prompt names no subject"
         return True
 
     @classmethod

@@ -78,6 +78,71 @@ def test_markers_without_a_word_of_their_own_are_errors(clip, text, message):
         text_side.find_nouns(clip.tokenize, text)
 
 
+# ---------------------------------------------------------------- names
+
+def bound(clip, mmdiff, text, subjects):
+    return [(word, s.name) for word, s in encode_prompt(clip, mmdiff, text, "", subjects).bindings]
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("a man<|bob|> and a woman<|ann|>", [("man", "bob"), ("woman", "ann")]),
+    ("a man<|Bob|> and a woman<| ANN |>", [("man", "bob"), ("woman", "ann")]),
+    ("a woman<|ann|> beside a (man<|bob|>:1.2), the woman<|ann|>'s hat", [("woman", "ann"), ("man", "bob"), ("woman", "ann")]),
+    ("a man<|bob|> and a woman<|subj|>", [("man", "bob"), ("woman", "ann")]),
+    ("a woman<|subj|> and a man<|bob|> BREAK the man<|bob|>", [("woman", "ann"), ("man", "bob"), ("man", "bob")]),
+    ("portrait, __place__, a woman<|ann|>, [man<|bob|>], masterpiece", [("woman", "ann"), ("man", "bob")]),
+    ("женщина<|ann|> и мужчина<|bob|> в снегу", [("женщина", "ann"), ("мужчина", "bob")]),
+    ("女人<|ann|>和男人<|bob|>在雪中", [("女人", "ann"), ("和男人", "bob")]),
+    ("tree " * 90 + "woman<|ann|> and man<|bob|>", [("woman", "ann"), ("man", "bob")]),
+])
+def test_a_marker_binds_the_noun_before_it_to_the_subject_it_names(clip, mmdiff, pair, text, expected):
+    assert bound(clip, mmdiff, text, pair) == expected
+
+
+def test_names_make_the_same_prompt_as_markers_in_order(clip, mmdiff, pair):
+    named, ordered = (encode_prompt(clip, mmdiff, t, "bad", pair) for t in ("a man<|ann|> and a man<|bob|>", "a man<|subj|> and a man<|subj|>"))
+    assert torch.equal(named.positive[0][0], ordered.positive[0][0]) and torch.equal(named.negative[0][0], ordered.negative[0][0])
+    swapped = encode_prompt(clip, mmdiff, "a man<|bob|> and a man<|ann|>", "bad", pair)
+    back = encode_prompt(clip, mmdiff, "a man<|subj|> and a man<|subj|>", "bad", pair[::-1])
+    assert torch.equal(swapped.positive[0][0], back.positive[0][0])
+
+
+def test_a_subject_mentioned_twice_is_fused_twice_and_shown_once(clip, mmdiff, pair):
+    once, twice = (encode_prompt(clip, mmdiff, t, "", pair[:1]) for t in ("a man<|ann|> and the man", "a man<|ann|> and the man<|ann|>"))
+    moved = (once.positive[0][0] - twice.positive[0][0]).abs().amax(-1)[0]
+    assert moved[:5].max() < 1e-5 and moved[5] > 1e-2
+    assert [s.name for s in shown(twice)] == ["ann"]
+
+
+def shown(prompt):
+    from mmdiff_core.host.conditioning import KEY
+    return prompt.positive[0][1]["model_conds"][KEY].cond[0].prompt.subjects
+
+
+def test_a_subject_that_names_leave_out_does_not_show_and_a_note_says_so(clip, mmdiff, pair):
+    prompt = encode_prompt(clip, mmdiff, "a man<|bob|> in the snow", "", pair)
+    assert [s.name for s in shown(prompt)] == ["bob"]
+    assert "note: ann is not in the prompt and will not show; write <|ann|> after its noun" in prompt.describe().splitlines()
+
+
+@pytest.mark.parametrize("text, message", [
+    ("a man<|bill|>", r"<\|bill\|> \(after 'man'\), but there is no subject of that name; there are: ann, bob"),
+    ("a man<|bob|> and a man<|subj|> and a man<|subj|>", r"2 <\|subj\|> markers .*but 1 subject that no marker names came in \(ann\)"),
+    ("a man<||>", "names nobody"),
+    ("a man<|bob|>ish thing", "followed directly by 'ish'"),
+    ("<|bob|> in the snow", r"a <\|bob\|> has no word before it"),
+    ("a man<|bob|><|ann|>", r"a <\|ann\|> has no word before it"),
+])
+def test_a_name_that_cannot_be_bound_is_an_error_that_says_what_there_is(clip, mmdiff, pair, text, message):
+    with pytest.raises(ValueError, match=message):
+        encode_prompt(clip, mmdiff, text, "", pair)
+
+
+def test_a_name_in_the_negative_prompt_is_an_error(clip, mmdiff, pair):
+    with pytest.raises(ValueError, match="belong in the positive prompt"):
+        encode_prompt(clip, mmdiff, "a man<|ann|>", "a man<|bob|>", pair)
+
+
 @pytest.mark.parametrize("text, counts", [("a man in the snow", "0 .* 2 subjects"), ("a man<|subj|>", "1 .* marker .*but 2 subjects"),
                                           ("a man<|subj|>, a dog<|subj|>, a cat<|subj|>", "3 .*but 2 subjects")])
 def test_a_wrong_number_of_markers_is_an_error_with_both_counts(clip, mmdiff, pair, text, counts):

@@ -152,7 +152,7 @@ class EncodedPrompt:
 
     def describe(self) -> str:
         """One line per binding and per note, for the node."""
-        if not self.bindings:
+        if not self.bindings and not self.notes:
             return "no subject in this prompt"
         return "\n".join([
             *(f"{word} → {s.name} ({s.references} reference{'s' * (s.references != 1)}, {len(s.tokens)} tokens, weight {s.weight:g})"
@@ -165,7 +165,8 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
                   behaviour: str | None = None, lora_strength: float = 1.0) -> EncodedPrompt:
     """Texts and subjects -> CONDITIONING for both sides of classifier-free guidance.
 
-    text        with one `<|subj|>` right after each subject's class noun, in the subjects' order
+    text        with `<|name|>` right after a subject's class noun, or `<|subj|>` for the next subject in order; a subject may be
+                mentioned several times, and, where names are used, not at all: then it is left out, and a note says so
     negative    plain text; the released behaviour fuses it at the same places (quirk 2), the corrected one does not
     start       fraction of the denoising drawn from the plain prompt first (delayed conditioning), 0..1
     behaviour   None = what the checkpoint says
@@ -177,12 +178,13 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
     _, stray = text_side.find_nouns(adapted.tokenize, negative)
     if stray:
         raise ValueError(f"the negative prompt has {len(stray)} {text_side.MARKER}; subjects belong in the positive prompt only")
-    text_side.check_counts(nouns, subjects)
+    bound = text_side.bind(nouns, subjects)
+    missed, subjects = [s for s in subjects if s not in bound], tuple(s for s in subjects if s in bound)
 
     def encode(words: str, fuse: bool) -> list:
         tokens = adapted.tokenize(words, return_word_ids=True)
         if fuse and subjects:
-            tokens = text_side.fuse_tokens(adapted, mmdiff, tokens, nouns, subjects)
+            tokens = text_side.fuse_tokens(adapted, mmdiff, tokens, nouns, bound)
         return text_side.encode(adapted, tokens)
 
     prompt = BoundPrompt(subjects, mmdiff.adapter.fingerprint) if subjects else None
@@ -193,8 +195,9 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
     else:
         against = carry(encode(negative, False), None)
     return EncodedPrompt(
-        delayed(plain, fused, prompt, start if late else 0.0), against, tuple(zip((n.word for n in nouns), subjects, strict=True)),
-        tuple(look_alike_notes(subjects, mmdiff.config)),
+        delayed(plain, fused, prompt, start if late else 0.0), against, tuple(zip((n.word for n in nouns), bound, strict=True)),
+        (*(f"{s.name} is not in the prompt and will not show; write <|{s.name}|> after its noun" for s in missed),
+         *look_alike_notes(subjects, mmdiff.config)),
     )
 
 

@@ -1,4 +1,6 @@
-"""Vision-augmented text (MM-Diff, section 3.1): the class noun before each `<|subj|>` becomes noun + subject.
+"""Vision-augmented text (MM-Diff, section 3.1): the class noun before each marker becomes noun + subject.
+
+A marker is `<|name|>`, which names a subject, or `<|subj|>`, which takes the next subject that no marker names.
 
 The noun is found by token id and replaced by a tensor token, which ComfyUI's text encoders accept as they are, so prompt
 weights, long prompts and embeddings keep working and no forward is patched.
@@ -13,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ..config import MMDiffConfig
-from ..subjects import Subjects
+from ..subjects import Subject, Subjects
 from .models import LoadedMMDiff, add_patches_strictly, lora_patches
 
 MARKER = "<|subj|>"
+MARKERS = re.compile(r"<\|([^|<>]*)\|>")
 SENTINEL = "<|startoftext|>"        # one token id that never stands inside a prompt
 SENTINEL_ID = 49406
 
@@ -26,33 +29,41 @@ Place = tuple[int, int]             # (chunk, position in the chunk)
 
 @dataclass(frozen=True)
 class Noun:
-    """Where one subject's class noun stands, and how it reads."""
+    """Where one mention of a subject stands, how its class noun reads, and whom its marker names ("" = the next in order)."""
 
     word: str
     places: dict[str, Place]        # by encoder
+    name: str = ""
 
 
 def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[Noun, ...]]:
     """The text without markers, and the noun before each marker, in reading order.
 
-    `tokenize(text, return_word_ids=True)` is CLIP.tokenize. Raises ValueError for a marker without a word before it or
-    with text glued to its end.
+    `tokenize(text, return_word_ids=True)` is CLIP.tokenize. Raises ValueError for a marker without a word before it, without a name
+    in it, or with text glued to its end. Scripts that are written without spaces may go on right after a marker: it parts the words.
     """
-    clean = text.replace(MARKER, "")
-    if MARKER not in text:
+    for marker in MARKERS.finditer(text):
+        if not marker[1].strip():
+            raise ValueError(f"{marker[0]!r} names nobody; write {MARKER}, or a subject's name as in 'a man<|alice|>'")
+        if glued := re.match(r"[A-Za-z0-9_]+", text[marker.end():]):
+            raise ValueError(f"{marker[0]} is followed directly by {glued[0]!r}; put a space or punctuation after the marker")
+    clean = MARKERS.sub(lambda m: " " if re.match(r"\w", text[m.end():m.end() + 1]) else "", text)
+    if not MARKERS.search(text):
         return clean, ()
-    if glued := re.search(re.escape(MARKER) + r"(\w+)", text):
-        raise ValueError(f"{MARKER} is followed directly by {glued[1]!r}; put a space or punctuation after the marker")
-    plain, marked = tokenize(clean, return_word_ids=True), tokenize(text.replace(MARKER, f" {SENTINEL} "), return_word_ids=True)
-    words = [_word_before(before) for before in text.split(MARKER)[:-1]]
+    plain = tokenize(clean, return_word_ids=True)
+    marked = tokenize(MARKERS.sub(f" {SENTINEL} ", text), return_word_ids=True)
+    markers = list(MARKERS.finditer(text))
+    words = [_word_before(text[:m.start()], m[0]) for m in markers]
+    names = ["" if m[0] == MARKER else m[1].strip() for m in markers]
     found = {encoder: _places(plain[encoder], marked[encoder], encoder) for encoder in plain}
-    return clean, tuple(Noun(word, {e: found[e][i] for e in found}) for i, word in enumerate(words))
+    return clean, tuple(Noun(w, {e: found[e][i] for e in found}, n) for i, (w, n) in enumerate(zip(words, names, strict=True)))
 
 
-def _word_before(text: str) -> str:
-    match = re.search(r"(\w[\w'-]*)\W*$", text)
-    if match is None:
-        raise ValueError(f"a {MARKER} has no word before it; write it right after the class noun, as in 'a man{MARKER}'")
+def _word_before(text: str, marker: str) -> str:
+    match = re.search(r"(\w[\w'-]*)\W*$", MARKERS.sub(" ", text))
+    directly = re.sub(r"[\s()\[\]{}:.,]+$", "", text)
+    if match is None or directly.endswith("|>"):
+        raise ValueError(f"a {marker} has no word before it; write it right after the class noun, as in 'a man{marker}'")
     return match[1]
 
 
@@ -66,7 +77,7 @@ def _places(plain: list[list[tuple]], marked: list[list[tuple]], encoder: str) -
         elif count < len(stream) and _same(token, stream[count][1]):
             count += 1
         else:
-            raise ValueError(f"the text reads differently with and without {MARKER} (encoder {encoder}); "
+            raise ValueError(f"the text reads differently with and without its markers (encoder {encoder}); "
                              f"put spaces around the words next to the markers")
     return places
 
@@ -85,15 +96,33 @@ def _same(a, b) -> bool:
     return a == b
 
 
-def check_counts(nouns: Sequence[Noun], subjects: Subjects) -> None:
-    """As many markers as subjects, or a ValueError with both counts."""
-    if len(nouns) != len(subjects):
-        names = ", ".join(s.name for s in subjects) or "none"
-        words = ", ".join(n.word for n in nouns) or "none"
+def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[Subject, ...]:
+    """The subject of every noun. A name is that of a subject, whatever its case; `<|subj|>` takes the next one that nobody names.
+
+    ValueError for a name that no subject has, with those there are, and for more or fewer `<|subj|>` than subjects left for them. Where
+    names are used alone, a subject may go unmentioned.
+    """
+    known = {s.name.casefold(): s for s in subjects}
+    there = ", ".join(s.name for s in subjects) or "none"
+    for noun in nouns:
+        if noun.name and noun.name.casefold() not in known:
+            raise ValueError(
+                f"the prompt names <|{noun.name}|> (after {noun.word!r}), but there is no subject of that name; there are: {there}. Write "
+                f"the name as on MM-Diff Subject Encoder, or {MARKER} for the next subject"
+            )
+    named = {noun.name.casefold() for noun in nouns if noun.name}
+    left = [s for s in subjects if s.name.casefold() not in named]
+    inorder = [noun for noun in nouns if not noun.name]
+    if len(inorder) != len(left) and (inorder or not named):
+        words = ", ".join(n.word for n in inorder) or "none"
+        rest = " that no marker names" if named else ""
         raise ValueError(
-            f"the prompt has {len(nouns)} {MARKER} marker{'s' * (len(nouns) != 1)} (after: {words}), but {len(subjects)} "
-            f"subject{'s' * (len(subjects) != 1)} came in ({names}); write one {MARKER} right after each subject's noun"
+            f"the prompt has {len(inorder)} {MARKER} marker{'s' * (len(inorder) != 1)} (after: {words}), but {len(left)} "
+            f"subject{'s' * (len(left) != 1)}{rest} came in ({', '.join(s.name for s in left) or 'none'}); write one {MARKER} right after "
+            "each subject's noun, or the subject's name as in 'a man<|alice|>'"
         )
+    turns = iter(left)
+    return tuple(known[noun.name.casefold()] if noun.name else next(turns) for noun in nouns)
 
 
 def adapted_clip(clip, mmdiff: LoadedMMDiff, behaviour: str, strength: float = 1.0):
@@ -134,8 +163,8 @@ def word_embedding(clip, encoder: str, token) -> Tensor:
     return table(ids, out_dtype=torch.float32)[0]
 
 
-def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun], subjects: Subjects) -> Tokens:
-    """The tokens with every noun fused with its subject. Places that a (negative) prompt does not have are left out."""
+def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun], subjects: Sequence[Subject]) -> Tokens:
+    """The tokens with every noun fused with its subject (`subjects`: one for each noun). Places that a (negative) prompt does not have are left out."""
     fused = {encoder: [list(chunk) for chunk in chunks] for encoder, chunks in tokens.items()}
     clip.load_model()
     for encoder, chunks in fused.items():
