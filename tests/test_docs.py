@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import urllib.error
 import urllib.request
 from functools import cache
 from pathlib import Path
@@ -109,3 +111,76 @@ def test_the_server_gives_every_page_in_every_language_it_was_written_in(server:
         address = f"{server.url}/extensions/{PACK_NAME}/docs/{path.relative_to(PAGES).as_posix()}"
         with urllib.request.urlopen(address, timeout=30) as answer:
             assert answer.read() == path.read_bytes()
+
+
+# ---------------------------------------------------------------- translations
+
+ZH = PACK / "locales/zh/nodeDefs.json"
+# What vue-i18n, which shows these texts, reads as its own syntax: plural forms, links, places to fill in
+SYNTAX = set("|@{}$")
+CHINESE_PAGES = {"MMDiffLoad", "MMDiffSubjectEncoder", "MMDiffApplyAttention", "MMDiffLoadFaceAnalysis", "MMDiffSmallWorldLoader"}
+
+
+def keys_of(table: dict, above: str = "") -> set[str]:
+    """Every path to a text: "MMDiffLoad.inputs.checkpoint.tooltip"."""
+    return {key for name, value in table.items()
+            for key in (keys_of(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}"})}
+
+
+def keys_wanted(nodes: dict[str, dict]) -> set[str]:
+    """The same for what the schemas have: names and descriptions, and a tooltip where the English one is."""
+    wanted = set()
+    for name, node in nodes.items():
+        wanted |= {f"{name}.display_name", f"{name}.description"}
+        for group in ("required", "optional"):
+            for key, (_, *options) in node["input"].get(group, {}).items():
+                wanted |= {f"{name}.inputs.{key}.{part}" for part in ("name", *(["tooltip"] if options and options[0].get("tooltip") else []))}
+        for i, tooltip in enumerate(node["output_tooltips"] or [None] * len(node["output"])):
+            wanted |= {f"{name}.outputs.{i}.{part}" for part in ("name", *(["tooltip"] if tooltip else []))}
+    return wanted
+
+
+def translated() -> dict:
+    return json.loads(ZH.read_text(encoding="utf-8"))
+
+
+def test_the_chinese_texts_are_those_of_the_schemas_none_missing_and_none_unknown(nodes):
+    have, wanted = keys_of(translated()), keys_wanted(nodes)
+    missing, unknown = sorted(wanted - have), sorted(have - wanted)
+    assert not missing and not unknown, "\n".join([f"{ZH.name}:", *(f"missing {k}" for k in missing), *(f"unknown {k}" for k in unknown)])
+
+
+def test_a_text_that_is_missing_or_unknown_would_be_noticed(nodes):
+    changed = {"MMDiffNew": {"display_name": "x"}, **{k: v for k, v in translated().items() if k != "MMDiffLoad"}}
+    have, wanted = keys_of(changed), keys_wanted(nodes)
+    assert "MMDiffLoad.inputs.checkpoint.tooltip" in wanted - have and have - wanted == {"MMDiffNew.display_name"}
+
+
+def test_no_translation_has_a_character_that_the_web_page_reads_as_syntax():
+    def texts(table: dict):
+        for value in table.values():
+            yield from texts(value) if isinstance(value, dict) else (value,)
+    every = list(texts(translated()))
+    assert [text for text in every if SYNTAX & set(text)] == [] and all(text.strip() for text in every)
+
+
+def test_the_server_gives_the_translations_out(server: Server):
+    given = server.get("/i18n")
+    assert {name: given["zh"]["nodeDefs"].get(name) for name in translated()} == translated()
+    assert not [name for name in given.get("en", {}).get("nodeDefs", {}) if name in translated()], "English would be written twice"
+
+
+def test_the_chinese_pages_name_what_the_english_ones_do(nodes):
+    pages = {path.parent.name: path.read_text(encoding="utf-8") for path in PAGES.glob("*/zh.md")}
+    assert set(pages) == CHINESE_PAGES
+    assert {name: left for name, page in pages.items() if (left := lacking(nodes[name], page))} == {}
+    for name, page in pages.items():
+        english = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+        assert set(quoted(page)) == set(quoted(english)), f"{name}: other messages than the English page"
+        assert translated()[name]["display_name"] == page.splitlines()[0].removeprefix("# ")
+
+
+def test_english_falls_back_to_the_page_beside_the_folder(server: Server):
+    """The web page asks for <node>/<language>.md first; only when that is not found for <node>.md."""
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{server.url}/extensions/{PACK_NAME}/docs/MMDiffLoad/en.md", timeout=30)
