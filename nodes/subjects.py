@@ -9,7 +9,7 @@ from ..mmdiff_core.notes import look_alike_notes
 from ..mmdiff_core.subjects import add_subject
 from ..mmdiff_core.vision import regions_of
 from .aliases import schema
-from .sockets import CATEGORY, BoundingBox, MMDiff, MMDiffFaces, MMDiffSubjects
+from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiff, MMDiffFaces, MMDiffSubjects
 
 MASKS = 6
 
@@ -36,7 +36,8 @@ class SubjectEncoder(io.ComfyNode):
                 io.Mask.Input("region", optional=True,
                               tooltip="Where the subject is on the pictures, one mask or one per picture: it is cut out, and of several "
                                       "faces the one in there is taken."),
-                BoundingBox.Input("boxes", optional=True, tooltip="The same as a box, or one per picture, from any detector node."),
+                BoundingBox.Input("boxes", optional=True, extra_dict=SOCKET,
+                                  tooltip="The same as a box, or one per picture, from any detector node."),
                 io.Boolean.Input("clip_only", default=False, optional=True,
                                  tooltip="Portrait checkpoints without face analysis: only the noun carries the person; the face does not "
                                          "follow."),
