@@ -63,6 +63,8 @@ def test_a_gpu_build_that_the_cpu_build_shadows_is_noted_with_the_line_that_repa
     offered = [faces.CUDA, faces.CPU]
     fine = doctor.runtime_lines(both, None, offered, faces.provider_advice(both, offered, cuda_wanted=True))
     assert set(states(fine)) == {OK} and "does not shadow" in text_of(fine, OK)
+    other = doctor.runtime_lines({"onnxruntime": "1.32.0", "onnxruntime-directml": "1.24.4"}, None, [faces.CPU], None)
+    assert set(states(other)) == {OK} and "shadow" not in text_of(other, OK)
 
 
 def test_without_insightface_the_report_says_what_to_run_and_goes_on(monkeypatch):

@@ -100,7 +100,7 @@ def runtime_lines(runtimes: Mapping[str, str], problem: str | None, offered: Seq
     lines.append(Line(OK, "Faces", f"onnxruntime offers {', '.join(offered) or 'nothing'}"))
     if advice:
         lines.append(Line(NOTE, "Faces", advice))
-    elif len(runtimes) > 1:
+    elif {"onnxruntime", "onnxruntime-gpu"} <= set(runtimes):
         lines.append(Line(OK, "Faces", "the GPU build is the one in use; the CPU build beside it does not shadow it"))
     return lines
 
@@ -128,8 +128,9 @@ def adapter_lines(folders: Sequence[Path], singles: Sequence[Path], expected: Se
 
 def kind_lines(part: str, files: Sequence[Path], kind: str, signs: Mapping[str, tuple[int, ...]], source: Source) -> list[Line]:
     """Whether one of the files is of the kind whose header has these signs, and which files are no weights at all."""
-    broken = [Line(NOTE, part, f"{path.name} {wrong}") for path in files if (wrong := wrong_with(path))]
-    usable = [path for path in files if not wrong_with(path)]
+    told = {path: wrong_with(path) for path in files}
+    broken = [Line(NOTE, part, f"{path.name} {wrong}") for path, wrong in told.items() if wrong]
+    usable = [path for path, wrong in told.items() if not wrong]
     if match := next((path for path in usable if is_kind(path, signs)), None):
         return [*broken, Line(OK, part, f"{match.name} is {kind}")]
     if unread := [path.name for path in usable if path.suffix not in (".safetensors", ".sft")]:
