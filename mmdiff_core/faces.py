@@ -139,7 +139,7 @@ def align(image: np.ndarray, landmarks: np.ndarray, size: int = CROP_SIZE) -> np
     _check_image(image, "image to align")
     if size < 112 or (size % 112 and size % 128):
         raise ValueError(f"aligned size {size}; InsightFace aligns to multiples of 112 or of 128")
-    _require_packages()
+    require_packages()
     from insightface.utils import face_align
     bgr = np.ascontiguousarray(image[..., ::-1])
     crop = face_align.norm_crop(bgr, landmark=np.asarray(landmarks, np.float32), image_size=size)
@@ -164,10 +164,10 @@ def draw(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
 
 def load_analyser(root: Path, name: str = "buffalo_l", device: str = "auto") -> FaceAnalyser:
     """Loads the detector and the recogniser of <root>/models/<name>; device is auto, cuda or cpu."""
-    _require_packages()
+    require_packages()
     root = Path(root)
-    _check_files(root, name)
-    wanted = choose_providers(device, available_providers(), _distributions())
+    check_files(root, name)
+    wanted = choose_providers(device, available_providers(), runtimes())
     app = _open(root, name, wanted)
     analyser = FaceAnalyser(app, name, root)
     _report_providers(device, wanted, analyser)
@@ -181,7 +181,7 @@ def installed() -> bool:
 
 def available_providers() -> tuple[str, ...]:
     """What the installed onnxruntime offers."""
-    _require_packages("onnxruntime")
+    require_packages("onnxruntime")
     return tuple(importlib.import_module("onnxruntime").get_available_providers())
 
 
@@ -258,7 +258,7 @@ def _preload_gpu_libraries(providers: Sequence[str]) -> None:
 
 def _report_providers(device: str, wanted: Sequence[str], analyser: FaceAnalyser) -> None:
     """One warning when the GPU was asked for, or could have been, and is not used."""
-    advice = provider_advice(_distributions(), available_providers(), cuda_wanted=device == "cuda")
+    advice = provider_advice(runtimes(), available_providers(), cuda_wanted=device == "cuda")
     if CUDA in wanted and CUDA not in analyser.providers:
         log.warning("Faces run on %s: onnxruntime offers CUDA but could not start it. Its own message above says why; "
                     "usually there is no NVIDIA GPU, or CUDA or cuDNN is not the version that onnxruntime-gpu needs. "
@@ -302,7 +302,7 @@ def _sizes(folder: Path) -> str:
     return ", ".join(f"{name} ({(folder / name).stat().st_size:,} bytes)" for name in _onnx_files(folder))
 
 
-def _check_files(root: Path, name: str) -> None:
+def check_files(root: Path, name: str) -> None:
     """An error that says where the files should be, and where some were found instead."""
     have = _onnx_files(_home(root, name))
     lacking = [file for file in KNOWN_FILES.get(name, ()) if file not in have]
@@ -336,7 +336,7 @@ def _wrong_models(root: Path, name: str, absent: Sequence[str]) -> str:
             f"Files under {folder}: {_sizes(folder)}. Expected in it: {_expected(name)}. {LICENCE}")
 
 
-def _distributions() -> dict[str, str]:
+def runtimes() -> dict[str, str]:
     """Installed onnxruntime packages and their versions; they all share one folder, and the last one installed wins."""
     found = {}
     for name in RUNTIMES:
@@ -355,7 +355,8 @@ def _missing_packages(*names: str) -> list[str]:
     return [name for name in names or ("insightface", "onnxruntime") if importlib.util.find_spec(name) is None]
 
 
-def _require_packages(*names: str) -> None:
+def require_packages(*names: str) -> None:
+    """ImportError that says what to run, unless these packages (insightface and onnxruntime) are there and can be imported."""
     names = names or ("insightface", "onnxruntime")
     missing = _missing_packages(*names)
     if missing:

@@ -3,6 +3,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..mmdiff_core.host import files
 from .apply import ApplyAttention
+from .doctor import Doctor
 from .keep import LoadSubject, MixSubjects, SaveSubject, SubjectWeights
 from .load import ConvertCheckpoint, LoadFaceAnalysis, LoadMMDiff
 from .prompt import TextEncode
@@ -12,7 +13,8 @@ from .watch import FindSubjectRegions, ShowAttentionMaps, WatchAttention
 
 NODES: list[type[io.ComfyNode]] = [
     LoadMMDiff, LoadFaceAnalysis, FindFaces, SubjectEncoder, ConstraintMasks, TextEncode, ApplyAttention, ConvertCheckpoint,
-    SaveSubject, LoadSubject, MixSubjects, SubjectWeights, FindSubjectRegions, WatchAttention, ShowAttentionMaps, SmallWorldLoader, SmallWorldSprite,
+    SaveSubject, LoadSubject, MixSubjects, SubjectWeights, FindSubjectRegions, WatchAttention, ShowAttentionMaps,
+    SmallWorldLoader, SmallWorldSprite, Doctor,
 ]
 
 

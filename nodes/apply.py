@@ -5,13 +5,14 @@ from comfy_api.latest import io
 
 from ..mmdiff_core.host.unet import Strength, apply
 from ..mmdiff_core.layer_weights import parse_layer_weights
+from .aliases import schema
 from .sockets import CATEGORY, MMDiff
 
 
 class ApplyAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffApplyAttention", display_name="Apply MM-Diff Attention", category=CATEGORY,
             description="Adds the multi-modal cross-attention. The subjects come with the conditioning of MM-Diff Text Encode.",
             inputs=[

@@ -11,6 +11,7 @@ from ..mmdiff_core.host.encode import MAX_WEIGHT
 from ..mmdiff_core.mix import METHODS, mix
 from ..mmdiff_core.subject_file import SIDE, load_subject, save_subject
 from ..mmdiff_core.subjects import add_subject, numbers
+from .aliases import schema
 from .sockets import CATEGORY, MMDiff, MMDiffSubjects
 
 NOTHING_YET = "(nothing in models/mmdiff_subjects yet)"     # choosing it tells which folders were searched
@@ -19,7 +20,7 @@ NOTHING_YET = "(nothing in models/mmdiff_subjects yet)"     # choosing it tells 
 class SaveSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffSaveSubject", display_name="Save MM-Diff Subject", category=CATEGORY, is_output_node=True,
             description="Writes each subject to models/mmdiff_subjects as a small .safetensors with pictures of its references. Load it "
                         "with Load MM-Diff Subject: no picture is encoded and no face detected again.",
@@ -45,7 +46,7 @@ class SaveSubject(io.ComfyNode):
 class LoadSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffLoadSubject", display_name="Load MM-Diff Subject", category=CATEGORY,
             description="A subject that was saved before, from models/mmdiff_subjects. It needs the MM-Diff checkpoint that made it.",
             inputs=[
@@ -87,7 +88,7 @@ class LoadSubject(io.ComfyNode):
 class MixSubjects(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffMixSubjects", display_name="MM-Diff Mix Subjects", category=CATEGORY,
             description="Several subjects become one: a face between two faces, or more references of the same person from several nodes.",
             inputs=[
@@ -115,7 +116,7 @@ class MixSubjects(io.ComfyNode):
 class SubjectWeights(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffSubjectWeights", display_name="MM-Diff Subject Weights", category=CATEGORY,
             description="How strongly a subject shows, over all pictures and in each picture of a batch. Nothing is encoded again.",
             inputs=[

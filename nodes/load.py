@@ -7,6 +7,7 @@ from ..mmdiff_core import checkpoint, faces
 from ..mmdiff_core.config import BEHAVIOURS
 from ..mmdiff_core.host import files
 from ..mmdiff_core.host.models import load_mmdiff
+from .aliases import schema
 from .sockets import CATEGORY, MMDiff, MMDiffFaces
 
 AS_STORED = "as stored"
@@ -16,7 +17,7 @@ NOTHING_YET = "(nothing in models/mmdiff yet)"      # choosing it tells which fo
 class LoadMMDiff(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffLoad", display_name="Load MM-Diff", category=CATEGORY,
             description="Loads an MM-Diff adapter: the released folder of three .bin files, or one .safetensors.",
             inputs=[io.Combo.Input(
@@ -35,7 +36,7 @@ class LoadFaceAnalysis(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         packs = sorted(faces.list_models(files.roots(files.FACES))) or ["buffalo_l"]
-        return io.Schema(
+        return schema(
             node_id="MMDiffLoadFaceAnalysis", display_name="Load Face Analysis", category=CATEGORY,
             description="Loads InsightFace's detector and recogniser, which portrait checkpoints read faces with. "
                         "The buffalo_l models are for non-commercial research only.",
@@ -58,7 +59,7 @@ class LoadFaceAnalysis(io.ComfyNode):
 class ConvertCheckpoint(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffConvert", display_name="Convert MM-Diff Checkpoint", category=CATEGORY, is_output_node=True,
             description="Writes a checkpoint in the other layout: one .safetensors, or the released folder of three .bin files.",
             inputs=[

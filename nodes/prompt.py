@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 from ..mmdiff_core.config import BEHAVIOURS
 from ..mmdiff_core.host.encode import encode_prompt
 from ..mmdiff_core.host.text import MARKERS
+from .aliases import schema
 from .sockets import CATEGORY, MMDiff, MMDiffSubjects
 
 FROM_CHECKPOINT = "from checkpoint"
@@ -14,7 +15,7 @@ FROM_CHECKPOINT = "from checkpoint"
 class TextEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffTextEncode", display_name="MM-Diff Text Encode", category=CATEGORY,
             description="Encodes both prompts. Write a subject's name right after its class noun, \"a man<|alan|> and a woman<|grace|> in the "
                         "snow\", or <|subj|> for the subjects in their order.",

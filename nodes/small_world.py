@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..mmdiff_core.host import small_world
 from ..mmdiff_core.small_world import sprites
+from .aliases import schema
 from .sockets import CATEGORY, MMDiff
 
 WORLD = f"{CATEGORY}/small world"
@@ -13,7 +14,7 @@ WORLD = f"{CATEGORY}/small world"
 class SmallWorldLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffSmallWorldLoader", display_name="Small World Loader", category=WORLD,
             description="Loads the small model of pixel-art scenes that comes with the pack, and the MM-Diff adapter trained on it. "
                         "Everything else in the graph is as with SDXL. Pictures are 128 x 128 px (32 x 32 dots of 4 px).",
@@ -36,7 +37,7 @@ class SmallWorldSprite(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         hue = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
-        return io.Schema(
+        return schema(
             node_id="MMDiffSmallWorldSprite", display_name="Small World Sprite", category=WORLD,
             description="Draws reference pictures of an individual of the small world: two colours, a pattern, eyes and an accessory "
                         "that its class name does not tell.",

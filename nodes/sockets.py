@@ -6,5 +6,6 @@ MMDiffSubjects = io.Custom("MMDIFF_SUBJECTS")       # tuple of mmdiff_core.subje
 MMDiffFaces = io.Custom("MMDIFF_FACES")             # mmdiff_core.faces.FaceAnalyser
 MMDiffMaps = io.Custom("MMDIFF_MAPS")                # mmdiff_core.host.watch.Recorder
 BoundingBox = io.Custom("BOUNDING_BOX")             # the host's: {x, y, width, height} in pixels, or lists of them
+SOCKET = {"forceInput": True}       # newer web pages would make a widget of a BOUNDING_BOX input and send its 512 x 512 box unasked
 
 CATEGORY = "MM-Diff"

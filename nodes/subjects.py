@@ -8,7 +8,8 @@ from ..mmdiff_core.masks import feather_inwards
 from ..mmdiff_core.notes import look_alike_notes
 from ..mmdiff_core.subjects import add_subject
 from ..mmdiff_core.vision import regions_of
-from .sockets import CATEGORY, BoundingBox, MMDiff, MMDiffFaces, MMDiffSubjects
+from .aliases import schema
+from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiff, MMDiffFaces, MMDiffSubjects
 
 MASKS = 6
 
@@ -16,7 +17,7 @@ MASKS = 6
 class SubjectEncoder(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffSubjectEncoder", display_name="MM-Diff Subject Encoder", category=CATEGORY,
             description="One subject from one or more reference pictures. For several subjects, chain the nodes through `subjects`.",
             inputs=[
@@ -35,7 +36,8 @@ class SubjectEncoder(io.ComfyNode):
                 io.Mask.Input("region", optional=True,
                               tooltip="Where the subject is on the pictures, one mask or one per picture: it is cut out, and of several "
                                       "faces the one in there is taken."),
-                BoundingBox.Input("boxes", optional=True, tooltip="The same as a box, or one per picture, from any detector node."),
+                BoundingBox.Input("boxes", optional=True, extra_dict=SOCKET,
+                                  tooltip="The same as a box, or one per picture, from any detector node."),
                 io.Boolean.Input("clip_only", default=False, optional=True,
                                  tooltip="Portrait checkpoints without face analysis: only the noun carries the person; the face does not "
                                          "follow."),
@@ -67,7 +69,7 @@ class SubjectEncoder(io.ComfyNode):
 class FindFaces(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffFindFaces", display_name="MM-Diff Find Faces", category=CATEGORY,
             description="Shows which faces are found on the pictures, with the numbers that MM-Diff Subject Encoder's `face` counts by.",
             inputs=[

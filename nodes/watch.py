@@ -8,13 +8,14 @@ from comfy_api.latest import io, ui
 from ..mmdiff_core.host.watch import Recorder, WatchPlan, watch
 from ..mmdiff_core.maps import KINDS, show_maps
 from ..mmdiff_core.subjects import FindRegions
+from .aliases import schema
 from .sockets import CATEGORY, MMDiffMaps, MMDiffSubjects
 
 
 class FindSubjectRegions(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffFindRegions", display_name="MM-Diff Find Regions", category=CATEGORY,
             description="Keeps subjects apart without a layout: in the first steps it looks where each one's noun and tokens are read, and "
                         "from then on every place belongs to the subject it is read at most.",
@@ -43,7 +44,7 @@ class FindSubjectRegions(io.ComfyNode):
 class WatchAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffWatchAttention", display_name="MM-Diff Watch Attention", category=CATEGORY,
             description="Records, while the sampler runs, how probable it is at every place to read each subject's noun and its tokens. Connect "
                         "`maps` to MM-Diff Attention Maps.",
@@ -74,7 +75,7 @@ class WatchAttention(io.ComfyNode):
 class ShowAttentionMaps(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return schema(
             node_id="MMDiffAttentionMaps", display_name="MM-Diff Attention Maps", category=CATEGORY,
             description="Shows where each subject was read in the pictures that a watched model drew.",
             inputs=[

@@ -384,7 +384,7 @@ def test_the_analyser_tells_the_providers_that_are_active(analyser):
 
 def test_cuda_where_there_is_none_names_what_is_installed(root, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [faces.CPU])
-    monkeypatch.setattr(faces, "_distributions", lambda: {"onnxruntime": "1.32.0"})
+    monkeypatch.setattr(faces, "runtimes", lambda: {"onnxruntime": "1.32.0"})
     with pytest.raises(RuntimeError) as error:
         faces.load_analyser(root, "stand_in", "cuda")
     for part in ("onnxruntime 1.32.0", faces.CPU, "-m pip install onnxruntime-gpu", "choose auto or cpu"):
@@ -423,7 +423,7 @@ def warnings_while_loading(root: Path, caplog: pytest.LogCaptureFixture, device:
 
 def test_the_overwritten_state_is_one_warning_when_loading(root, monkeypatch, caplog):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [faces.CPU])
-    monkeypatch.setattr(faces, "_distributions", lambda: BOTH)
+    monkeypatch.setattr(faces, "runtimes", lambda: BOTH)
     (warning,) = warnings_while_loading(root, caplog, "auto")
     assert "Faces run on CPUExecutionProvider" in warning
     assert "--force-reinstall --no-deps onnxruntime-gpu==1.31.1" in warning

@@ -185,3 +185,10 @@ def test_mixing_and_weighing_run_in_the_server_and_encode_nothing_again(server: 
     prompt["weigh"]["inputs"]["name"] = "nobody"
     with pytest.raises(RuntimeError, match="no subject named 'nobody'; there are: mix"):
         server.run(prompt)
+
+
+def test_boxes_stay_a_socket_where_the_web_page_has_a_widget_for_them(server: Server):
+    """Frontend 1.58 draws a BOUNDING_BOX input as a widget unless told otherwise, and sends its box of 512 x 512 px unasked."""
+    found = {(name, key): options for name, node in server.get("/object_info").items() if name.startswith("MMDiff")
+             for group in ("required", "optional") for key, (kind, options) in node["input"].get(group, {}).items() if kind == "BOUNDING_BOX"}
+    assert found and all(options.get("forceInput") for options in found.values()), found

@@ -2,8 +2,8 @@
  * the pictures (MM-Diff Subject Encoder). */
 import { app } from "../../scripts/app.js";
 
-const SHOWS_NOTES = ["MMDiffSubjectEncoder"]; // only when there is something to say
-const SHOWS_TEXT = ["MMDiffTextEncode", "MMDiffConvert", "MMDiffSaveSubject"];
+const SHOWS_NOTES = ["MMDiffSubjectEncoder", "MMDiffAttentionMaps"]; // only when there is something to say
+const SHOWS_TEXT = ["MMDiffTextEncode", "MMDiffConvert", "MMDiffSaveSubject", "MMDiffDoctor"];
 
 app.registerExtension({
   name: "mmdiff.text",

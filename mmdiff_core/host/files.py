@@ -28,6 +28,12 @@ def roots(name: str) -> list[Path]:
     return [Path(p) for p in folder_paths.get_folder_paths(name)]
 
 
+def paths(name: str) -> list[Path]:
+    """Every file that the host lists for this kind of model."""
+    found = (folder_paths.get_full_path(name, file) for file in folder_paths.get_filename_list(name))
+    return [Path(path) for path in found if path]
+
+
 def list_checkpoints() -> list[str]:
     """Names for the combo: our single files, and folders that hold the released .bin files."""
     singles = folder_paths.get_filename_list(CHECKPOINTS)
