@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io, ui
 
+from ..mmdiff_core.host.live import live_view, page
 from ..mmdiff_core.host.watch import Recorder, WatchPlan, watch
 from ..mmdiff_core.maps import KINDS, show_maps
 from ..mmdiff_core.subjects import FindRegions
@@ -55,7 +56,9 @@ class WatchAttention(io.ComfyNode):
                 io.Int.Input("strip", default=6, min=1, max=16, tooltip="How many parts the steps are shown in."),
                 io.String.Input("layers", default="", tooltip="Layers to watch, by name: \"middle, output.1\". Empty = at most twelve, spread "
                                                               "over the model. Layers that are not watched cost nothing."),
+                io.Boolean.Input("live", default=False, tooltip="Show the newest maps here while the sampler runs, at most twice a second."),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For the sampler."),
                 MMDiffMaps.Output(display_name="maps", tooltip="What the newest run showed, for MM-Diff Attention Maps."),
@@ -67,8 +70,9 @@ class WatchAttention(io.ComfyNode):
         return start_percent < end_percent or f"start_percent {start_percent} must be less than end_percent {end_percent}"
 
     @classmethod
-    def execute(cls, model, start_percent: float, end_percent: float, strip: int, layers: str) -> io.NodeOutput:
-        recorder = Recorder(WatchPlan(start_percent, end_percent, strip, layers))
+    def execute(cls, model, start_percent: float, end_percent: float, strip: int, layers: str, live: bool) -> io.NodeOutput:
+        view = live_view(cls.hidden.unique_id, page()) if live else None
+        recorder = Recorder(WatchPlan(start_percent, end_percent, strip, layers), view)
         return io.NodeOutput(watch(model, recorder), recorder)
 
 

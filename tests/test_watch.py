@@ -9,6 +9,7 @@ from test_promises import BOTH, SIGMAS, Scene, half_masks
 
 from mmdiff_core.host import unet as host_unet
 from mmdiff_core.host.conditioning import BoundPrompt, carry
+from mmdiff_core.host.live import live_view
 from mmdiff_core.host.unet import apply
 from mmdiff_core.host.watch import Progress, Recorder, WatchPlan, step_of, watch, watched_slots
 from mmdiff_core.subjects import FindRegions
@@ -119,6 +120,26 @@ def test_a_model_that_is_watched_already_is_refused(model):
 
 def test_a_prompt_that_was_bound_without_its_nouns_is_not_recorded(scene, model):
     assert record(scene, model, scene.bound()).maps == []
+
+
+# ---------------------------------------------------------------- while it runs
+
+def test_live_maps_are_sent_throttled_and_after_the_last_step(scene, model):
+    sent, now = [], iter([0.0, 0.0, 0.1, 0.7, 0.7, 0.8, 0.8])
+    view = live_view("7", lambda event, data: sent.append((event, data)), lambda: next(now))
+    scene.sample(watch(model, Recorder(WatchPlan(layers="middle"), view)), prompt(scene))
+    assert [(event, data["node"], data["step"], data["steps"], data["names"]) for event, data in sent] == [
+        ("mmdiff.maps", "7", step, 4, ["ann", "bob"]) for step in (1, 3, 4)
+    ]
+    assert all(data["image"].startswith("data:image/png;base64,") for _, data in sent)
+
+
+def test_an_exception_while_sampling_leaves_nothing_behind_and_keeps_what_was_seen(scene, model):
+    recorder = Recorder(WatchPlan(layers="middle"), lambda recording, step, steps: 1 / 0 if step == 2 else None)
+    watched = watch(model, recorder)
+    with pytest.raises(ZeroDivisionError):
+        scene.sample(watched, prompt(scene))
+    assert recorder.maps[0].names == ("ann", "bob") and "mmdiff-watch" not in watched.model_options["transformer_options"]
 
 
 # ---------------------------------------------------------------- which step it is

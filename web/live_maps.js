@@ -1,0 +1,48 @@
+/** Shows the newest attention maps on MM-Diff Watch Attention while the sampler runs (its `live` input). */
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const HEIGHT = 150;
+
+/** @typedef {{node: string, step: number, steps: number, names: string[], image: string}} LiveMaps */
+
+/** The node with an execution id: "12", or "3:12" for node 12 in the subgraph of node 3.
+ * @param {string} id */
+function findNode(id) {
+  let graph = app.graph;
+  const path = String(id).split(":");
+  for (const part of path.slice(0, -1)) graph = graph?.getNodeById(Number(part))?.subgraph;
+  return graph?.getNodeById(Number(path.at(-1)));
+}
+
+app.registerExtension({
+  name: "mmdiff.live",
+  nodeCreated(node) {
+    if (node.comfyClass !== "MMDiffWatchAttention") return;
+    const frame = document.createElement("div");
+    frame.style.cssText = "display:none;text-align:center;overflow:hidden;font-size:11px;opacity:0.9";
+    const picture = document.createElement("img");
+    picture.style.cssText = `max-width:100%;max-height:${HEIGHT - 20}px;image-rendering:pixelated`;
+    const caption = document.createElement("div");
+    frame.append(picture, caption);
+    const shown = () => frame.style.display !== "none";
+    const widget = node.addDOMWidget("live_maps", "MMDIFF_LIVE", frame, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => (shown() ? HEIGHT : 0),
+    });
+    widget.serialize = false;
+    /** @param {LiveMaps} maps */
+    node.showLiveMaps = (maps) => {
+      const first = !shown();
+      frame.style.display = "";
+      picture.src = maps.image;
+      picture.alt = maps.names.join(", ");
+      caption.textContent = `${maps.names.join(", ")} (step ${maps.step} of ${maps.steps})`;
+      if (first) node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+    };
+  },
+  setup() {
+    api.addEventListener("mmdiff.maps", (event) => findNode(event.detail.node)?.showLiveMaps?.(event.detail));
+  },
+});
