@@ -6,8 +6,9 @@ from .apply import ApplyAttention
 from .keep import LoadSubject, MixSubjects, SaveSubject, SubjectWeights
 from .load import ConvertCheckpoint, LoadFaceAnalysis, LoadMMDiff
 from .prompt import TextEncode
+from .regions import ConstraintMasks
 from .small_world import SmallWorldLoader, SmallWorldSprite
-from .subjects import ConstraintMasks, FindFaces, SubjectEncoder
+from .subjects import FindFaces, SubjectEncoder
 
 NODES: list[type[io.ComfyNode]] = [
     LoadMMDiff, LoadFaceAnalysis, FindFaces, SubjectEncoder, ConstraintMasks, TextEncode, ApplyAttention, ConvertCheckpoint,
