@@ -2,6 +2,7 @@
  * shows it and writes it. Plain elements, so it is the same in both of ComfyUI's ways to draw nodes. */
 import { app } from "../../scripts/app.js";
 import { between, COLOURS, colourOf, isTooSmall, moved, parseBoxes, stretched, writeBoxes } from "./box_maths.js";
+import { stayShown } from "./stay_shown.js";
 import { namesBefore, widgetOf } from "./subject_names.js";
 
 const HEIGHT = 270;
@@ -22,7 +23,7 @@ const STYLE = `
 .mmdiff-boxes .bar button.nobody { opacity: 0.35; }
 .mmdiff-boxes .bar .who { flex: 1; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; padding-left: 3px; }
 .mmdiff-boxes .area { flex: 1; min-height: 0; position: relative; }
-.mmdiff-boxes .stage { position: absolute; inset: 0; margin: auto;
+.mmdiff-boxes .stage { position: absolute; inset: 0; margin: 0 auto;
   box-sizing: border-box; background: #1b1b1b; outline: 1px solid #666; cursor: crosshair; touch-action: none; overflow: hidden; }
 .mmdiff-boxes .stage:focus-visible { outline: 2px solid #fff; }
 .mmdiff-boxes .hint { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center; text-align: center; padding: 8px;
@@ -345,6 +346,7 @@ app.registerExtension({
       if (changed) after(changed, "callback", read);
     }
     for (const event of ["onConfigure", "onConnectionsChange", "onExecuted"]) after(node, event, read);
+    stayShown(node, editor.root);
     const least = node.computeSize();
     node.setSize([Math.max(node.size[0], least[0], WIDTH), Math.max(node.size[1], least[1])]);
   },
