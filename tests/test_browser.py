@@ -5,9 +5,9 @@ where CI is set they fail: there both belong.
 """
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
-import re
 import shutil
 import time
 import urllib.request
@@ -16,7 +16,7 @@ import pytest
 
 from mmdiff_core.shapes import COLOURS
 
-from server import PACK, Server
+from server import Server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--mute-audio")
@@ -72,32 +72,38 @@ BUILD = """async () => {
 FIND = "((kind) => app.graph.nodes.find((n) => n.comfyClass === kind))"
 
 
-def missing(what: str) -> None:
-    """Skip the test, or fail where the continuous integration must have it."""
-    if os.environ.get("CI"):
-        pytest.fail(what)
-    pytest.skip(what)
+def browser() -> str | None:
+    return os.environ.get("MMDIFF_TEST_BROWSER") or next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+def lacking() -> str | None:
+    """What this machine lacks for these tests."""
+    if browser() is None:
+        return "the page was not tested: no Chromium on this machine (apt-get install chromium, or name one in MMDIFF_TEST_BROWSER)"
+    if importlib.util.find_spec("playwright") is None:
+        return "the page was not tested: the Python package playwright is not installed (pip install playwright)"
+    return None
+
+
+if lacking() and not os.environ.get("CI"):
+    pytest.skip(lacking(), allow_module_level=True)     # one line in the summary, not one for each test
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    named = os.environ.get("MMDIFF_TEST_BROWSER")
-    found = named or next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        missing("the page was not tested: no Chromium on this machine (apt-get install chromium, or name one in MMDIFF_TEST_BROWSER)")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("the page was not tested: the Python package playwright is not installed (pip install playwright)")
+    if why := lacking():
+        pytest.fail(f"{why}; CI must have it")
+    from playwright.sync_api import sync_playwright
     with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found, args=list(FLAGS))
-        yield browser
-        browser.close()
+        opened = started.chromium.launch(executable_path=browser(), args=list(FLAGS))
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="module", params=["litegraph", "nodes 2.0"])
-def loaded(request, chromium, server: Server, tmp_path_factory):
+def loaded(request, chromium, tmp_path_factory):
     """A page of ComfyUI, once for each way to draw nodes."""
+    server: Server = request.getfixturevalue("server")     # only where there is a browser
     settings = {**QUIET, "Comfy.VueNodes.Enabled": request.param == "nodes 2.0"}
     asked = urllib.request.Request(f"{server.url}/api/settings", json.dumps(settings).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(asked, timeout=30):
@@ -173,11 +179,6 @@ def close_to(box: dict, subject: int, x: float, y: float, width: float, height: 
 
 
 # ---------------------------------------------------------------- drawing
-
-def test_the_page_and_the_preview_have_the_same_colours():
-    found = re.search(r"export const COLOURS = (\[.*?\]);", (PACK / "web/box_maths.js").read_text(encoding="utf-8"))
-    assert tuple(json.loads(found[1])) == COLOURS
-
 
 def test_boxes_are_drawn_moved_resized_and_deleted_with_the_mouse(editor, page):
     where = page.evaluate("[...nodes.masks.pos]")
@@ -261,19 +262,34 @@ def test_boxes_are_copied_with_their_node(editor, page):
     assert len(found) == 2 and found[0] == found[1] and page.locator(".mmdiff-boxes").nth(1).locator(".box").count() == 2
 
 
-def test_every_finished_change_can_be_undone_and_done_again(editor, page):
+def test_every_finished_change_can_be_undone_and_done_again(page):
+    page.evaluate("""async () => {                  // as a graph is that was loaded: the page arranges one that a script built when it first undoes
+      const saved = JSON.parse(JSON.stringify(app.graph.serialize()));
+      await app.loadGraphData(saved, true, false, app.extensionManager.workflow.activeWorkflow);
+    }""")
+    page.wait_for_timeout(500)
+    page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    editor = Editor(page)
     editor.draw_both()
     two = editor.boxes
-    done = """(count) => {
-      const { activeState } = app.extensionManager.workflow.activeWorkflow.changeTracker;        // set when the page is through with it
-      const saved = activeState.nodes.find((n) => n.type === "MMDiffConstraintMasks")?.widgets_values[1] ?? "[]";
-      return JSON.parse(saved).length === count && document.querySelectorAll(".mmdiff-boxes .box").length === count;
+    look = """() => {
+      const { activeState, undoQueue, redoQueue } = app.extensionManager.workflow.activeWorkflow.changeTracker;
+      const count = (graph) => JSON.parse(graph.nodes.find((n) => n.type === "MMDiffConstraintMasks")?.widgets_values[1] ?? "[]").length;
+      return { saved: count(activeState), shown: document.querySelectorAll(".mmdiff-boxes .box").length, back: undoQueue.map(count), on: redoQueue.map(count) };
     }"""
-    page.wait_for_function(done, arg=2)
+
+    def wait(count: int) -> dict:
+        end = time.monotonic() + 10
+        while (found := page.evaluate(look)) and (found["saved"], found["shown"]) != (count, count) and time.monotonic() < end:
+            page.wait_for_timeout(50)
+        return found
+
+    assert wait(2)["shown"] == 2
     for keys, count in (("Control+z", 1), ("Control+z", 0), ("Control+y", 1), ("Control+y", 2)):
         page.wait_for_timeout(200)          # keys are handled with the next frame
         page.keyboard.press(keys)
-        page.wait_for_function(done, arg=count)
+        found = wait(count)
+        assert found["saved"] == found["shown"] == count, (keys, found)
     again = Editor(page)
     assert again.boxes == two
     again.shown.nth(0).locator(".remove").click()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 
 import pytest
@@ -194,8 +195,10 @@ def test_a_name_stands_inside_its_region():
         assert mask[y, x] > 0
 
 
-def test_colours_are_six_and_distinct():
+def test_colours_are_six_and_distinct_and_the_page_has_the_same():
     assert len(set(shapes.COLOURS)) == shapes.MOST == 6
+    found = re.search(r"export const COLOURS = (\[.*?\]);", (PACK / "web/box_maths.js").read_text(encoding="utf-8"))
+    assert tuple(json.loads(found[1])) == shapes.COLOURS
 
 
 # ---------------------------------------------------------------- the node
