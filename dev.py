@@ -41,7 +41,7 @@ TORCH_PACKAGES = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 # The pins besides torch are for what ComfyUI's own requirements leave open.
 HOST_PINS = (*TORCH_PACKAGES, "transformers==5.23.0; python_version >= '3.11'")
 HOST_PACKAGES = ("requests",)  # ComfyUI imports it without naming it
-TEST_PACKAGES = ("pytest", "accelerate>=1.0", "tqdm", "tensorboard")  # training is tested too
+TEST_PACKAGES = ("pytest", "accelerate>=1.0", "tqdm", "tensorboard", "playwright")  # training is tested too, and the page in a browser
 INSTALLER = "uv"  # installs torch in seconds instead of minutes; pip takes over where it does not work
 
 PACK_NAME = "comfyui-mm-diff"

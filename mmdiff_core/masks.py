@@ -13,19 +13,6 @@ from torch import Tensor
 Area = tuple[int, int, int, int]     # height, width, top, left in latent pixels: the part a cond covers
 
 
-def feather_inwards(mask: Tensor, feather: float) -> Tensor:
-    """Soften a mask [H W] over about `feather` pixels inside its border; nothing outside it is ever opened."""
-    if feather <= 0:
-        return mask
-    radius = max(1, round(feather))
-    offsets = torch.arange(-radius, radius + 1, dtype=mask.dtype, device=mask.device)
-    kernel = torch.exp(-0.5 * (offsets / (radius / 2)) ** 2)
-    kernel = kernel / kernel.sum()
-    soft = F.pad(mask[None, None], (radius,) * 4, mode="replicate")
-    soft = F.conv2d(F.conv2d(soft, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[0, 0]
-    return torch.minimum(mask, (2 * soft - 1).clamp(0, 1))
-
-
 def crop_to_grid(mask: Tensor, grid: tuple[int, int], latent: tuple[int, int], area: Area | None) -> Tensor:
     """Masks [B C H W] resized to a layer's grid (h, w); with `area` the part of the picture that the cond covers is cropped
     out of the mask first, never squeezed. `latent` is the whole latent's (height, width). A position holds the share of

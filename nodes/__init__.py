@@ -7,8 +7,9 @@ from .doctor import Doctor
 from .keep import LoadSubject, MixSubjects, SaveSubject, SubjectWeights
 from .load import ConvertCheckpoint, LoadFaceAnalysis, LoadMMDiff
 from .prompt import TextEncode
+from .regions import ConstraintMasks
 from .small_world import SmallWorldLoader, SmallWorldSprite
-from .subjects import ConstraintMasks, FindFaces, SubjectEncoder
+from .subjects import FindFaces, SubjectEncoder
 from .watch import FindSubjectRegions, ShowAttentionMaps, WatchAttention
 
 NODES: list[type[io.ComfyNode]] = [

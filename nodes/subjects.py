@@ -1,17 +1,14 @@
-"""MM-Diff Subject Encoder and Multi-Subject Constraint Masks: pictures and regions -> subjects."""
+"""MM-Diff Subject Encoder, MM-Diff Find Faces: pictures -> subjects."""
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
 from ..mmdiff_core.host.encode import MAX_WEIGHT, encode_subject, find_faces, to_look_at
-from ..mmdiff_core.masks import feather_inwards
 from ..mmdiff_core.notes import look_alike_notes
 from ..mmdiff_core.subjects import add_subject
 from ..mmdiff_core.vision import regions_of
 from .aliases import schema
 from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiff, MMDiffFaces, MMDiffSubjects
-
-MASKS = 6
 
 
 class SubjectEncoder(io.ComfyNode):
@@ -87,35 +84,3 @@ class FindFaces(io.ComfyNode):
     def execute(cls, image, faces) -> io.NodeOutput:
         drawn, boxes, said = find_faces(image, faces)
         return io.NodeOutput(drawn, boxes, said, ui=ui.PreviewImage(drawn, cls=cls))
-
-
-class ConstraintMasks(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        masks = [
-            io.Mask.Input(f"mask_{i}", optional=True, tooltip=f"Where subject {i} may act (white); not connected = everywhere.")
-            for i in range(1, MASKS + 1)
-        ]
-        return io.Schema(
-            node_id="MMDiffConstraintMasks", display_name="Multi-Subject Constraint Masks", category=CATEGORY,
-            description="Optional: restricts where each subject's tokens may act. Without it subjects find their own place.",
-            inputs=[
-                MMDiffSubjects.Input("subjects", tooltip="Subjects in order; mask 1 belongs to the first."),
-                io.Float.Input("feather", default=0.0, min=0.0, max=512.0, step=1.0,
-                               tooltip="Softens the border inwards over this many pixels of the mask; nothing outside is opened."),
-                *masks,
-            ],
-            outputs=[MMDiffSubjects.Output(display_name="subjects", tooltip="The subjects with their regions.")],
-        )
-
-    @classmethod
-    def execute(cls, subjects, feather: float, **masks) -> io.NodeOutput:
-        given = {int(key.rsplit("_", 1)[1]): mask for key, mask in masks.items() if mask is not None}
-        if beyond := [i for i in given if i > len(subjects)]:
-            raise ValueError(f"mask_{beyond[0]} is connected, but there are only {len(subjects)} subjects "
-                             f"({', '.join(s.name for s in subjects)})")
-        for i, mask in given.items():
-            if mask.ndim == 3 and len(mask) != 1:
-                raise ValueError(f"mask_{i} is a batch of {len(mask)} masks; each input takes the one mask of its subject")
-        regions = {i: feather_inwards(mask.reshape(mask.shape[-2:]).float().clamp(0, 1), feather) for i, mask in given.items()}
-        return io.NodeOutput(tuple(s.masked(regions[i]) if i in regions else s for i, s in enumerate(subjects, 1)))

@@ -14,7 +14,7 @@ from mmdiff_core.attention import see_subjects
 from mmdiff_core.host import unet as host_unet
 from mmdiff_core.host.conditioning import BoundPrompt, carry
 from mmdiff_core.host.unet import Strength, SubjectAttention, apply
-from mmdiff_core.masks import feather_inwards, on_grid, regions
+from mmdiff_core.masks import on_grid, regions
 
 import make
 from test_reference import probe
@@ -362,13 +362,6 @@ def test_a_mask_is_cropped_to_the_area_a_cond_covers_not_squeezed():
     cropped = on_grid(left, (8, 4), (8, 8), (8, 4, 0, 4))
     assert cropped.max() < 0.1        # the right half of the picture: the mask is not there
     assert on_grid(left, (8, 4), (8, 8), (8, 4, 0, 0)).min() > 0.9
-
-
-def test_feather_opens_nothing_outside_the_mask():
-    left, right = half_masks(32)
-    soft = feather_inwards(left, 6)
-    assert soft[right.bool()].max() == 0
-    assert 0 < soft[:, 15].max() < 0.5 and soft[:, :8].min() > 0.9
 
 
 @pytest.mark.parametrize("size", [(7, 9), (8, 12), (13, 5)])

@@ -1,6 +1,7 @@
 /** Shows on the node which word was bound to which subject (MM-Diff Text Encode), what was written (Convert, Save), and what to know about
  * the pictures (MM-Diff Subject Encoder). */
 import { app } from "../../scripts/app.js";
+import { stayShown } from "./stay_shown.js";
 
 const SHOWS_NOTES = ["MMDiffSubjectEncoder", "MMDiffAttentionMaps"]; // only when there is something to say
 const SHOWS_TEXT = ["MMDiffTextEncode", "MMDiffConvert", "MMDiffSaveSubject", "MMDiffDoctor"];
@@ -11,6 +12,7 @@ app.registerExtension({
     const notes = SHOWS_NOTES.includes(node.comfyClass);
     if (!notes && !SHOWS_TEXT.includes(node.comfyClass)) return;
     const element = document.createElement("pre");
+    element.className = "mmdiff-text";
     element.style.cssText = "margin:0;padding:4px 8px;overflow:auto;white-space:pre-wrap;font-size:11px;opacity:0.85";
     if (notes) element.style.display = "none";
     const widget = node.addDOMWidget("shown", "MMDIFF_TEXT", element, {
@@ -19,6 +21,7 @@ app.registerExtension({
       getMinHeight: () => (notes ? (element.textContent ? 66 : 0) : 44),
     });
     widget.serialize = false;
+    stayShown(node, element);
     // the node was measured before it had this; a person's own larger size stays
     const fit = () => node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
     if (!notes) fit();

@@ -1,0 +1,100 @@
+"""Multi-Subject Constraint Masks: masks, boxes drawn on the node and found boxes -> where each subject may act."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..mmdiff_core import shapes
+from ..mmdiff_core.shapes import Shaping
+from .aliases import schema
+from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiffSubjects
+
+MASKS = shapes.MOST
+LARGEST = 8192
+
+
+class ConstraintMasks(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        masks = [
+            io.Mask.Input(f"mask_{i}", optional=True, tooltip=f"Where subject {i} may act (white). Joined with its boxes.")
+            for i in range(1, MASKS + 1)
+        ]
+        size = {"default": 1024, "min": 16, "max": LARGEST, "step": 8, "optional": True}
+        return schema(
+            node_id="MMDiffConstraintMasks", display_name="Multi-Subject Constraint Masks", category=CATEGORY,
+            description="Optional: restricts where each subject's tokens may act, by boxes drawn here, masks, or found boxes. Without it "
+                        "subjects find their own place.",
+            inputs=[
+                MMDiffSubjects.Input("subjects", tooltip="Subjects in order; mask 1 and box colour 1 belong to the first."),
+                io.Float.Input("feather", default=0.0, min=0.0, max=512.0, step=1.0,
+                               tooltip="Softens the border inwards over this many pixels of the mask (of width x height without masks); "
+                                       "nothing outside is opened."),
+                io.String.Input("boxes", default="[]", optional=True,
+                                tooltip="The boxes drawn on the node, as JSON: a list of {\"subject\": 1, \"x\", \"y\", \"width\", "
+                                        "\"height\"} in shares of the picture, 0 to 1."),
+                io.Int.Input("grow", default=0, min=-512, max=512, optional=True,
+                             tooltip="Moves the borders outwards by this many pixels; negative shrinks. Done before feather."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, optional=True,
+                               tooltip="1 = never outside its region. Lower: outside, a subject keeps 1 - strength; 0 = no constraint."),
+                io.Boolean.Input("exclusive", default=False, optional=True,
+                                 tooltip="Where regions overlap, only the earlier subject in the chain keeps the place."),
+                io.Combo.Input("free_subjects", options=list(shapes.FREE), default=shapes.EVERYWHERE, optional=True,
+                               tooltip="Where subjects without a region may act."),
+                io.Int.Input("width", tooltip="The picture's width in pixels: for the drawing, found boxes, the preview.", **size),
+                io.Int.Input("height", tooltip="The picture's height in pixels.", **size),
+                io.Boolean.Input("hold_tokens", default=True, optional=True,
+                                 tooltip="Hold the subjects' own tokens, which carry the likeness, to the regions."),
+                io.Boolean.Input("hold_nouns", default=False, optional=True,
+                                 tooltip="Hold the subjects' nouns in the text to the regions, too: stronger, and the text is drawn a little "
+                                         "slower."),
+                *masks,
+                BoundingBox.Input("found_boxes", optional=True, extra_dict=SOCKET,
+                                  tooltip="Boxes in pixels of width x height, from any detector node: the first is the first subject's, "
+                                          "and so on. Several lists: one per subject."),
+            ],
+            outputs=[
+                MMDiffSubjects.Output(display_name="subjects", tooltip="The subjects with their regions."),
+                io.Image.Output(display_name="preview", tooltip="Each region in its subject's colour; at most 512 pixels."),
+                io.Mask.Output(display_name="masks", tooltip="One mask per subject, in order; all white for a subject that is free."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, boxes: str | None = None) -> bool | str:
+        try:
+            shapes.parse_boxes(boxes or "[]")
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, subjects, feather: float, boxes: str = "[]", grow: int = 0, strength: float = 1.0, exclusive: bool = False,
+                free_subjects: str = shapes.EVERYWHERE, width: int = 1024, height: int = 1024, hold_tokens: bool = True,
+                hold_nouns: bool = False, found_boxes=None, **masks) -> io.NodeOutput:
+        names = [s.name for s in subjects]
+        drawn = shapes.parse_boxes(boxes, min(len(subjects), shapes.MOST))
+        drawn += () if found_boxes is None else shapes.found_boxes(found_boxes, width, height, len(subjects))
+        given = _given(masks, names)
+        kept = {i: s.mask for i, s in enumerate(subjects, 1) if s.mask is not None}
+        canvas = shapes.canvas_of([*given.values()] or [*kept.values()], height, width)
+        regions = shapes.regions_of_subjects(names, given, drawn, kept, canvas, Shaping(feather, grow, strength, exclusive, free_subjects))
+        shown = shapes.preview(names, regions, width, height)
+        every = torch.stack([torch.ones(canvas) if r is None else shapes.resized(r.float().cpu(), *canvas) for r in regions])
+        chain = tuple(
+            replace(s, mask=region, hold_tokens=hold_tokens, hold_nouns=hold_nouns) for s, region in zip(subjects, regions, strict=True)
+        )
+        return io.NodeOutput(chain, shown, every, ui=ui.PreviewImage(shown, cls=cls))
+
+
+def _given(masks: dict, names: list[str]) -> dict[int, torch.Tensor]:
+    """The connected masks [H W] by their subject's number."""
+    given = {int(key.rsplit("_", 1)[1]): mask for key, mask in masks.items() if mask is not None}
+    if beyond := [i for i in given if i > len(names)]:
+        raise ValueError(f"mask_{beyond[0]} is connected, but there are only {len(names)} subjects ({', '.join(names)})")
+    for i, mask in given.items():
+        if mask.ndim == 3 and len(mask) != 1:
+            raise ValueError(f"mask_{i} is a batch of {len(mask)} masks; each input takes the one mask of its subject")
+    return {i: mask.reshape(mask.shape[-2:]).float().cpu().clamp(0, 1) for i, mask in given.items()}

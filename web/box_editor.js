@@ -1,0 +1,353 @@
+/** Boxes are drawn on Multi-Subject Constraint Masks, one colour for each subject. The widget `boxes` holds the truth, as text; the editor
+ * shows it and writes it. Plain elements, so it is the same in both of ComfyUI's ways to draw nodes. */
+import { app } from "../../scripts/app.js";
+import { between, COLOURS, colourOf, isTooSmall, moved, parseBoxes, stretched, writeBoxes } from "./box_maths.js";
+import { stayShown } from "./stay_shown.js";
+import { namesBefore, widgetOf } from "./subject_names.js";
+
+const HEIGHT = 270;
+const WIDTH = 300;
+const STEP = 0.01; // of the picture, for one arrow key
+const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
+const ARROWS = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] };
+const HELP =
+  "Drag to draw a box for the chosen subject; drag a box to move it, its handles to resize it. Keys: 1-6 subject, arrows move, " +
+  "Shift+arrows resize, Delete removes, Tab next box, Enter new box, Escape lets go.";
+const STYLE = `
+.mmdiff-boxes { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; width: 100%; height: 100%; min-height: ${HEIGHT}px;
+  font: 11px/1.2 system-ui, sans-serif; color: #ddd; user-select: none; touch-action: none; }
+.mmdiff-boxes .bar { display: flex; gap: 3px; align-items: center; flex: none; }
+.mmdiff-boxes .bar button { width: 22px; height: 20px; padding: 0; border: 2px solid var(--tone); border-radius: 4px; background: transparent;
+  color: var(--tone); font: inherit; font-weight: bold; cursor: pointer; }
+.mmdiff-boxes .bar button[aria-pressed="true"] { background: var(--tone); color: #111; }
+.mmdiff-boxes .bar button.nobody { opacity: 0.35; }
+.mmdiff-boxes .bar .who { flex: 1; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; padding-left: 3px; }
+.mmdiff-boxes .area { flex: 1; min-height: 0; position: relative; }
+.mmdiff-boxes .stage { position: absolute; inset: 0; margin: 0 auto;
+  box-sizing: border-box; background: #1b1b1b; outline: 1px solid #666; cursor: crosshair; touch-action: none; overflow: hidden; }
+.mmdiff-boxes .stage:focus-visible { outline: 2px solid #fff; }
+.mmdiff-boxes .hint { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center; text-align: center; padding: 8px;
+  color: #999; pointer-events: none; }
+.mmdiff-boxes .box { position: absolute; box-sizing: border-box; border: 2px solid var(--tone); cursor: move; outline: none;
+  background: color-mix(in srgb, var(--tone) 28%, transparent); }
+.mmdiff-boxes .box.chosen { z-index: 1; background: color-mix(in srgb, var(--tone) 42%, transparent); }
+.mmdiff-boxes .box:focus-visible { box-shadow: inset 0 0 0 1px #fff; }
+.mmdiff-boxes .box.nobody { border-style: dashed; }
+.mmdiff-boxes .label { position: absolute; left: 0; top: 0; max-width: calc(100% - 16px); overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+  box-sizing: border-box; padding: 1px 4px; background: var(--tone); color: #111; font-weight: bold; pointer-events: none; }
+.mmdiff-boxes .remove { position: absolute; right: 0; top: 0; width: 15px; height: 15px; padding: 0; border: 0; background: var(--tone); color: #111;
+  font: bold 12px/15px system-ui, sans-serif; cursor: pointer; }
+.mmdiff-boxes .handle { display: none; position: absolute; width: 9px; height: 9px; margin: -5px; background: #fff; border: 1px solid #111;
+  box-sizing: border-box; }
+.mmdiff-boxes .box.chosen .handle { display: block; }
+`;
+const PLACES = { n: [50, 0], ne: [100, 0], e: [100, 50], se: [100, 100], s: [50, 100], sw: [0, 100], w: [0, 50], nw: [0, 0] };
+
+/** @param {string} tag
+ * @param {string} className
+ * @param {HTMLElement} [parent] */
+function element(tag, className, parent, attributes = {}) {
+  const made = document.createElement(tag);
+  made.className = className;
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  parent?.append(made);
+  return made;
+}
+
+function addStyle() {
+  if (document.getElementById("mmdiff-boxes-style")) return;
+  const style = element("style", "", document.head, { id: "mmdiff-boxes-style" });
+  style.textContent = STYLE;
+}
+
+class BoxEditor {
+  /** @type {import("./box_maths.js").Box[]} */
+  boxes = [];
+  /** Which box is chosen, -1 = none. */
+  chosen = -1;
+  /** Whom the next box is for. */
+  subject = 1;
+  /** Whether the chosen box was only just drawn: then choosing a subject is for the next box, else for the chosen one. */
+  fresh = false;
+  /** @type {{sides: string, from: {x: number, y: number}, before: any, index: number} | null} */
+  drag = null;
+  readable = true;
+
+  /** @param {any} node
+   * @param {any} widget */
+  constructor(node, widget) {
+    this.node = node;
+    this.widget = widget;
+    this.root = element("div", "mmdiff-boxes widget-expands"); // the second lets it grow with its node in Nodes 2.0
+    const bar = element("div", "bar", this.root);
+    this.buttons = COLOURS.map((tone, i) => {
+      const button = element("button", "", bar, { type: "button", style: `--tone:${tone}` });
+      button.textContent = String(i + 1);
+      button.addEventListener("click", () => this.chooseSubject(i + 1));
+      return button;
+    });
+    this.who = element("span", "who", bar);
+    this.area = element("div", "area", this.root);
+    this.stage = element("div", "stage", this.area, { tabindex: "0", role: "group", title: HELP, "aria-label": `Boxes. ${HELP}` });
+    this.hint = element("div", "hint", this.stage);
+    /** @type {HTMLElement[]} */
+    this.shown = [];
+    this.listen();
+    new ResizeObserver(() => this.fit()).observe(this.area);
+    this.read();
+  }
+
+  listen() {
+    const stop = (/** @type {Event} */ event) => event.stopPropagation();
+    for (const kind of ["pointerdown", "pointermove", "pointerup", "dblclick"]) this.root.addEventListener(kind, stop);
+    this.root.addEventListener("pointerenter", () => this.read());
+    this.root.addEventListener("wheel", (event) => {
+      if (!this.root.closest("[data-node-id]")) app.canvas.processMouseWheel(event); // Nodes 2.0 hands it on by itself
+    });
+    this.root.addEventListener("keydown", (event) => this.onKey(event));
+    this.stage.addEventListener("pointerdown", (event) => this.onDown(event));
+    this.stage.addEventListener("pointermove", (event) => this.onMove(event));
+    this.stage.addEventListener("pointerup", () => this.finish());
+    this.stage.addEventListener("lostpointercapture", () => this.finish());
+    this.stage.addEventListener("focusin", (event) => {
+      const index = this.shown.indexOf(/** @type {HTMLElement} */ (event.target));
+      if (index >= 0 && !this.drag) this.choose(index);
+    });
+  }
+
+  // ---------------------------------------------------------------- the widget
+
+  /** Show what the widget says; it may have been changed by undo, paste, loading, or by hand. */
+  read() {
+    if (this.drag) return;
+    const found = parseBoxes(this.widget.value);
+    this.readable = found !== null;
+    this.boxes = found ?? [];
+    if (this.chosen >= this.boxes.length) this.chosen = -1;
+    this.show();
+  }
+
+  /** Write the boxes down as one step that can be undone. */
+  write() {
+    const text = writeBoxes(this.boxes);
+    if (text !== this.widget.value) {
+      this.widget.value = text;
+      this.widget.callback?.(text);
+      app.graph.setDirtyCanvas(true, true);
+      app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+    }
+    this.read();
+  }
+
+  // ---------------------------------------------------------------- what is seen
+
+  show() {
+    const names = namesBefore(this.node);
+    const nameOf = (/** @type {number} */ n) => names[n - 1] ?? (names.length ? "no such subject" : "");
+    this.fit();
+    const current = this.boxes[this.chosen]?.subject ?? this.subject;
+    this.buttons.forEach((button, i) => {
+      button.setAttribute("aria-pressed", String(i + 1 === current));
+      button.title = `Subject ${i + 1}${nameOf(i + 1) ? `: ${nameOf(i + 1)}` : ""}`;
+      button.classList.toggle("nobody", names.length > 0 && i >= names.length);
+    });
+    this.who.textContent = nameOf(current);
+    this.hint.textContent = !this.readable ? "The text of boxes cannot be read; drawing starts anew" : this.boxes.length ? "" : "Drag to draw a box";
+    while (this.shown.length < this.boxes.length) this.shown.push(this.newBox());
+    while (this.shown.length > this.boxes.length) this.shown.pop()?.remove();
+    this.boxes.forEach((box, i) => {
+      const shown = this.shown[i];
+      shown.style.cssText =
+        `--tone:${colourOf(box.subject)};left:${box.x * 100}%;top:${box.y * 100}%;width:${box.width * 100}%;height:${box.height * 100}%`;
+      shown.classList.toggle("chosen", i === this.chosen);
+      shown.classList.toggle("nobody", names.length > 0 && box.subject > names.length);
+      const label = `${box.subject} ${nameOf(box.subject)}`.trim();
+      shown.firstElementChild.textContent = label;
+      shown.setAttribute("aria-label", `Box of subject ${label}`);
+    });
+  }
+
+  /** The drawing has the picture's shape, as large as there is room. */
+  fit() {
+    const [width, height] = ["width", "height"].map((name) => Number(widgetOf(this.node, name)?.value) || 1);
+    const scale = Math.min(this.area.clientWidth / width, this.area.clientHeight / height);
+    this.stage.style.width = `${width * scale}px`;
+    this.stage.style.height = `${height * scale}px`;
+  }
+
+  newBox() {
+    const box = element("div", "box", this.stage, { tabindex: "0", role: "img" });
+    element("span", "label", box);
+    element("button", "remove", box, { type: "button", tabindex: "-1", title: "Delete this box", "aria-label": "Delete" }).textContent = "×";
+    for (const sides of HANDLES) {
+      const [left, top] = PLACES[sides];
+      element("div", "handle", box, { "data-sides": sides, style: `left:${left}%;top:${top}%;cursor:${sides}-resize` });
+    }
+    return box;
+  }
+
+  /** @param {number} index */
+  choose(index) {
+    if (index !== this.chosen) this.fresh = false;
+    this.chosen = index;
+    if (this.boxes[index]) this.subject = this.boxes[index].subject;
+    this.show();
+  }
+
+  /** @param {number} subject */
+  chooseSubject(subject) {
+    this.subject = subject;
+    const box = this.boxes[this.chosen];
+    if (this.fresh) this.chosen = -1;
+    else if (box) this.boxes[this.chosen] = { ...box, subject };
+    this.fresh = false;
+    this.write();
+  }
+
+  // ---------------------------------------------------------------- the mouse
+
+  /** @param {PointerEvent} event */
+  place(event) {
+    const area = this.stage.getBoundingClientRect();
+    return { x: (event.clientX - area.left) / area.width, y: (event.clientY - area.top) / area.height };
+  }
+
+  /** @param {PointerEvent} event */
+  onDown(event) {
+    if (event.button !== 0) return;
+    event.preventDefault();
+    this.read();
+    const target = /** @type {HTMLElement} */ (event.target);
+    const index = this.shown.findIndex((shown) => shown.contains(target));
+    if (target.classList.contains("remove")) {
+      this.remove(index);
+      return;
+    }
+    const from = this.place(event);
+    const sides = target.dataset.sides ?? (index < 0 ? "draw" : "move");
+    this.choose(index);
+    this.fresh = false;
+    this.drag = { sides, from, before: this.boxes[index], index };
+    (this.shown[index] ?? this.stage).focus({ preventScroll: true });
+    this.stage.setPointerCapture(event.pointerId);
+  }
+
+  /** @param {PointerEvent} event */
+  onMove(event) {
+    if (!this.drag) return;
+    const { sides, from, before } = this.drag;
+    const to = this.place(event);
+    if (sides === "draw") {
+      const drawn = between(this.subject, from, to);
+      if (this.drag.index < 0 && isTooSmall(drawn)) return;
+      if (this.drag.index < 0) this.drag.index = this.boxes.length;
+      this.boxes[this.drag.index] = drawn;
+      this.chosen = this.drag.index;
+    } else if (sides === "move") this.boxes[this.drag.index] = moved(before, to.x - from.x, to.y - from.y);
+    else this.boxes[this.drag.index] = stretched(before, sides, to.x - from.x, to.y - from.y);
+    this.show();
+  }
+
+  finish() {
+    if (!this.drag) return;
+    const { sides, index } = this.drag;
+    this.drag = null;
+    if (index < 0) return this.show();
+    if (sides === "draw" && isTooSmall(this.boxes[index])) this.boxes.splice(index, 1);
+    this.write();
+    this.shown[index]?.focus({ preventScroll: true });
+    this.fresh = sides === "draw" && index === this.chosen;
+  }
+
+  /** Drop what is being dragged. */
+  cancel() {
+    this.drag = null;
+    this.read();
+  }
+
+  // ---------------------------------------------------------------- the keys
+
+  /** @param {KeyboardEvent} event */
+  onKey(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || !this.handleKey(event)) return;
+    event.preventDefault();
+    event.stopPropagation(); // Delete would remove the node, arrows would move it
+  }
+
+  /** Whether the key was the editor's.
+   * @param {KeyboardEvent} event */
+  handleKey(event) {
+    const number = Number(event.key);
+    if (number >= 1 && number <= COLOURS.length) {
+      this.chooseSubject(number);
+      return true;
+    }
+    if (event.target instanceof HTMLButtonElement) return false;
+    const box = this.boxes[this.chosen];
+    if (event.key === "Escape") {
+      if (this.drag) this.cancel();
+      else if (box) this.choose(-1);
+      else this.stage.blur();
+      if (!box) return true;
+      this.stage.focus({ preventScroll: true });
+    } else if (event.key === "Enter") {
+      this.boxes.push({ subject: this.subject, x: 0.3, y: 0.3, width: 0.4, height: 0.4 });
+      this.write();
+      this.shown.at(-1)?.focus({ preventScroll: true });
+    } else if (!box) return ["Delete", "Backspace", ...Object.keys(ARROWS)].includes(event.key); // with no box chosen they do nothing
+    else if (event.key === "Delete" || event.key === "Backspace") this.remove(this.chosen);
+    else if (event.key in ARROWS) {
+      const [dx, dy] = ARROWS[event.key];
+      this.fresh = false;
+      this.boxes[this.chosen] = event.shiftKey ? stretched(box, "es", dx, dy) : moved(box, dx, dy);
+      this.write();
+    } else return false;
+    return true;
+  }
+
+  /** @param {number} index */
+  remove(index) {
+    this.boxes.splice(index, 1);
+    this.chosen = -1;
+    this.write();
+    this.stage.focus({ preventScroll: true });
+  }
+}
+
+/** Call `then` after whatever is called by this name already.
+ * @param {any} object
+ * @param {string} name
+ * @param {() => void} then */
+function after(object, name, then) {
+  const earlier = object[name];
+  object[name] = function () {
+    const result = earlier?.apply(this, arguments);
+    then();
+    return result;
+  };
+}
+
+app.registerExtension({
+  name: "mmdiff.boxes",
+  nodeCreated(node) {
+    const widget = node.comfyClass === "MMDiffConstraintMasks" && widgetOf(node, "boxes");
+    if (!widget) return;
+    addStyle();
+    const editor = new BoxEditor(node, widget);
+    const options = { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT };
+    const shown = node.addDOMWidget("box_editor", "MMDIFF_BOXES", editor.root, options);
+    shown.serialize = false; // it holds nothing: the text does
+    widget.hidden = true; // litegraph looks here,
+    widget.computeSize = () => [0, -4]; // and would leave a gap: it adds 4 between widgets
+    widget.options = { ...widget.options, hidden: true }; // Nodes 2.0 looks here
+    const read = () => editor.read();
+    for (const name of ["boxes", "width", "height"]) {
+      const changed = widgetOf(node, name);
+      if (changed) after(changed, "callback", read);
+    }
+    for (const event of ["onConfigure", "onConnectionsChange", "onExecuted"]) after(node, event, read);
+    stayShown(node, editor.root);
+    const least = node.computeSize();
+    node.setSize([Math.max(node.size[0], least[0], WIDTH), Math.max(node.size[1], least[1])]);
+  },
+});

@@ -1,0 +1,19 @@
+/** Undo makes a node anew under its old number, and Nodes 2.0 then goes on showing the old node's elements. No graph: harmless wherever it
+ * is loaded. */
+
+/** Keep a node's own element on the page in the place of an earlier node's of the same number and class.
+ * @param {any} node
+ * @param {HTMLElement} element with a class of its own as its first */
+export function stayShown(node, element) {
+  const put = () => {
+    const shown = document.querySelector(`[data-node-id="${node.id}"] .${element.classList[0]}`);
+    if (shown && shown !== element) shown.replaceWith(element);
+  };
+  const earlier = node.onConfigure;
+  node.onConfigure = function () {
+    const result = earlier?.apply(this, arguments);
+    put();
+    requestAnimationFrame(() => requestAnimationFrame(put)); // in case the page put the old one there only now
+    return result;
+  };
+}
