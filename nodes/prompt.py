@@ -53,4 +53,7 @@ class TextEncode(io.ComfyNode):
         encoded = encode_prompt(
             clip, mmdiff, text, negative, subjects or (), start, None if behaviour == FROM_CHECKPOINT else behaviour
         )
-        return io.NodeOutput(encoded.positive, encoded.negative, encoded.describe(), ui=ui.PreviewText(encoded.describe()))
+        numbers = {id(s): i for i, s in enumerate(subjects or (), 1)}
+        bound = [{"word": word, "subject": numbers[id(s)]} for word, s in encoded.bindings]
+        shown = {**ui.PreviewText(encoded.describe()).as_dict(), "bindings": bound}
+        return io.NodeOutput(encoded.positive, encoded.negative, encoded.describe(), ui=shown)

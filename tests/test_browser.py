@@ -331,6 +331,8 @@ def test_the_drawn_boxes_reach_the_server_and_the_node_shows_the_regions(editor,
     page.wait_for_timeout(300)
     shot(page, "after_a_run")
     assert editor.shown.count() == 2 and editor.stage.bounding_box()["width"] > 150
+    words = page.locator(".mmdiff-text b")
+    assert words.count() == 2 and len({words.nth(i).evaluate("(word) => word.style.color") for i in range(2)}) == 2
 
 
 # ---------------------------------------------------------------- names in the prompt

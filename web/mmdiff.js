@@ -1,10 +1,29 @@
 /** Shows on the node which word was bound to which subject (MM-Diff Text Encode), what was written (Convert, Save), and what to know about
  * the pictures (MM-Diff Subject Encoder). */
 import { app } from "../../scripts/app.js";
+import { colourOf } from "./box_maths.js";
 import { stayShown } from "./stay_shown.js";
 
 const SHOWS_NOTES = ["MMDiffSubjectEncoder", "MMDiffAttentionMaps"]; // only when there is something to say
 const SHOWS_TEXT = ["MMDiffTextEncode", "MMDiffConvert", "MMDiffSaveSubject", "MMDiffDoctor"];
+
+/** Lines of text; a line of `bindings` begins with its word in the subject's colour.
+ * @param {HTMLElement} element
+ * @param {string[]} lines
+ * @param {{word: string, subject: number}[]} bindings one for each of the first lines */
+function write(element, lines, bindings) {
+  element.replaceChildren(
+    ...lines.flatMap((line, i) => {
+      const end = i < lines.length - 1 ? "\n" : "";
+      const bound = bindings[i];
+      if (!bound || !line.startsWith(bound.word)) return [line + end];
+      const word = document.createElement("b");
+      word.textContent = bound.word;
+      word.style.color = colourOf(bound.subject);
+      return [word, line.slice(bound.word.length) + end];
+    }),
+  );
+}
 
 app.registerExtension({
   name: "mmdiff.text",
@@ -28,7 +47,7 @@ app.registerExtension({
     const earlier = node.onExecuted;
     node.onExecuted = function (message) {
       earlier?.apply(this, arguments);
-      element.textContent = (message?.text ?? []).join("\n");
+      write(element, (message?.text ?? []).flatMap((text) => text.split("\n")), message?.bindings ?? []);
       if (notes) element.style.display = element.textContent ? "" : "none";
       if (element.textContent) fit();
     };

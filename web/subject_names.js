@@ -1,6 +1,6 @@
 /** Whose subjects reach a node, read from the graph before it ever ran. No page: harmless wherever it is loaded. */
 
-const PASSES_ON = ["MMDiffConstraintMasks", "MMDiffSubjectWeights", "MMDiffSaveSubject"];
+const PASSES_ON = ["MMDiffConstraintMasks", "MMDiffSubjectWeights", "MMDiffSaveSubject", "MMDiffFindRegions"];
 const BYPASSED = 4;
 const MUTED = 2;
 
