@@ -16,7 +16,7 @@ import pytest
 
 from mmdiff_core.shapes import COLOURS
 
-from server import Server
+from server import PACK, Server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--mute-audio")
@@ -246,7 +246,7 @@ def test_boxes_are_in_the_saved_graph_and_come_back_from_it(editor, page):
     drawn = editor.boxes
     saved = page.evaluate("JSON.stringify(app.graph.serialize())")
     (node,) = (n for n in json.loads(saved)["nodes"] if n["type"] == "MMDiffConstraintMasks")
-    assert json.loads(node["widgets_values"][1]) == drawn and len(node["widgets_values"]) == 8
+    assert json.loads(node["widgets_values"][1]) == drawn and len(node["widgets_values"]) == 10
     page.evaluate("() => app.graph.clear()")
     page.evaluate("(saved) => app.loadGraphData(JSON.parse(saved))", saved)
     again = Editor(page)
@@ -316,13 +316,7 @@ def test_the_drawn_boxes_reach_the_server_and_the_node_shows_the_regions(editor,
     sent = page.evaluate("async () => (await app.graphToPrompt()).output")
     (masks,) = (n["inputs"] for n in sent.values() if n["class_type"] == "MMDiffConstraintMasks")
     assert json.loads(masks["boxes"]) == editor.boxes and "box_editor" not in masks
-    before = set(server.get("/history"))
-    page.evaluate("() => app.queuePrompt(0)")
-    end = time.monotonic() + 120
-    while not (new := {k: v for k, v in server.get("/history").items() if k not in before}) and time.monotonic() < end:
-        time.sleep(0.2)
-    (entry,) = new.values()
-    assert entry["status"]["status_str"] == "success", entry["status"]
+    entry = run_and_wait(page, server)
     made = {sent[node]["class_type"]: out for node, out in entry["outputs"].items()}
     assert made["PreviewImage"]["images"] and made["MMDiffConstraintMasks"]["images"]
     name = made["MMDiffConstraintMasks"]["images"][0]["filename"]
@@ -333,6 +327,34 @@ def test_the_drawn_boxes_reach_the_server_and_the_node_shows_the_regions(editor,
     assert editor.shown.count() == 2 and editor.stage.bounding_box()["width"] > 150
     words = page.locator(".mmdiff-text b")
     assert words.count() == 2 and len({words.nth(i).evaluate("(word) => word.style.color") for i in range(2)}) == 2
+
+
+def run_and_wait(page, server) -> dict:
+    """Queue the page's graph; its entry in the server's history."""
+    before = set(server.get("/history"))
+    page.evaluate("() => app.queuePrompt(0)")
+    end = time.monotonic() + 120
+    while not (new := {k: v for k, v in server.get("/history").items() if k not in before}) and time.monotonic() < end:
+        time.sleep(0.2)
+    (entry,) = new.values()
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    return entry
+
+
+def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, server):
+    graph = json.loads((PACK / "workflows/small_world_attention_maps.json").read_text(encoding="utf-8"))
+    for node in graph["nodes"]:
+        if node["type"] == "KSampler":
+            node["widgets_values"][:3] = [int(time.time()), "fixed", 6]         # not cached
+    page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
+    page.wait_for_timeout(300)
+    run_and_wait(page, server)
+    page.wait_for_function("() => document.querySelector('.mmdiff-live img')?.src.startsWith('data:image/png')")
+    assert page.locator(".mmdiff-live").inner_text().strip() == "violet, teal (step 6 of 6)".replace("violet, teal", "Violet, Teal")
+    page.wait_for_function(f"() => {FIND}('MMDiffAttentionMaps').imgs?.length === 4 || "
+                           "document.querySelectorAll('[data-node-id] img').length > 4")
+    page.wait_for_timeout(300)
+    shot(page, "maps")
 
 
 # ---------------------------------------------------------------- names in the prompt

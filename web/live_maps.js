@@ -1,6 +1,7 @@
 /** Shows the newest attention maps on MM-Diff Watch Attention while the sampler runs (its `live` input). */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { stayShown } from "./stay_shown.js";
 
 const HEIGHT = 150;
 
@@ -20,6 +21,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== "MMDiffWatchAttention") return;
     const frame = document.createElement("div");
+    frame.className = "mmdiff-live";
     frame.style.cssText = "display:none;text-align:center;overflow:hidden;font-size:11px;opacity:0.9";
     const picture = document.createElement("img");
     picture.style.cssText = `max-width:100%;max-height:${HEIGHT - 20}px;image-rendering:pixelated`;
@@ -32,6 +34,7 @@ app.registerExtension({
       getMinHeight: () => (shown() ? HEIGHT : 0),
     });
     widget.serialize = false;
+    stayShown(node, frame);
     /** @param {LiveMaps} maps */
     node.showLiveMaps = (maps) => {
       const first = !shown();
