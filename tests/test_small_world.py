@@ -171,6 +171,19 @@ def test_results_of_several_files_become_one_table_with_shares_and_intervals(tmp
     assert "| full | three |" in text and "| full | 0.500 | 0.750 | 10.0 % | 20.0 % | 30.0 % | 40.0 % |" in text
 
 
+def test_a_fine_tuned_base_is_counted_on_its_own_individual_and_stands_in_the_same_table():
+    from mmdiff_core.host.evaluate import table
+    from mmdiff_core.host.finetune import as_scene, trials_of
+    first, *others = trials_of(3, 3, 2)
+    assert {(p.kind, p.identity) for t in others for p in t.scene.placed} == set(first.wanted) and all(not t.example.subjects for t in others)
+    assert len({t.scene.style for t in (first, *others)}) == 3
+    reference = torch.full((3, 32, 32), 0.75)
+    reference[:, 10:20, 10:20] = 1.0
+    assert as_scene(reference, np.random.default_rng(0)).gt(0.9).sum() == 3 * 25       # half as large, the rest its blank ground
+    text = table({"fine-tuned": {"one": vars(trials.Tally(10, 10, 9, 8, 8, 0, 7, 10)), "cost": {"steps": 200}}})
+    assert "| fine-tuned | one | 90.0 (" in text and "cost" not in text
+
+
 def test_unseen_pairs_are_those_that_no_training_picture_shows():
     question = next(q for q in trials.MORE_QUESTIONS if q.kinds == "unseen")
     pairs = [frozenset(p.kind for p in trials.make_trial(question, 0, i).scene.placed) for i in range(40)]

@@ -34,7 +34,7 @@ from .start import use_comfyui
 log = logging.getLogger(__name__)
 SEED = 99
 BASE = "no adapter"
-MEASURED = ("inside", "gain")       # what is no question
+MEASURED = ("inside", "gain", "cost")       # what is no question
 LEVELS = (0.3, 0.6, 0.8, 0.95)
 ONLY = 1e4          # weight of the subjects' pixels where the ground's should not count
 COLUMNS = ("identity", "bound", "complete", "mixed", "classes", "background")

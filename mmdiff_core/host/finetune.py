@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> dict:
         tally = tally.merge(trials.count(wanted, draw(task, [t.example for t in wanted]), reader))
         log.info("subject %d of %d: %.0f s, so far %s", subject + 1, args.subjects, seconds[-1], vars(tally))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"one": vars(tally), "seconds_per_subject": sum(seconds) / len(seconds), "steps": args.steps, "peak_memory_bytes": peak}
+    cost = {"seconds_per_subject": sum(seconds) / len(seconds), "steps": args.steps, "peak_memory_bytes": peak}
+    return {"fine-tuned": {QUESTION.name: vars(tally), "cost": cost}}
 
 
 def main(argv: list[str] | None = None) -> int:
