@@ -108,7 +108,7 @@ def find_regions(text: Tensor, image: Tensor, sharpness: float, image_share: flo
 
 @dataclass(frozen=True, eq=False)
 class AttentionMaps:
-    """What was recorded of one prompt. text, image [parts pictures S h w]: mean probabilities, the steps in equal parts, early ones first."""
+    """What was recorded of one prompt. text, image [parts pictures S h w]: mean probabilities, the steps in equal parts, early first."""
 
     names: tuple[str, ...]
     text: Tensor

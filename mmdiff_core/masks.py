@@ -52,7 +52,7 @@ HELD = -12.0        # logit bias of a held noun where its subject may not be: a 
 
 
 def noun_bias(seen: Tensor, nouns: Tensor, dtype: torch.dtype) -> Tensor:
-    """Shares [B S P] -> logit bias [B 1 P T] that holds every subject's nouns (`nouns` [T S], 1 = a noun of the subject's) to its places."""
+    """Shares [B S P] -> logit bias [B 1 P T] that holds every subject's nouns (`nouns` [T S] by `maps.members`) to its places."""
     held = seen.clamp_min(1e-6).log().clamp_min(HELD)
     return (nouns.to(held) @ held).transpose(1, 2)[:, None].to(dtype).contiguous()
 

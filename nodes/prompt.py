@@ -17,14 +17,14 @@ class TextEncode(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffTextEncode", display_name="MM-Diff Text Encode", category=CATEGORY,
-            description="Encodes both prompts. Write a subject's name right after its class noun, \"a man<|alan|> and a woman<|grace|> in the "
-                        "snow\", or <|subj|> for the subjects in their order.",
+            description="Encodes both prompts. Write a subject's name right after its class noun, \"a man<|alan|> and a woman<|grace|> in "
+                        "the snow\", or <|subj|> for the subjects in their order.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
                 MMDiff.Input("mmdiff", tooltip="From Load MM-Diff."),
                 io.String.Input("text", default="a man<|subj|> in the snow", multiline=True, dynamic_prompts=True,
-                                tooltip="A marker right after each subject's noun: <|its name|>, as often as you like, or <|subj|> for the next "
-                                        "subject. Prompt weights like (man<|alan|>:1.2) work."),
+                                tooltip="A marker right after each subject's noun: <|its name|>, as often as you like, or <|subj|> for the "
+                                        "next subject. Prompt weights like (man<|alan|>:1.2) work."),
                 io.String.Input("negative", default="lowres, bad anatomy, bad hands", multiline=True, dynamic_prompts=True,
                                 tooltip="What to avoid; without markers."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,

@@ -48,8 +48,8 @@ class ConstraintMasks(io.ComfyNode):
                 io.Boolean.Input("hold_tokens", default=True, optional=True,
                                  tooltip="Hold the subjects' own tokens, which carry the likeness, to the regions."),
                 io.Boolean.Input("hold_nouns", default=False, optional=True,
-                                 tooltip="Hold the subjects' nouns in the text to the regions, too: stronger, and the text is drawn a little "
-                                         "slower."),
+                                 tooltip="Hold the subjects' nouns in the text to the regions, too: stronger, and the text is drawn a "
+                                         "little slower."),
                 *masks,
                 BoundingBox.Input("found_boxes", optional=True, extra_dict=SOCKET,
                                   tooltip="Boxes in pixels of width x height, from any detector node: the first is the first subject's, "

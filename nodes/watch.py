@@ -47,16 +47,17 @@ class WatchAttention(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffWatchAttention", display_name="MM-Diff Watch Attention", category=CATEGORY,
-            description="Records, while the sampler runs, how probable it is at every place to read each subject's noun and its tokens. Connect "
-                        "`maps` to MM-Diff Attention Maps.",
+            description="Records, while the sampler runs, how probable it is at every place to read each subject's noun and its tokens. "
+                        "Connect `maps` to MM-Diff Attention Maps.",
             inputs=[
                 io.Model.Input("model", tooltip="From Apply MM-Diff Attention."),
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Fraction of the denoising to begin at."),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Fraction of the denoising to end at."),
                 io.Int.Input("strip", default=6, min=1, max=16, tooltip="How many parts the steps are shown in."),
-                io.String.Input("layers", default="", tooltip="Layers to watch, by name: \"middle, output.1\". Empty = at most twelve, spread "
-                                                              "over the model. Layers that are not watched cost nothing."),
-                io.Boolean.Input("live", default=False, tooltip="Show the newest maps here while the sampler runs, at most twice a second."),
+                io.String.Input("layers", default="", tooltip="Layers to watch, by name: \"middle, output.1\". Empty = at most twelve, "
+                                                              "spread over the model. Layers that are not watched cost nothing."),
+                io.Boolean.Input("live", default=False,
+                                 tooltip="Show the newest maps here while the sampler runs, at most twice a second."),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[

@@ -193,7 +193,8 @@ class HostBridge:
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor | None, slots: Mapping[Slot, SlotCall],
                 checkpointing: bool = False) -> tuple[Tensor, list[tuple[Slot, Tensor]]]:
         measures: list[tuple[Slot, Tensor]] = []
-        options = {"patches_replace": {"attn2": {slot: _patch(slot, call) for slot, call in slots.items()}}, MEASURES: measures} | training_options(self.device)
+        patches = {slot: _patch(slot, call) for slot, call in slots.items()}
+        options = {"patches_replace": {"attn2": patches}, MEASURES: measures, **training_options(self.device)}
         blocks = [m for m in self.unet.modules() if isinstance(m, BasicTransformerBlock)] if checkpointing else []
         dtype = next(self.unet.parameters()).dtype
         for block in blocks:

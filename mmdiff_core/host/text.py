@@ -164,7 +164,8 @@ def word_embedding(clip, encoder: str, token) -> Tensor:
 
 
 def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun], subjects: Sequence[Subject]) -> Tokens:
-    """The tokens with every noun fused with its subject (`subjects`: one for each noun). Places that a (negative) prompt does not have are left out."""
+    """The tokens with every noun fused with its subject (`subjects`: one for each noun). Places that a (negative) prompt does not have are
+    left out."""
     fused = {encoder: [list(chunk) for chunk in chunks] for encoder, chunks in tokens.items()}
     clip.load_model()
     for encoder, chunks in fused.items():

@@ -240,9 +240,10 @@ def main(argv: list[str] | None = None) -> int:
         torch.manual_seed(args.seed)
         task = make(args)
         config = LoopConfig(
-            steps=args.steps, batch=args.batch, learning_rate=args.rate, betas=(0.9, 0.99), warmup_steps=min(200, args.steps // 10), schedule=args.schedule,
-            final_fraction=0.01, ema_decay=EMA, mixed_precision=args.precision, seed=args.seed, save_every=250, keep_last=1, log_every=50,
-            workers=0, tracker=None, optimizer=args.optimizer, muon_rate=args.muon_rate,
+            steps=args.steps, batch=args.batch, learning_rate=args.rate, betas=(0.9, 0.99),
+            warmup_steps=min(200, args.steps // 10), schedule=args.schedule, final_fraction=0.01, ema_decay=EMA,
+            mixed_precision=args.precision, seed=args.seed, save_every=250, keep_last=1, log_every=50, workers=0,
+            tracker=None, optimizer=args.optimizer, muon_rate=args.muon_rate,
         )
         report = fit(task, Numbers(), config, args.out, export=export_with(task, args))
     except (ValueError, OSError, RunError) as error:

@@ -280,7 +280,8 @@ class Application:
         recording = transformer_options.get(WATCH)
         edges = [0, *(i for i in range(1, batch) if not mine[i].continues(mine[i - 1])), batch]
         return tuple(
-            Group(a, b, state, mine[a].area, run.latent, factor, mine[a].picture, state.found(run.progress), self.watchers(state, run.progress, recording))
+            Group(a, b, state, mine[a].area, run.latent, factor, mine[a].picture, state.found(run.progress),
+                  self.watchers(state, run.progress, recording))
             for a, b in zip(edges, edges[1:], strict=False) if mine[a].prompt is not None for state in [states[id(mine[a].prompt)]]
         )
 
