@@ -32,11 +32,16 @@ def owners(tokens: Sequence[int]) -> list[range]:
     return [range(start, start + count) for start, count in zip(starts, tokens, strict=True)]
 
 
+def fit_columns(x: Tensor, length: int) -> Tensor:
+    """Something about text columns [... T'] as the model reads them [... length]: the host repeats a shorter context to batch it with a
+    longer one, and a prompt may also be read without what was added behind it."""
+    return x.repeat(*[1] * (x.ndim - 1), max(1, length // x.shape[-1]))[..., :length]
+
+
 def noun_map(q: Tensor, k: Tensor, heads: int, nouns: Tensor) -> Tensor:
-    """Probability of reading each subject's nouns [B S P], mean over heads. q [B P HD], k [B T HD]; `nouns` [T' S] by `members`: the host
-    repeats a shorter context, so T may be a multiple of T'."""
+    """Probability of reading each subject's nouns [B S P], mean over heads. q [B P HD], k [B T HD]; `nouns` [T' S] by `members`."""
     seen = probabilities_by_head(by_head(q, heads), by_head(k, heads)).mean(1)
-    return (seen @ nouns.repeat(k.shape[1] // len(nouns), 1).to(seen)).transpose(1, 2)
+    return (seen @ fit_columns(nouns.T, k.shape[1]).T.to(seen)).transpose(1, 2)
 
 
 def token_map(q: Tensor, key: Tensor, heads: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -35,6 +35,11 @@ def test_a_text_that_the_host_repeats_has_the_same_map():
     assert torch.allclose(noun_map(q, k.repeat(1, 3, 1), 4, nouns), noun_map(q, k, 4, nouns), atol=1e-6)
 
 
+def test_a_prompt_read_without_what_was_added_behind_it_has_its_own_map():
+    q, k = random(1, 12, 32), random(1, 7, 32, seed=1)
+    assert torch.equal(noun_map(q, k, 4, members([[2], [5]], 14)), noun_map(q, k, 4, members([[2], [5]], 7)))
+
+
 def test_token_maps_of_all_subjects_sum_to_one_and_follow_the_regions():
     q, key = random(2, 12, 32), random(1, 4, 12, 8, seed=1)
     tokens = members(owners([4, 8]), 12)

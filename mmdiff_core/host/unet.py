@@ -26,6 +26,7 @@ from torch import Tensor
 from ..adapter import MMDiffAdapter, join_tokens, key_value, picture_weights
 from ..attention import add_to_rows, attend_by_head, by_head, rows_by_head
 from ..layer_weights import layer_factors
+from ..maps import fit_columns
 from ..masks import Area, crop_to_grid, noun_bias, shares, token_bias
 from ..unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
 from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows
@@ -93,7 +94,7 @@ class PromptState:
 
     @property
     def holds_nouns(self) -> bool:
-        return any(s.hold_nouns for s in self.prompt.subjects)
+        return self.columns is not None and any(s.hold_nouns for s in self.prompt.subjects)
 
     def region(self, place: Place, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Bias [1|B 1 P N] and gate [1 1 P 1] that hold the subjects' tokens to their regions at a place; made once per grid."""
@@ -122,7 +123,7 @@ class PromptState:
             gate = seen.amax(1)[:, None, :, None]
             if found is not None:
                 mine = crop_to_grid(found[place.first:place.first + place.rows], place.grid, place.latent, place.area).flatten(2)
-                seen = seen * torch.where(torch.tensor(held, device=mine.device)[None, :, None], mine, torch.ones_like(mine))
+                seen = seen * torch.stack([m if hold else torch.ones_like(m) for m, hold in zip(mine.unbind(1), held, strict=True)], 1)
             self.made[key] = found, make(seen, gate)
         return self.made[key][1]
 
@@ -148,7 +149,6 @@ class Run:
     copies: dict[torch.device, dict[int, PromptState]]      # of the states, for each device of a multi-GPU sampling
     window: Window
     latent: tuple[int, int]
-    pictures: int = 1
     progress: Progress = field(default_factory=Progress)
 
     def __deepcopy__(self, memo: dict) -> Run:
@@ -203,7 +203,7 @@ class Application:
         devices = [device for device in model_options.get("multigpu_clones", ()) if device != noise.device]
         copies = {device: {i: state.on(device) for i, state in states.items()} for device in devices}
         window = make_window(like.model_sampling, self.strength.start, self.strength.end)
-        run = Run(states, copies, window, tuple(noise.shape[-2:]), len(noise))
+        run = Run(states, copies, window, tuple(noise.shape[-2:]))
         transformer_options = {**model_options.get("transformer_options", {}), self.key: run}
         extra_args = {**extra_args, "model_options": {**model_options, "transformer_options": transformer_options}}
         return executor(guider, sigmas, extra_args, run.progress.counting(callback), noise, *args, **kwargs)
@@ -285,7 +285,6 @@ class Application:
             for a, b in zip(edges, edges[1:], strict=False) if mine[a].prompt is not None for state in [states[id(mine[a].prompt)]]
         )
 
-
     def watchers(self, state: PromptState, progress: Progress, recording: Recording | None) -> tuple[Watcher, ...]:
         """Who looks at a prompt's attention at this step."""
         finder = state.finder if state.finder is not None and state.finder.looks_at(progress.step) else None
@@ -366,7 +365,7 @@ class SubjectAttention:
             bias = group.state.noun_region(self.place(group, extra_options), q) if group.state.holds_nouns else None
             if bias is not None:
                 whole = q.new_zeros(len(q), 1, q.shape[1], k.shape[1]) if whole is None else whole
-                whole[group.start:group.stop] = bias.repeat(1, 1, 1, k.shape[1] // bias.shape[-1])
+                whole[group.start:group.stop] = fit_columns(bias, k.shape[1])
         return whole
 
     def place(self, group: Group, extra_options: dict) -> Place:
