@@ -110,7 +110,7 @@ def test_a_window_that_ends_before_it_starts_is_refused_before_running(server: S
 
 def test_every_input_and_output_has_a_tooltip(server: Server):
     info = {k: v for k, v in server.get("/object_info").items() if k.startswith("MMDiff") and not k.startswith(("MMDiffTest", "MMDiffLoadTiny"))}
-    assert len(info) == 14
+    assert len(info) == 18
     for name, entry in info.items():
         for kind in ("required", "optional"):
             for key, (_, *options) in entry["input"].get(kind, {}).items():
