@@ -113,7 +113,7 @@ def test_the_workflows_and_the_demo_draw_with_the_small_worlds_sampler_numbers()
             if node["type"] == "KSampler":
                 steps, cfg, name, scheduler = node["widgets_values"][2:6]
                 found.append({"steps": steps, "cfg": cfg, "sampler_name": name, "scheduler": scheduler})
-    assert len(found) == 4
+    assert len(found) == 5
     for inputs in found:
         assert {k: inputs[k] for k in sizes.SAMPLING} == sizes.SAMPLING
 
