@@ -2,7 +2,7 @@
 
     python tests/found_regions.py [--pictures 64] [--adapter FILE] [--question "two of a class"] settle:sharpness:image_share[:u][:n] ...
 
-u = updated at every step, n = nouns held too; "free" is always first, "drawn" = boxes as a person would draw them. Prints a line each.
+u = updated at every step, n = nouns held too; "free" is always first, "drawn[:n]" = the true places. Prints a line each.
 """
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ def main() -> None:
             for s in trial.example.subjects:
                 text, at = text + trial.example.caption[at:s.span[1]] + "<|subj|>", s.span[1]
             text += trial.example.caption[at:]
-            if settings == "drawn":
-                subjects = tuple(s.masked(e.mask) for s, e in zip(subjects, trial.example.subjects, strict=True))
+            if settings.startswith("drawn"):
+                nouns = settings.endswith(":n")
+                subjects = tuple(replace(s.masked(e.mask), hold_nouns=nouns) for s, e in zip(subjects, trial.example.subjects, strict=True))
             elif settings != "free":
                 settle, sharpness, image_share, *flags = settings.split(":")
                 find = FindRegions(float(settle), "u" in flags, float(sharpness), float(image_share))
