@@ -2,6 +2,7 @@
 
     python tests/benchmark.py                                     SDXL's 70 layers at a fifth of the width, on the CPU
     python tests/benchmark.py --device cuda --scale full --masks  true SDXL in fp16
+    python tests/benchmark.py --looks                             also regions found, nouns held, and maps watched
     python tests/benchmark.py --pack FOLDER                       also a checkout of ComfyUI_IPAdapter_plus
 
 COMFYUI_PATH is a ComfyUI folder. All arms share one UNet in one process. Every timed step of an arm runs twice on the
@@ -28,7 +29,7 @@ import time
 import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, help="side of the picture in pixels (full: 1024, reduced: 512)")
     parser.add_argument("--subjects", default="1,2,4", help="numbers of subjects, each with one reference (4 tokens)")
     parser.add_argument("--masks", action="store_true", help="also with a mask for every subject")
+    parser.add_argument("--looks", action="store_true", help="also what looks at attention or holds nouns, for two subjects")
     parser.add_argument("--cfg", type=float, default=5.0, help="1 runs the positive prompt alone, in one row")
     parser.add_argument("--steps", type=int, default=5, help="steps of one sampling; ratios leave out the first")
     parser.add_argument("--repeats", type=int, default=5, help="samplings of each arm")
@@ -83,12 +85,14 @@ from mmdiff_core.adapter import MMDiffAdapter, SubjectModules, collect_pairs  # 
 from mmdiff_core.config import PORTRAIT_SDXL, MMDiffConfig  # noqa: E402
 from mmdiff_core.host.conditioning import BoundPrompt, carry  # noqa: E402
 from mmdiff_core.host.unet import Strength, apply  # noqa: E402
-from mmdiff_core.subjects import Subject  # noqa: E402
+from mmdiff_core.host.watch import Recorder, WatchPlan, watch  # noqa: E402
+from mmdiff_core.subjects import FindRegions, Subject  # noqa: E402
 
 from tiny_model import build  # noqa: E402
 
 TRUE_CHANNELS = 320
 TEXT_TOKENS, POOLED_WIDTH = 77, 1280
+NOUNS = ((3,), (8,))        # text columns of two subjects' nouns
 TOKENS = PORTRAIT_SDXL.tokens_per_reference
 SDXL_UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": TRUE_CHANNELS, "num_res_blocks": [2, 2, 2],
@@ -226,6 +230,25 @@ class World:
         model = apply(self.model, self.adapter, Strength(lora=lora))
         return Arm(name, model, carry(self.positive, prompt), carry(self.negative, None))
 
+    def looking(self) -> list[Arm]:
+        """What the other nodes of the pack add for two subjects: regions found, nouns held, maps watched."""
+        each_step, settled = FindRegions(settle=0.01, update=True), FindRegions(settle=0.01)
+        masked = [replace(s, hold_nouns=True) for s in make_subjects(self.adapter, make_masks(2, self.size))]
+        free = make_subjects(self.adapter, [None, None])
+        model = apply(self.model, self.adapter, Strength())
+
+        def arm(name: str, subjects: Sequence[Subject], model=model) -> Arm:
+            prompt = BoundPrompt(tuple(subjects), self.adapter.fingerprint, NOUNS)
+            return Arm(f"2 subjects, {name}", model, carry(self.positive, prompt), carry(self.negative, None))
+
+        return [
+            arm("masked, nouns held too", masked),
+            arm("regions found at every step", [replace(s, find=each_step) for s in free]),
+            arm("regions found in the first step", [replace(s, find=settled) for s in free]),
+            arm("regions found in the first step, nouns held too", [replace(s, find=settled, hold_nouns=True) for s in free]),
+            arm("maps watched", free, watch(model, Recorder(WatchPlan()))),
+        ]
+
     def peer(self, module: types.ModuleType, subjects: int, masked: bool) -> Arm:
         """ComfyUI_IPAdapter_plus applied once per subject, with the layers and arguments of its own Apply node."""
         model = self.model.clone()
@@ -255,11 +278,13 @@ def make_world(scale: Scale, size: int, dtype: torch.dtype, meter: Meter) -> Wor
     return World(scale, size, model, make_adapter(scale, dtype), make_text(scale, 3), make_text(scale, 4))
 
 
-def make_arms(world: World, counts: Sequence[int], masked: bool, peer: types.ModuleType | None) -> list[Arm]:
+def make_arms(world: World, counts: Sequence[int], masked: bool, peer: types.ModuleType | None, looks: bool = False) -> list[Arm]:
     """Everything that is compared with the plain model."""
     kinds = [False, True] if masked else [False]
     arms = [world.ours(count, kind) for kind in kinds for count in counts]
     arms.append(world.ours(counts[0], False, lora=0.0))
+    if looks:
+        arms += world.looking()
     if peer is not None:
         arms += [world.peer(peer, count, kind) for kind in kinds for count in counts]
     return arms
@@ -625,7 +650,7 @@ def run(args: argparse.Namespace, scale: Scale) -> tuple[list[Line], float, Coun
     peer = read_peer(args.pack) if args.pack else None
     meter = Meter(args.device)
     world = make_world(scale, args.size, dtype, meter)
-    plain, arms = world.plain(), make_arms(world, args.subjects, args.masks, peer)
+    plain, arms = world.plain(), make_arms(world, args.subjects, args.masks, peer, args.looks)
     counts = []
     for arm in (plain, *arms):
         say(f"counting: {arm.name}")

@@ -47,6 +47,14 @@ def test_every_layer_shows_the_subjects_once_and_nothing_waits(counted):
         assert plain.total < found.total < 1.5 * plain.total
 
 
+def test_looking_at_attention_and_holding_nouns_wait_for_nothing(counted):
+    world, _, meter, (plain, one, _) = counted
+    looking = {arm.name: benchmark.count_arm(arm, meter, SIZE, CFG) for arm in world.looking()}
+    assert all(found.waits == plain.waits for found in looking.values())
+    assert all(sum(found.first_waits.values()) == sum(plain.first_waits.values()) for found in looking.values())
+    assert looking["2 subjects, regions found at every step"].total > looking["2 subjects, regions found in the first step"].total > one.total
+
+
 def test_state_is_as_large_as_the_keys_and_values_of_a_run(counted):
     _, arms, meter, _ = counted
     held = []

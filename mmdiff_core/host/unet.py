@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import FunctionType, ModuleType
 
 import comfy.ldm.modules.attention as host_attention
@@ -68,6 +69,21 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
+class Side:
+    """Which subjects a side of the constraint (tokens, or nouns in the text) holds, and to what."""
+
+    held: tuple[bool, ...]
+    masks: tuple[Tensor | None, ...]        # of the held ones
+    any: bool
+    given: bool                             # whether one of them has a mask
+
+    @classmethod
+    def of(cls, held: Sequence[bool], masks: Sequence[Tensor | None]) -> Side:
+        kept = tuple(mask if hold else None for mask, hold in zip(masks, held, strict=True))
+        return cls(tuple(held), kept, any(held), any(mask is not None for mask in kept))
+
+
+@dataclass(frozen=True, eq=False)
 class PromptState:
     """One bound prompt during one run: K [1 H N D] and V (lambda and weights in it; [B H N D] where weights differ between the
     pictures of a batch) by slot."""
@@ -96,6 +112,12 @@ class PromptState:
     def holds_nouns(self) -> bool:
         return self.columns is not None and any(s.hold_nouns for s in self.prompt.subjects)
 
+    @cached_property
+    def sides(self) -> dict[str, Side]:
+        """Who is held on either side; the loop asks for it at every layer and step."""
+        held = {"tokens": [s.hold_tokens for s in self.prompt.subjects], "nouns": [s.hold_nouns for s in self.prompt.subjects]}
+        return {side: Side.of(which, self.masks) for side, which in held.items()}
+
     def region(self, place: Place, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Bias [1|B 1 P N] and gate [1 1 P 1] that hold the subjects' tokens to their regions at a place; made once per grid."""
         tokens = [len(s.tokens) for s in self.prompt.subjects]
@@ -103,27 +125,26 @@ class PromptState:
         def make(seen: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
             return token_bias(seen, tokens, like.dtype), gate.to(like.dtype)
 
-        return self._made("tokens", [s.hold_tokens for s in self.prompt.subjects], place, like, make)
+        return self._made("tokens", place, like, make)
 
     def noun_region(self, place: Place, like: Tensor) -> Tensor | None:
         """Bias [1|B 1 P T] that holds the subjects' nouns to their regions at a place; T as the prompt was encoded."""
         def make(seen: Tensor, _gate: Tensor) -> tuple[Tensor, None]:
             return noun_bias(seen, self.columns.nouns, like.dtype), None
 
-        return self._made("nouns", [s.hold_nouns for s in self.prompt.subjects], place, like, make)[0]
+        return self._made("nouns", place, like, make)[0]
 
-    def _made(self, what: str, held: Sequence[bool], place: Place, like: Tensor, make: Callable) -> tuple:
-        found = place.found
-        masks = [mask if hold else None for mask, hold in zip(self.masks, held, strict=True)]
-        if not any(held) or (found is None and all(mask is None for mask in masks)):
+    def _made(self, what: str, place: Place, like: Tensor, make: Callable) -> tuple:
+        found, side = place.found, self.sides[what]
+        if not (side.given if found is None else side.any):
             return None, None
         key = what, place.grid, place.area, like.dtype, like.device, found is not None and (place.first, place.rows)
         if self.made.get(key, (None,))[0] is not found or key not in self.made:
-            seen = shares(masks, place.grid, place.latent, place.area, like.device)
+            seen = shares(side.masks, place.grid, place.latent, place.area, like.device)
             gate = seen.amax(1)[:, None, :, None]
             if found is not None:
                 mine = crop_to_grid(found[place.first:place.first + place.rows], place.grid, place.latent, place.area).flatten(2)
-                seen = seen * torch.stack([m if hold else torch.ones_like(m) for m, hold in zip(mine.unbind(1), held, strict=True)], 1)
+                seen = seen * torch.stack([m if hold else torch.ones_like(m) for m, hold in zip(mine.unbind(1), side.held, strict=True)], 1)
             self.made[key] = found, make(seen, gate)
         return self.made[key][1]
 
