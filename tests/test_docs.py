@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 import urllib.error
@@ -10,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from server import PACK_NAME, Server
 
@@ -65,6 +67,19 @@ def test_every_node_has_a_help_page_that_names_all_its_inputs_and_outputs_and_no
     assert {p.stem for p in PAGES.glob("*.md")} == set(nodes)
     found = {name: lacking(node, (PAGES / f"{name}.md").read_text(encoding="utf-8")) for name, node in nodes.items()}
     assert {name: left for name, left in found.items() if left} == {}
+
+
+def test_every_help_page_shows_its_node_as_it_looks(nodes, server: Server):
+    pages = [*PAGES.glob("*.md"), *PAGES.glob("*/zh.md")]
+    assert {p.stem for p in (PAGES / "pictures").iterdir()} == set(nodes)
+    for page in pages:
+        node = page.parent.name if page.stem == "zh" else page.stem
+        (picture,) = re.findall(r"!\[[^\]]+\]\((.+?)\)", page.read_text(encoding="utf-8"))
+        assert picture == f"pictures/{node}.jpg"
+        with urllib.request.urlopen(f"{server.url}/extensions/{PACK_NAME}/docs/{picture}", timeout=30) as answer:
+            found = answer.read()
+        with Image.open(io.BytesIO(found)) as opened:
+            assert opened.format == "JPEG" and min(opened.size) > 100 and len(found) <= 60_000
 
 
 @cache
