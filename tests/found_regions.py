@@ -2,7 +2,8 @@
 
     python tests/found_regions.py [--pictures 64] [--adapter FILE] [--question "two of a class"] settle:sharpness:image_share[:u][:n] ...
 
-u = updated at every step, n = nouns held too; "free" is always first, "drawn[:n]" = the true places. Prints a line each.
+u = updated at every step, n = nouns held too; "free" is always first. drawn[:DOTS][:n] = boxes round the true places, that many dots (of 32)
+larger on every side and kept apart. Prints a line each.
 """
 from __future__ import annotations
 
@@ -34,6 +35,7 @@ def main() -> None:
     from mmdiff_core.host.evaluate import SEED, asked, load_reader
     from mmdiff_core.host.models import load_mmdiff
     from mmdiff_core.host.unet import Strength, apply
+    from mmdiff_core.shapes import Shaping, regions_of_subjects
     from mmdiff_core.small_world import sizes
     from mmdiff_core.small_world.trials import count, make_trial
     from mmdiff_core.subjects import FindRegions
@@ -56,8 +58,11 @@ def main() -> None:
                 text, at = text + trial.example.caption[at:s.span[1]] + "<|subj|>", s.span[1]
             text += trial.example.caption[at:]
             if settings.startswith("drawn"):
-                nouns = settings.endswith(":n")
-                subjects = tuple(replace(s.masked(e.mask), hold_nouns=nouns) for s, e in zip(subjects, trial.example.subjects, strict=True))
+                _, *flags = settings.split(":")
+                shaping = Shaping(grow=sum(int(f) for f in flags if f != "n"), exclusive=True)
+                boxes = {i: e.mask for i, e in enumerate(trial.example.subjects, 1)}
+                regions = regions_of_subjects([s.name for s in subjects], boxes, (), {}, (32, 32), shaping)
+                subjects = tuple(replace(s.masked(m), hold_nouns="n" in flags) for s, m in zip(subjects, regions, strict=True))
             elif settings != "free":
                 settle, sharpness, image_share, *flags = settings.split(":")
                 find = FindRegions(float(settle), "u" in flags, float(sharpness), float(image_share))

@@ -1,9 +1,9 @@
-"""Makes the help pages' pictures anew, run when named: every node as it looks in ComfyUI after a real run.
+"""Makes the pictures of the help pages and the README anew, run when named: every node as it looks in ComfyUI after a real run.
 
     COMFYUI_PATH=/path/to/ComfyUI python tests/node_pictures.py [NODE_ID ...]
 
 Needs Chromium and playwright as `test_browser.py` does. Graphs run on the small world, and on the tiny portrait model with a stand-in for the
-face detector. Writes web/docs/pictures/NODE_ID.jpg.
+face detector. Writes web/docs/pictures/NODE_ID.jpg and web/pictures/given.jpg, drawn.jpg, where.jpg.
 """
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 import tempfile
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from test_browser import FLAGS, QUIET, browser  # noqa: E402
 from server import PACK, TESTS, Server  # noqa: E402
 
 PICTURES = PACK / "web/docs/pictures"
+README = PACK / "web/pictures"
+SIDE = 320          # of a picture in the README
 MOST = 60_000       # bytes
 SCALE = 1.5         # device pixels per pixel of the page
 EDGE = 14           # pixels round the node
@@ -50,7 +53,7 @@ GRAPH = """async () => {
   const column = (i) => i * 600;
   add("world", "MMDiffSmallWorldLoader", column(0), 0);
   add("sprite0", "MMDiffSmallWorldSprite", column(1), 0,
-      { kind: "ghost", first_colour: 0.74, second_colour: 0.17, pattern: "stripes", eyes: "white", accessory: "crown", references: 3, seed: 1 });
+      { kind: "ghost", first_colour: 0.74, second_colour: 0.17, pattern: "stripes", eyes: "white", accessory: "crown", references: 1 });
   add("sprite1", "MMDiffSmallWorldSprite", column(1), 900,
       { kind: "ghost", first_colour: 0.5, second_colour: 0.84, pattern: "bars", eyes: "dark", accessory: "bow", references: 1 });
   for (const [i, name] of ["Violet", "Teal"].entries()) {
@@ -62,7 +65,7 @@ GRAPH = """async () => {
   link("subject0", 0, "subject1", "subjects");
   add("save", "MMDiffSaveSubject", column(3), 0, { prefix: "help/", overwrite: true });
   link("subject1", 0, "save", "subjects");
-  add("weights", "MMDiffSubjectWeights", column(3), 600, { name: "Teal", weight: 0.9 });
+  add("weights", "MMDiffSubjectWeights", column(3), 600, { name: "Teal", weight: 1.0 });
   link("save", 0, "weights", "subjects");
   add("mix", "MMDiffMixSubjects", column(3), 1200, { weights: "0.7, 0.3" });
   link("subject1", 0, "mix", "subjects");
@@ -72,7 +75,7 @@ GRAPH = """async () => {
   add("find", "MMDiffFindRegions", column(4), 1400);
   link("weights", 0, "find", "subjects");
   add("text", "MMDiffTextEncode", column(5), 0, { text: "a ghost<|violet|> and a ghost<|teal|> on the beach", negative: "" });
-  link("find", 0, "text", "subjects");
+  link("weights", 0, "text", "subjects");
   link("world", 1, "text", "clip");
   link("world", 4, "text", "mmdiff");
   add("apply", "MMDiffApplyAttention", column(5), 900, { fuse_scale: 1.0 });
@@ -93,6 +96,12 @@ GRAPH = """async () => {
   add("maps", "MMDiffAttentionMaps", column(7), 0);
   link("watch", 1, "maps", "maps");
   link("decode", 0, "maps", "image");
+  add("given0", "PreviewImage", column(8), 1200);
+  link("sprite0", 0, "given0", "images");
+  add("given1", "PreviewImage", column(8), 1800);
+  link("sprite1", 0, "given1", "images");
+  add("drawn", "PreviewImage", column(8), 2400);
+  link("decode", 0, "drawn", "images");
   add("strip", "PreviewImage", column(8), 0);
   link("maps", 2, "strip", "images");
   add("regions", "PreviewImage", column(8), 600);
@@ -170,6 +179,30 @@ def take(page: Page, name: str, size: tuple[int, int] | None) -> Image.Image:
     return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
 
 
+def shown(page: Page, server: Server, node: str) -> list[Image.Image]:
+    """What a node of the newest run shows, enlarged by whole dots where it is small."""
+    entry = list(server.get("/history").values())[-1]
+    found = []
+    for image in entry["outputs"][str(page.evaluate("(name) => nodes[name].id", node))]["images"]:
+        with urllib.request.urlopen(f"{server.url}/view?{urllib.parse.urlencode(image)}") as answer, Image.open(answer) as opened:
+            found.append(opened.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST))
+    return found
+
+
+def beside(pictures: list[Image.Image]) -> Image.Image:
+    row = Image.new("RGB", (len(pictures) * (SIDE + 8) - 8, SIDE), "white")
+    for i, picture in enumerate(pictures):
+        row.paste(picture, (i * (SIDE + 8), 0))
+    return row
+
+
+def save_for_readme(page: Page, server: Server) -> None:
+    """The two individuals (the first reference of each), the picture, and where each was read."""
+    rows = {"given": [shown(page, server, f"given{i}")[0] for i in (0, 1)], "drawn": shown(page, server, "drawn"), "where": shown(page, server, "maps")}
+    for name, pictures in rows.items():
+        save(beside(pictures), README / f"{name}.jpg")
+
+
 def save(picture: Image.Image, path: Path) -> None:
     for quality in range(88, 30, -6):
         picture.save(path, quality=quality, optimize=True, progressive=True)
@@ -197,6 +230,11 @@ def main(names: list[str]) -> None:
                 page.wait_for_timeout(800)
                 run(page)
                 page.evaluate("() => { if (nodes.convert) nodes.convert.mode = 0; }")
+                if graph is GRAPH:
+                    if not names:
+                        save_for_readme(page, server)
+                    page.evaluate("() => { nodes.sprite0.widgets.find((w) => w.name === 'references').value = 3; }")
+                    run(page)
                 for name, node in mine.items():
                     save(take(page, node, SIZES.get(name)), PICTURES / f"{name}.jpg")
             opened.close()
