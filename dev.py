@@ -42,6 +42,9 @@ TORCH_PACKAGES = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 HOST_PINS = (*TORCH_PACKAGES, "transformers==5.23.0; python_version >= '3.11'")
 HOST_PACKAGES = ("requests",)  # ComfyUI imports it without naming it
 TEST_PACKAGES = ("pytest", "accelerate>=1.0", "tqdm", "tensorboard", "playwright")  # training is tested too, and the page in a browser
+FRONTEND_PACKAGE = "comfyui-frontend-package"  # no version: the page is tested with the newest one, besides the one that ComfyUI pins
+FRONTEND_IN_PACKAGE = Path("comfyui_frontend_package/static")
+NEWEST_FRONTEND = "MMDIFF_NEWEST_FRONTEND"  # tells the tests where it is
 INSTALLER = "uv"  # installs torch in seconds instead of minutes; pip takes over where it does not work
 
 PACK_NAME = "comfyui-mm-diff"
@@ -414,6 +417,37 @@ def adopt_host(pack: Pack, host: Host) -> Host:
     return replace(host, device=found["device"])
 
 
+def fetch_frontend(pack: Pack, host: Host, folder: Path) -> None:
+    """Unpack the newest frontend into a folder of its own, by a rename at the very end; the host keeps the one it has."""
+    with tempfile.TemporaryDirectory(dir=pack.work) as scratch:
+        new = Path(scratch) / "new"
+        label, arguments = "Fetching ComfyUI's newest frontend", ["--no-deps", "--target", new, FRONTEND_PACKAGE]
+        if host.own:
+            install(pack, label, *arguments)
+        else:
+            step(label, [*pip_for(host), "install", *arguments], pack.work / "install.log")
+        if not (new / FRONTEND_IN_PACKAGE / "index.html").is_file():
+            raise DevError(f"{FRONTEND_PACKAGE} holds no {FRONTEND_IN_PACKAGE.as_posix()}/index.html.")
+        shutil.rmtree(folder, ignore_errors=True)
+        new.replace(folder)
+
+
+def newest_frontend(pack: Pack, host: Host) -> Path:
+    """Where the newest frontend is, fetched once for each .host/; the tests that want it look whether it is there."""
+    folder, stamp = pack.work / "newest_frontend", pack.work / "stamps" / "newest_frontend"
+    static = folder / FRONTEND_IN_PACKAGE
+    if not (static / "index.html").is_file():
+        stamp.unlink(missing_ok=True)
+    try:
+        ensure(stamp, [FRONTEND_PACKAGE], lambda: fetch_frontend(pack, host, folder))
+    except DevError as error:
+        say(f"ComfyUI's newest frontend could not be fetched, so the page is not tested with it: {error}")
+    else:
+        version = next((found.stem.rpartition("-")[2] for found in folder.glob("*.dist-info")), "of unknown version")
+        say(f"The page is tested with ComfyUI's frontend {version} too; remove {folder} to have a newer one")
+    return static
+
+
 def child_env(pack: Pack, host: Host) -> dict[str, str]:
     """The environment for everything that runs with the host's Python."""
     env = dict(os.environ, COMFYUI_PATH=str(host.comfyui), COMFYUI_PYTHON=str(host.python), PYTHONUTF8="1")
@@ -680,9 +714,12 @@ def pytest_arguments(pack: Pack, rest: Sequence[str]) -> list[str]:
 def run_test(pack: Pack, rest: Sequence[str]) -> int:
     """The README's second command; returns pytest's exit status."""
     host = ensure_host(pack)
+    env = child_env(pack, host)
+    if not env.get(NEWEST_FRONTEND):  # a person can name another one
+        env[NEWEST_FRONTEND] = str(newest_frontend(pack, host))
     say("Running the tests ...")
     command = [str(host.python), "-m", "pytest", *pytest_arguments(pack, rest)]
-    return subprocess.call(command, cwd=pack.root, env=child_env(pack, host))
+    return subprocess.call(command, cwd=pack.root, env=env)
 
 
 def run_serve(pack: Pack, rest: Sequence[str]) -> int:

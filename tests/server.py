@@ -22,10 +22,11 @@ RUN_LIMIT = 300
 
 
 class Server:
-    """ComfyUI on a free port with its own folders below `home`."""
+    """ComfyUI on a free port with its own folders below `home`; further arguments go to its command line."""
 
-    def __init__(self, home: Path):
+    def __init__(self, home: Path, *arguments: str):
         self.home, self.output, self.log = home, home / "output", home / "server.log"
+        self.arguments = arguments
         self.models = home / "mmdiff"
         self.url = f"http://127.0.0.1:{_free_port()}"
         self.process = self._start()
@@ -37,7 +38,7 @@ class Server:
         import torch
         cpu = [] if torch.cuda.is_available() and not os.environ.get("MMDIFF_TEST_CPU") else ["--cpu"]
         command = [sys.executable, "main.py", "--port", self.url.rsplit(":", 1)[1], "--disable-auto-launch", "--database-url", "sqlite:///:memory:", *folders, *cpu,
-                   "--extra-model-paths-config", str(self._extra_paths(host))]
+                   "--extra-model-paths-config", str(self._extra_paths(host)), *self.arguments]
         with self.log.open("w") as log:
             return subprocess.Popen(command, cwd=host, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUTF8": "1"})
 

@@ -1,4 +1,5 @@
-"""The pack's page, in a real Chromium on a real server, with a real mouse and keyboard, in both of ComfyUI's ways to draw nodes.
+"""The pack's page, in a real Chromium on a real server, with a real mouse and keyboard, in both of ComfyUI's ways to draw nodes, with the
+frontend that the host's ComfyUI pins and with the newest one (python dev.py test fetches it and names its folder in MMDIFF_NEWEST_FRONTEND).
 
 Needs Chromium on the machine (MMDIFF_TEST_BROWSER names another one) and the package playwright. Without them the tests are skipped, but
 where CI is set they fail: there both belong.
@@ -20,6 +21,7 @@ from server import PACK, Server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--mute-audio")
+NEWEST = "MMDIFF_NEWEST_FRONTEND"      # the folder of the newest frontend, for ComfyUI's --front-end-root
 SIZE = {"width": 1500, "height": 1100}
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Graph.CanvasInfo": False, "Comfy.Minimap.Visible": False}
 
@@ -67,7 +69,8 @@ BUILD = """async () => {
   app.canvas.ds.scale = 1;
   app.canvas.ds.offset = [200, 130];
   app.canvas.setDirty(true, true);
-  app.extensionManager.workflow.activeWorkflow?.changeTracker?.checkState();
+  const tracker = app.extensionManager.workflow.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);         // the newest frontend's name, the older one's
 }"""
 FIND = "((kind) => app.graph.nodes.find((n) => n.comfyClass === kind))"
 
@@ -85,6 +88,14 @@ def lacking() -> str | None:
     return None
 
 
+def lacking_newest() -> str | None:
+    """Why there is no newest frontend to test with."""
+    folder = os.environ.get(NEWEST)
+    if folder and os.path.isfile(os.path.join(folder, "index.html")):
+        return None
+    return f"the page was not tested with ComfyUI's newest frontend: {NEWEST} is {folder!r}, and no frontend is there (python dev.py test fetches one)"
+
+
 if lacking() and not os.environ.get("CI"):
     pytest.skip(lacking(), allow_module_level=True)     # one line in the summary, not one for each test
 
@@ -100,10 +111,22 @@ def chromium():
         opened.close()
 
 
+@pytest.fixture(scope="module", params=["the host's frontend", "the newest frontend"])
+def server(request, chromium, tmp_path_factory):
+    """A server with the frontend that its ComfyUI pins, and one with the newest that there is."""
+    if request.param == "the host's frontend":
+        yield request.getfixturevalue("server")     # the one of all tests
+        return
+    if why := lacking_newest():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
+    started = Server(tmp_path_factory.mktemp("server_newest_frontend"), "--front-end-root", os.environ[NEWEST])
+    yield started
+    started.stop()
+
+
 @pytest.fixture(scope="module", params=["litegraph", "nodes 2.0"])
-def loaded(request, chromium, tmp_path_factory):
+def loaded(request, chromium, server, tmp_path_factory):
     """A page of ComfyUI, once for each way to draw nodes."""
-    server: Server = request.getfixturevalue("server")     # only where there is a browser
     settings = {**QUIET, "Comfy.VueNodes.Enabled": request.param == "nodes 2.0"}
     asked = urllib.request.Request(f"{server.url}/api/settings", json.dumps(settings).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(asked, timeout=30):
@@ -111,6 +134,7 @@ def loaded(request, chromium, tmp_path_factory):
     page.set_default_timeout(15_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: said.type == "error" and "mmdiff." in said.text and errors.append(said.text))    # an extension of ours failed
     page.goto(server.url)
     page.wait_for_function("() => !!(window.app?.graph && app.extensionManager?.workflow?.activeWorkflow && "
                            "LiteGraph.registered_node_types.MMDiffTextEncode)", timeout=60_000)
@@ -268,7 +292,7 @@ def test_every_finished_change_can_be_undone_and_done_again(page):
       await app.loadGraphData(saved, true, false, app.extensionManager.workflow.activeWorkflow);
     }""")
     page.wait_for_timeout(500)
-    page.evaluate("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    page.evaluate("() => { const it = app.extensionManager.workflow.activeWorkflow.changeTracker; (it.captureCanvasState ?? it.checkState).call(it); }")
     editor = Editor(page)
     editor.draw_both()
     two = editor.boxes
@@ -348,11 +372,15 @@ def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, se
             node["widgets_values"][:3] = [int(time.time()), "fixed", 6]         # not cached
     page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
     page.wait_for_timeout(300)
-    run_and_wait(page, server)
+    entry = run_and_wait(page, server)
     page.wait_for_function("() => document.querySelector('.mmdiff-live img')?.src.startsWith('data:image/png')")
     assert page.locator(".mmdiff-live").inner_text().strip() == "violet, teal (step 6 of 6)".replace("violet, teal", "Violet, Teal")
-    page.wait_for_function(f"() => {FIND}('MMDiffAttentionMaps').imgs?.length === 4 || "
-                           "document.querySelectorAll('[data-node-id] img').length > 4")
+    assert page.locator(".mmdiff-live").evaluate("(frame) => frame.scrollHeight <= frame.clientHeight"), "the words below the maps are not cut off"
+    (maps,) = (node["id"] for node in graph["nodes"] if node["type"] == "MMDiffAttentionMaps")
+    files = [image["filename"] for image in entry["outputs"][str(maps)]["images"]]
+    assert len(files) == 4
+    page.wait_for_function(f"([node, file]) => {FIND}('MMDiffAttentionMaps').imgs?.length === 4 || "         # Nodes 2.0 may show one at a time
+                           "[...document.querySelectorAll(`[data-node-id='${node}'] img`)].some((i) => i.src.includes(file))", arg=[maps, files[0]])
     page.wait_for_timeout(300)
     shot(page, "maps")
 

@@ -179,6 +179,81 @@ def test_models_survive_a_replacement_that_was_interrupted(tmp_path: Path) -> No
     assert (tmp_path / "ComfyUI" / "models" / "mine.safetensors").exists()
 
 
+# ---------------------------------------------------------------- the newest frontend
+
+
+class Registry:
+    """Stands in for pip: puts a frontend of a version into the folder after --target, or fails."""
+
+    def __init__(self) -> None:
+        self.version, self.commands = "1.2.3", []
+
+    def step(self, label: str, command: list[Any], log: Path) -> None:
+        self.commands.append([str(part) for part in command])
+        if not self.version:
+            raise dev.DevError(f"{label} failed")
+        target = Path(command[command.index("--target") + 1])
+        (target / dev.FRONTEND_IN_PACKAGE).mkdir(parents=True)
+        (target / dev.FRONTEND_IN_PACKAGE / "index.html").write_text(self.version)
+        (target / f"comfyui_frontend_package-{self.version}.dist-info").mkdir()
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    stand_in = Registry()
+    monkeypatch.setattr(dev, "step", stand_in.step)
+    return stand_in
+
+
+def make_working_pack(tmp_path: Path) -> Any:
+    pack = make_pack(tmp_path / "mm")
+    pack.work.mkdir()
+    return pack
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_newest_frontend_is_fetched_once_and_never_into_the_hosts_environment(
+    tmp_path: Path, registry: Registry, own: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dev, "venv_python", lambda venv: Path(sys.executable))
+    pack = make_working_pack(tmp_path)
+    host = dev.Host(tmp_path, Path(sys.executable), own=own)
+    static = dev.newest_frontend(pack, host)
+    assert static.parent.parent == pack.work / "newest_frontend" and (static / "index.html").read_text() == "1.2.3"
+    registry.version = "1.2.4"
+    assert dev.newest_frontend(pack, host) == static and "1.2.3" in capsys.readouterr().out.splitlines()[-1]
+    (command,) = registry.commands
+    assert {"--no-deps", "--target", "comfyui-frontend-package"} <= set(command), "no version is asked for"
+    dev.shutil.rmtree(pack.work / "newest_frontend")
+    dev.newest_frontend(pack, host)
+    assert (static / "index.html").read_text() == "1.2.4", "removed by hand, it is fetched again"
+    assert sorted(path.name for path in pack.work.iterdir()) == ["newest_frontend", "stamps"]
+
+
+def test_frontend_that_cannot_be_fetched_is_told_and_tried_again(
+    tmp_path: Path, registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack, host = make_working_pack(tmp_path), dev.Host(tmp_path, Path(sys.executable), own=False)
+    registry.version = ""
+    static = dev.newest_frontend(pack, host)
+    assert not static.exists() and "the page is not tested with it" in capsys.readouterr().out
+    registry.version = "1.2.3"
+    assert (dev.newest_frontend(pack, host) / "index.html").is_file()
+
+
+@pytest.mark.parametrize(("named", "told"), [("", "fetched"), ("of my own", "of my own")])
+def test_tests_are_told_where_the_newest_frontend_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, told: str
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setenv(dev.NEWEST_FRONTEND, named)
+    monkeypatch.setattr(dev, "ensure_host", lambda pack: dev.Host(tmp_path, Path(sys.executable), own=False))
+    monkeypatch.setattr(dev, "newest_frontend", lambda pack, host: Path("fetched"))
+    monkeypatch.setattr(dev.subprocess, "call", lambda command, **options: calls.append(options["env"]) or 0)
+    assert dev.run_test(make_pack(tmp_path / "mm"), []) == 0
+    assert [env[dev.NEWEST_FRONTEND] for env in calls] == [told]
+
+
 # ---------------------------------------------------------------- yaml and server
 
 

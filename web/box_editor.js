@@ -134,7 +134,9 @@ class BoxEditor {
       this.widget.value = text;
       this.widget.callback?.(text);
       app.graph.setDirtyCanvas(true, true);
-      app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+      const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+      if (tracker?.captureCanvasState) tracker.captureCanvasState(); // newer frontends name it so, and warn of the other
+      else tracker?.checkState?.();
     }
     this.read();
   }

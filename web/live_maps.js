@@ -24,7 +24,7 @@ app.registerExtension({
     frame.className = "mmdiff-live";
     frame.style.cssText = "display:none;text-align:center;overflow:hidden;font-size:11px;opacity:0.9";
     const picture = document.createElement("img");
-    picture.style.cssText = `max-width:100%;max-height:${HEIGHT - 20}px;image-rendering:pixelated`;
+    picture.style.cssText = `max-width:100%;max-height:${HEIGHT - 28}px;image-rendering:pixelated`;
     const caption = document.createElement("div");
     frame.append(picture, caption);
     const shown = () => frame.style.display !== "none";
