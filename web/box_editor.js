@@ -2,6 +2,7 @@
  * shows it and writes it. Plain elements, so it is the same in both of ComfyUI's ways to draw nodes. */
 import { app } from "../../scripts/app.js";
 import { between, COLOURS, colourOf, isTooSmall, moved, parseBoxes, stretched, writeBoxes } from "./box_maths.js";
+import { addStyle, after, element, setWidget } from "./elements.js";
 import { stayShown } from "./stay_shown.js";
 import { namesBefore, widgetOf } from "./subject_names.js";
 
@@ -42,23 +43,6 @@ const STYLE = `
 .mmdiff-boxes .box.chosen .handle { display: block; }
 `;
 const PLACES = { n: [50, 0], ne: [100, 0], e: [100, 50], se: [100, 100], s: [50, 100], sw: [0, 100], w: [0, 50], nw: [0, 0] };
-
-/** @param {string} tag
- * @param {string} className
- * @param {HTMLElement} [parent] */
-function element(tag, className, parent, attributes = {}) {
-  const made = document.createElement(tag);
-  made.className = className;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  parent?.append(made);
-  return made;
-}
-
-function addStyle() {
-  if (document.getElementById("mmdiff-boxes-style")) return;
-  const style = element("style", "", document.head, { id: "mmdiff-boxes-style" });
-  style.textContent = STYLE;
-}
 
 class BoxEditor {
   /** @type {import("./box_maths.js").Box[]} */
@@ -130,12 +114,7 @@ class BoxEditor {
   /** Write the boxes down as one step that can be undone. */
   write() {
     const text = writeBoxes(this.boxes);
-    if (text !== this.widget.value) {
-      this.widget.value = text;
-      this.widget.callback?.(text);
-      app.graph.setDirtyCanvas(true, true);
-      app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
-    }
+    if (text !== this.widget.value) setWidget(this.widget, text);
     this.read();
   }
 
@@ -314,25 +293,12 @@ class BoxEditor {
   }
 }
 
-/** Call `then` after whatever is called by this name already.
- * @param {any} object
- * @param {string} name
- * @param {() => void} then */
-function after(object, name, then) {
-  const earlier = object[name];
-  object[name] = function () {
-    const result = earlier?.apply(this, arguments);
-    then();
-    return result;
-  };
-}
-
 app.registerExtension({
   name: "mmdiff.boxes",
   nodeCreated(node) {
     const widget = node.comfyClass === "MMDiffConstraintMasks" && widgetOf(node, "boxes");
     if (!widget) return;
-    addStyle();
+    addStyle("mmdiff-boxes-style", STYLE);
     const editor = new BoxEditor(node, widget);
     const options = { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT };
     const shown = node.addDOMWidget("box_editor", "MMDIFF_BOXES", editor.root, options);
