@@ -3,8 +3,10 @@
 import { app } from "../../scripts/app.js";
 import { between, COLOURS, colourOf, isTooSmall, moved, parseBoxes, stretched, writeBoxes } from "./box_maths.js";
 import { addStyle, after, element, setWidget } from "./elements.js";
+import { everyNode } from "./last_shown.js";
 import { stayShown } from "./stay_shown.js";
-import { namesBefore, widgetOf } from "./subject_names.js";
+import { subjectsBefore, widgetOf } from "./subject_names.js";
+import { pictureOf } from "./subject_pictures.js";
 
 const HEIGHT = 270;
 const WIDTH = 300;
@@ -23,6 +25,7 @@ const STYLE = `
 .mmdiff-boxes .bar button[aria-pressed="true"] { background: var(--tone); color: #111; }
 .mmdiff-boxes .bar button.nobody { opacity: 0.35; }
 .mmdiff-boxes .bar .who { flex: 1; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; padding-left: 3px; }
+.mmdiff-boxes .bar .thumb { flex: none; width: 20px; height: 20px; margin-left: 3px; border-radius: 3px; background: center / cover no-repeat; }
 .mmdiff-boxes .area { flex: 1; min-height: 0; position: relative; }
 .mmdiff-boxes .stage { position: absolute; inset: 0; margin: 0 auto;
   box-sizing: border-box; background: #1b1b1b; outline: 1px solid #666; cursor: crosshair; touch-action: none; overflow: hidden; }
@@ -34,6 +37,7 @@ const STYLE = `
 .mmdiff-boxes .box.chosen { z-index: 1; background: color-mix(in srgb, var(--tone) 42%, transparent); }
 .mmdiff-boxes .box:focus-visible { box-shadow: inset 0 0 0 1px #fff; }
 .mmdiff-boxes .box.nobody { border-style: dashed; }
+.mmdiff-boxes .likeness { position: absolute; inset: 0; opacity: 0.4; background: center / contain no-repeat; pointer-events: none; }
 .mmdiff-boxes .label { position: absolute; left: 0; top: 0; max-width: calc(100% - 16px); overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
   box-sizing: border-box; padding: 1px 4px; background: var(--tone); color: #111; font-weight: bold; pointer-events: none; }
 .mmdiff-boxes .remove { position: absolute; right: 0; top: 0; width: 15px; height: 15px; padding: 0; border: 0; background: var(--tone); color: #111;
@@ -43,6 +47,14 @@ const STYLE = `
 .mmdiff-boxes .box.chosen .handle { display: block; }
 `;
 const PLACES = { n: [50, 0], ne: [100, 0], e: [100, 50], se: [100, 100], s: [50, 100], sw: [0, 100], w: [0, 50], nw: [0, 0] };
+
+/** A picture behind an element, or none; left alone where it is the same, so that it does not flicker.
+ * @param {HTMLElement} shown
+ * @param {string} [address] */
+function showPicture(shown, address) {
+  const wanted = address ? `url("${address}")` : "";
+  if (shown.style.backgroundImage !== wanted) shown.style.backgroundImage = wanted;
+}
 
 class BoxEditor {
   /** @type {import("./box_maths.js").Box[]} */
@@ -70,6 +82,7 @@ class BoxEditor {
       button.addEventListener("click", () => this.chooseSubject(i + 1));
       return button;
     });
+    this.thumb = element("span", "thumb", bar);
     this.who = element("span", "who", bar);
     this.area = element("div", "area", this.root);
     this.stage = element("div", "stage", this.area, { tabindex: "0", role: "group", title: HELP, "aria-label": `Boxes. ${HELP}` });
@@ -121,7 +134,9 @@ class BoxEditor {
   // ---------------------------------------------------------------- what is seen
 
   show() {
-    const names = namesBefore(this.node);
+    const subjects = subjectsBefore(this.node);
+    const names = subjects.map(({ name }) => name);
+    const pictures = subjects.map(({ node }) => pictureOf(node));
     const nameOf = (/** @type {number} */ n) => names[n - 1] ?? (names.length ? "no such subject" : "");
     this.fit();
     const current = this.boxes[this.chosen]?.subject ?? this.subject;
@@ -131,6 +146,8 @@ class BoxEditor {
       button.classList.toggle("nobody", names.length > 0 && i >= names.length);
     });
     this.who.textContent = nameOf(current);
+    showPicture(this.thumb, pictures[current - 1]);
+    this.thumb.style.display = pictures[current - 1] ? "" : "none";
     this.hint.textContent = !this.readable ? "The text of boxes cannot be read; drawing starts anew" : this.boxes.length ? "" : "Drag to draw a box";
     while (this.shown.length < this.boxes.length) this.shown.push(this.newBox());
     while (this.shown.length > this.boxes.length) this.shown.pop()?.remove();
@@ -141,7 +158,8 @@ class BoxEditor {
       shown.classList.toggle("chosen", i === this.chosen);
       shown.classList.toggle("nobody", names.length > 0 && box.subject > names.length);
       const label = `${box.subject} ${nameOf(box.subject)}`.trim();
-      shown.firstElementChild.textContent = label;
+      showPicture(/** @type {HTMLElement} */ (shown.querySelector(".likeness")), pictures[box.subject - 1]);
+      shown.querySelector(".label").textContent = label;
       shown.setAttribute("aria-label", `Box of subject ${label}`);
     });
   }
@@ -156,6 +174,7 @@ class BoxEditor {
 
   newBox() {
     const box = element("div", "box", this.stage, { tabindex: "0", role: "img" });
+    element("div", "likeness", box);
     element("span", "label", box);
     element("button", "remove", box, { type: "button", tabindex: "-1", title: "Delete this box", "aria-label": "Delete" }).textContent = "×";
     for (const sides of HANDLES) {
@@ -293,6 +312,9 @@ class BoxEditor {
   }
 }
 
+/** @type {WeakMap<object, BoxEditor>} */
+const editors = new WeakMap();
+
 app.registerExtension({
   name: "mmdiff.boxes",
   nodeCreated(node) {
@@ -300,6 +322,7 @@ app.registerExtension({
     if (!widget) return;
     addStyle("mmdiff-boxes-style", STYLE);
     const editor = new BoxEditor(node, widget);
+    editors.set(node, editor);
     const options = { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT };
     const shown = node.addDOMWidget("box_editor", "MMDIFF_BOXES", editor.root, options);
     shown.serialize = false; // it holds nothing: the text does
@@ -315,5 +338,9 @@ app.registerExtension({
     stayShown(node, editor.root);
     const least = node.computeSize();
     node.setSize([Math.max(node.size[0], least[0], WIDTH), Math.max(node.size[1], least[1])]);
+  },
+  /** The page has gone back to a graph whose outputs it kept: now the subjects' pictures are known. */
+  onNodeOutputsUpdated() {
+    for (const node of everyNode()) editors.get(node)?.read();
   },
 });
