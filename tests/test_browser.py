@@ -451,7 +451,8 @@ PORTRAIT = """async (names) => {
   await app.loadGraphData(saved, true, false, app.extensionManager.workflow.activeWorkflow);
   for (const [name, { id }] of Object.entries(nodes)) nodes[name] = app.graph.getNodeById(id);
   await new Promise((then) => setTimeout(then, 500));
-  app.extensionManager.workflow.activeWorkflow.changeTracker.checkState();
+  const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+  (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
 }"""
 TWO, THREE = ((150, 260, 60), (620, 300, 110)), ((120, 200, 60), (460, 300, 100), (780, 400, 70))
 

@@ -40,5 +40,7 @@ export function setWidget(widget, value) {
   widget.value = value;
   widget.callback?.(value);
   app.graph.setDirtyCanvas(true, true);
-  app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  if (tracker?.captureCanvasState) tracker.captureCanvasState(); // newer frontends name it so, and warn of the other
+  else tracker?.checkState?.();
 }

@@ -112,7 +112,7 @@ class FacePicker {
   /** The face number of every picture comes from another node. */
   get isLinked() {
     const slot = this.node.inputs?.findIndex((/** @type {any} */ input) => input.widget?.name === this.widget.name) ?? -1;
-    return slot >= 0 && this.node.isInputConnected(slot);
+    return slot >= 0 && !!this.node.graph && this.node.isInputConnected(slot); // newer frontends throw for a node that is in no graph yet
   }
 
   /** Numbers up to this exist on every picture. */

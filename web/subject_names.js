@@ -15,7 +15,7 @@ export const widgetOf = (node, name) => node.widgets?.find((/** @type {any} */ w
  * @param {string} input */
 export function behind(node, input) {
   const slot = node.inputs?.findIndex((/** @type {any} */ i) => i.name === input) ?? -1;
-  const source = slot < 0 ? null : node.getInputNode?.(slot);
+  const source = slot < 0 || !node.graph ? null : node.getInputNode?.(slot); // newer frontends throw for a node that is in no graph yet
   return source?.type === "Reroute" ? behind(source, source.inputs?.[0]?.name) : source ?? undefined;
 }
 
