@@ -49,6 +49,7 @@ class Server:
 
     def _extra_paths(self, host: Path) -> Path:
         write_model_pack(self._folder("insightface"), "stand_in", detector="centre")
+        write_model_pack(self._folder("insightface"), "discs", detector="coloured_discs")       # finds as many faces as were drawn
         self.models.mkdir(exist_ok=True)
         subjects = self._folder("mmdiff_subjects")
         paths = {"tests": {"custom_nodes": TESTS / "host_nodes", "mmdiff": TESTS / "tiny/models/mmdiff", "insightface": self.home / "insightface"},
