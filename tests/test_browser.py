@@ -346,15 +346,33 @@ def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, se
     for node in graph["nodes"]:
         if node["type"] == "KSampler":
             node["widgets_values"][:3] = [int(time.time()), "fixed", 6]         # not cached
+    graph["extra"]["ds"]["scale"] = 0.3                                         # all of it in view: what is not is not drawn
     page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
     page.wait_for_timeout(300)
     run_and_wait(page, server)
     page.wait_for_function("() => document.querySelector('.mmdiff-live img')?.src.startsWith('data:image/png')")
     assert page.locator(".mmdiff-live").inner_text().strip() == "violet, teal (step 6 of 6)".replace("violet, teal", "Violet, Teal")
-    page.wait_for_function(f"() => {FIND}('MMDiffAttentionMaps').imgs?.length === 4 || "
-                           "document.querySelectorAll('[data-node-id] img').length > 4")
+    page.wait_for_function(f"() => {{ const maps = {FIND}('MMDiffAttentionMaps'); "
+                           "return maps.imgs?.length === 4 || !!document.querySelector(`[data-node-id='${maps.id}'] img`); }")
     page.wait_for_timeout(300)
     shot(page, "maps")
+
+
+def test_no_two_nodes_of_a_bundled_graph_overlap_as_the_page_draws_them(loaded):
+    """Nodes 2.0 draws nodes larger than the file says, and those with pictures larger still."""
+    look = """() => {
+      const boxes = app.graph.nodes.map((n) => {
+        const shown = document.querySelector(`[data-node-id="${n.id}"]`)?.getBoundingClientRect(), scale = app.canvas.ds.scale;
+        const [width, height] = shown ? [shown.width / scale, shown.height / scale - 30] : n.size;     // a title is 30 high, above pos
+        return [n.title, n.pos[0], n.pos[1] - 30, n.pos[0] + width, n.pos[1] + height];
+      });
+      const over = (a, b) => a[1] < b[3] && b[1] < a[3] && a[2] < b[4] && b[2] < a[4];
+      return boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => over(a, b)).map((b) => `${a[0]} and ${b[0]}`));
+    }"""
+    for path in sorted((PACK / "workflows").glob("*.json")):
+        loaded.evaluate("async (graph) => { await app.loadGraphData(graph); }", json.loads(path.read_text(encoding="utf-8")))
+        loaded.wait_for_timeout(400)
+        assert loaded.evaluate(look) == [], path.stem
 
 
 # ---------------------------------------------------------------- names in the prompt
