@@ -370,7 +370,10 @@ def test_no_two_nodes_of_a_bundled_graph_overlap_as_the_page_draws_them(loaded):
       return boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => over(a, b)).map((b) => `${a[0]} and ${b[0]}`));
     }"""
     for path in sorted((PACK / "workflows").glob("*.json")):
-        loaded.evaluate("async (graph) => { await app.loadGraphData(graph); }", json.loads(path.read_text(encoding="utf-8")))
+        graph = json.loads(path.read_text(encoding="utf-8"))
+        for node in graph["nodes"]:
+            node["properties"].pop("models", None)          # the page asks about those that are missing, over everything else
+        loaded.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
         loaded.wait_for_timeout(400)
         assert loaded.evaluate(look) == [], path.stem
 
