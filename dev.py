@@ -51,8 +51,9 @@ PACK_NAME = "comfyui-mm-diff"
 HERE = Path(os.path.abspath(__file__))  # not resolved: a link in custom_nodes must still look like one
 TINY_MODELS = Path("tests/tiny/models")  # one folder for each of ComfyUI's model folder names
 TINY_NODES = Path("tests/host_nodes")  # a folder of node packs that only the tests and the demo need
-DEMO = Path("tests/small_world/demo")  # a demo: one *.api.json, NOTE.txt and photos/
+DEMO = Path("tests/small_world/demo")  # a demo: one *.api.json, NOTE.txt, and photos/ where it has its own
 PORTRAIT_DEMO = Path("tests/tiny/demo")
+PHOTOS = Path("web/photos")  # those of the bundled workflows, for demos without their own
 SHEET = "mmdiff_core.host.sheet"  # the command that draws the contact sheet beside the demo's picture
 SERVER_FOLDERS = ("output", "input", "temp", "user")
 START_LIMIT = 600  # seconds for the server to answer: custom nodes of a person's own can take minutes
@@ -629,6 +630,12 @@ def first_image(outputs: Mapping[str, Any], workflow: Mapping[str, Any]) -> dict
     raise DevError("The workflow put out no picture; it needs a SaveImage node.")
 
 
+def photos_of(demo: Path) -> list[Path]:
+    """A demo's own pictures, or those of the bundled workflows."""
+    own = demo / "photos"
+    return sorted(p for p in (own if own.is_dir() else HERE.parent / PHOTOS).glob("*") if p.suffix in (".jpg", ".png"))
+
+
 async def demo_client(url: str, workflow_file: Path, demo: Path, save: Path) -> None:
     """Upload the photos, run the workflow, and show and save what comes back."""
     import aiohttp  # the host's
@@ -636,7 +643,7 @@ async def demo_client(url: str, workflow_file: Path, demo: Path, save: Path) -> 
     workflow = json.loads(workflow_file.read_text(encoding="utf-8"))
     stages, client = Stages(titles_of(workflow)), uuid.uuid4().hex
     async with aiohttp.ClientSession() as http:
-        for photo in sorted(path for path in (demo / "photos").glob("*") if path.is_file()):
+        for photo in photos_of(demo):
             form = aiohttp.FormData({"overwrite": "true"})
             form.add_field("image", photo.read_bytes(), filename=photo.name)
             async with http.post(f"{url}/upload/image", data=form) as reply:

@@ -22,7 +22,7 @@ from PIL import Image  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 from test_browser import FLAGS, QUIET, browser  # noqa: E402
 
-from server import PACK, TESTS, Server  # noqa: E402
+from server import PACK, Server  # noqa: E402
 
 PICTURES = PACK / "web/docs/pictures"
 README = PACK / "web/pictures"
@@ -215,7 +215,7 @@ def main(names: list[str]) -> None:
     home = Path(tempfile.mkdtemp())
     server = Server(home)
     try:
-        photos = [server.upload(p) for p in sorted((TESTS / "tiny/demo/photos").iterdir())]
+        photos = [server.upload(p) for p in sorted((PACK / "web/photos").glob("*.jpg"))]
         settings = json.dumps({**QUIET, "Comfy.VueNodes.Enabled": False, "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}).encode()
         with urllib.request.urlopen(urllib.request.Request(f"{server.url}/api/settings", settings, {"Content-Type": "application/json"})), \
                 sync_playwright() as started:

@@ -406,6 +406,19 @@ def test_no_two_nodes_of_a_bundled_graph_overlap_as_the_page_draws_them(loaded):
         assert loaded.evaluate(look) == [], path.stem
 
 
+def test_a_bundled_graph_opens_with_its_photo_in_the_input_folder(page, server):
+    photo = server.home / "input/grace_hopper.jpg"
+    photo.unlink(missing_ok=True)
+    page.evaluate("async () => { await app.refreshComboInNodes(); }")
+    graph = json.loads((PACK / "workflows/two_people_boxes.json").read_text(encoding="utf-8"))
+    page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
+    page.wait_for_function("() => app.graph.nodes.some((n) => n.comfyClass === 'LoadImage' && "
+                           "n.widgets[0].options.values.includes('grace_hopper.jpg') && n.widgets[0].value === 'grace_hopper.jpg')")
+    assert photo.read_bytes() == (PACK / "web/photos/grace_hopper.jpg").read_bytes()
+    page.wait_for_timeout(500)
+    shot(page, "photos")
+
+
 # ---------------------------------------------------------------- names in the prompt
 
 def prompt_box(page, number: int = 0):

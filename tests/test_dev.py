@@ -361,7 +361,7 @@ def test_each_demo_has_one_workflow_its_pictures_and_a_note(folder: Path) -> Non
     workflow, = root.glob("*.api.json")
     nodes = dev.json.loads(workflow.read_text(encoding="utf-8")).values()
     assert (root / "NOTE.txt").is_file()
-    assert all((root / "photos" / n["inputs"]["image"]).is_file() for n in nodes if n["class_type"] == "LoadImage")
+    assert {n["inputs"]["image"] for n in nodes if n["class_type"] == "LoadImage"} <= {photo.name for photo in dev.photos_of(root)}
 
 
 # ---------------------------------------------------------------- arguments

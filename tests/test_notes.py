@@ -15,7 +15,7 @@ from mmdiff_core.notes import BLURRED, face_remarks, look_alike_notes, reference
 from mmdiff_core.subjects import Subject
 from mmdiff_core.vision import object_pixels
 
-PHOTOS = sorted((Path(__file__).parent / "tiny/demo/photos").glob("*.jpg"))
+PHOTOS = sorted((Path(__file__).parent.parent / "web/photos").glob("*.jpg"))
 
 
 def photo(path: Path) -> torch.Tensor:

@@ -22,7 +22,7 @@ import make
 from server import PACK, PACK_NAME, TESTS, Server
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
-PHOTOS = TESTS / "tiny/demo/photos"
+PHOTOS = PACK / "web/photos"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NAMES = {"single_portrait", "several_references", "two_people_free", "two_people_boxes", "three_subjects", "identity_mixing",
          "general_subject", "with_controlnet", "with_style_lora", "save_subject", "load_subject", "delayed_conditioning",
@@ -176,9 +176,14 @@ def test_every_loaded_photo_is_a_demo_photo(workflow):
 
 
 def test_every_demo_photo_is_small_and_has_its_licence_stated():
-    stated = (PHOTOS.parent / "LICENCES.md").read_text(encoding="utf-8")
-    for photo in PHOTOS.iterdir():
+    stated = (PHOTOS / "LICENCES.md").read_text(encoding="utf-8")
+    for photo in PHOTOS.glob("*.jpg"):
         assert f"`{photo.name}`" in stated and photo.stat().st_size < 120_000
+
+
+def test_the_page_knows_every_demo_photo_so_that_a_graph_opens_with_them():
+    (listed,) = re.findall(r"const PHOTOS = \[(.*?)\];", (PACK / "web/demo_photos.js").read_text(encoding="utf-8"), re.S)
+    assert set(re.findall(r'"([^"]+)"', listed)) == {photo.name for photo in PHOTOS.glob("*.jpg")}
 
 
 def to_api(workflow: dict, info: dict) -> dict:
@@ -210,7 +215,7 @@ def to_api(workflow: dict, info: dict) -> dict:
 @pytest.fixture(scope="session")
 def files_of_the_graphs(server: Server) -> None:
     """The demo photos, a style LoRA and a general adapter, both random and as wide as the tiny model."""
-    for photo in PHOTOS.iterdir():
+    for photo in PHOTOS.glob("*.jpg"):
         server.upload(photo)
     generator = torch.Generator().manual_seed(11)
     lora = {}
