@@ -13,6 +13,7 @@ from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiffSubjects
 
 MASKS = shapes.MOST
 LARGEST = 8192
+PIXELS = 8      # of the picture for one of the latent, in SDXL and SD1.5; newer ComfyUI says it with the latent
 
 
 class ConstraintMasks(io.ComfyNode):
@@ -54,6 +55,8 @@ class ConstraintMasks(io.ComfyNode):
                 BoundingBox.Input("found_boxes", optional=True, extra_dict=SOCKET,
                                   tooltip="Boxes in pixels of width x height, from any detector node: the first is the first subject's, "
                                           "and so on. Several lists: one per subject."),
+                io.Latent.Input("latent", optional=True,
+                                tooltip="The sampler's latent: the picture's size is taken from it, and width and height are not used."),
             ],
             outputs=[
                 MMDiffSubjects.Output(display_name="subjects", tooltip="The subjects with their regions."),
@@ -73,7 +76,9 @@ class ConstraintMasks(io.ComfyNode):
     @classmethod
     def execute(cls, subjects, feather: float, boxes: str = "[]", grow: int = 0, strength: float = 1.0, exclusive: bool = False,
                 free_subjects: str = shapes.EVERYWHERE, width: int = 1024, height: int = 1024, hold_tokens: bool = True,
-                hold_nouns: bool = False, found_boxes=None, **masks) -> io.NodeOutput:
+                hold_nouns: bool = False, found_boxes=None, latent=None, **masks) -> io.NodeOutput:
+        if latent is not None:
+            height, width = (side * latent.get("downscale_ratio_spacial", PIXELS) for side in latent["samples"].shape[-2:])
         names = [s.name for s in subjects]
         drawn = shapes.parse_boxes(boxes, min(len(subjects), shapes.MOST))
         drawn += () if found_boxes is None else shapes.found_boxes(found_boxes, width, height, len(subjects))

@@ -242,6 +242,13 @@ def test_found_boxes_are_read_in_pixels_of_width_and_height(run):
     assert masks.shape == (2, 100, 200) and chain[0].mask[:, :50].all() and chain[0].mask.sum() == chain[1].mask[:, 50:100].sum() == 5000
 
 
+@pytest.mark.parametrize("said, times", [({}, 8), ({"downscale_ratio_spacial": 16}, 16)])
+def test_a_connected_latent_gives_the_pictures_size(run, said, times):
+    latent = {"samples": torch.zeros(2, 4, 6, 10), **said}
+    _, shown, masks = run("ann", boxes='[{"subject": 1, "x": 0, "y": 0, "width": 0.5, "height": 1}]', width=200, height=100, latent=latent).args
+    assert shown.shape[1:3] == masks.shape[1:] == (6 * times, 10 * times) and masks[0, :, :5 * times].all() and not masks[0, :, 5 * times:].any()
+
+
 @pytest.mark.parametrize("inputs, message", [
     ({"mask_3": torch.ones(1, 8, 8)}, r"mask_3 is connected, but there are only 2 subjects \(ann, bob\)"),
     ({"mask_1": torch.ones(2, 8, 8)}, "mask_1 is a batch of 2 masks"),
