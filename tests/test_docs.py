@@ -191,6 +191,37 @@ def test_every_node_has_a_chinese_page_that_names_what_the_english_one_does(node
         assert translated()[name]["display_name"] == page.splitlines()[0].removeprefix("# ")
 
 
+# ---------------------------------------------------------------- the page's own texts
+
+TEXT = r'"((?:[^"\\]|\\.)*)"'
+DEFINED = r"(?:function )?say\([^)]*\)\s*\{"
+
+
+def shown_by(code: str) -> list[str | None]:
+    """The text of every call of say(); None of a call whose text cannot be read here."""
+    calls = re.finditer(rf"(?<![\w.])(?!{DEFINED})say\(\s*(?:{TEXT}\s*[,)])?", re.sub(rf"function {DEFINED}", "", code))
+    return [call[1] for call in calls]
+
+
+def words() -> dict[str, str]:
+    """English to Chinese, of web/words.js."""
+    (table,) = re.findall(r"^  zh: \{$(.*?)^  \},$", (PACK / "web/words.js").read_text(encoding="utf-8"), re.S | re.M)
+    return dict(re.findall(rf"^    {TEXT}:\s+{TEXT},$", table, re.M))
+
+
+def test_every_text_of_the_page_has_its_chinese_and_no_chinese_is_left_over():
+    shown = [text for path in (PACK / "web").glob("*.js") for text in shown_by(path.read_text(encoding="utf-8"))]
+    assert None not in shown, "the text of say() has to be one literal, or nobody sees that its Chinese is missing"
+    assert set(shown) == set(words()) and len(words()) > 10
+    for english, chinese in words().items():
+        assert sorted(re.findall(r"\{\w+\}", english)) == sorted(re.findall(r"\{\w+\}", chinese)) and re.search(r"[\u4e00-\u9fff]", chinese), english
+
+
+def test_a_text_that_cannot_be_looked_up_would_be_noticed():
+    code = 'export function say(text, values = {}) {}  say("One {n}", { n });  say(text);  say(`Two`);  say("Two" + more);  this.say("Three");'
+    assert shown_by(code) == ["One {n}", None, None, None]
+
+
 def test_english_falls_back_to_the_page_beside_the_folder(server: Server):
     """The web page asks for <node>/<language>.md first; only when that is not found for <node>.md."""
     with pytest.raises(urllib.error.HTTPError, match="404"):
