@@ -222,6 +222,13 @@ def test_a_text_that_cannot_be_looked_up_would_be_noticed():
     assert shown_by(code) == ["One {n}", None, None, None]
 
 
+def test_bold_words_of_the_chinese_pages_are_shown_bold():
+    """Markdown keeps the stars where punctuation comes before the closing ones and a character right after, which only Chinese does."""
+    for path in PAGES.glob("*/zh.md"):
+        spans = path.read_text(encoding="utf-8").split("**")[1::2]
+        assert spans and [span for span in spans if not re.fullmatch(r"\w|\w.*\w", span)] == [], path
+
+
 def test_english_falls_back_to_the_page_beside_the_folder(server: Server):
     """The web page asks for <node>/<language>.md first; only when that is not found for <node>.md."""
     with pytest.raises(urllib.error.HTTPError, match="404"):
