@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,18 @@ KNOWN_FILES = {"buffalo_l": ("det_10g.onnx", "w600k_r50.onnx")}
 LICENCE = "The pretrained InsightFace models (buffalo_l too) are licensed for non-commercial research only."
 
 
+Box = tuple[float, float, float, float]                 # x1 y1 x2 y2
+
+
 @dataclass(frozen=True, eq=False)
 class Face:
     """One detected face, in pixels of the picture given."""
 
-    box: tuple[float, float, float, float]      # x1 y1 x2 y2
+    box: Box
     score: float                                # detector confidence 0..1
     landmarks: np.ndarray                       # [5 2] eyes, nose, mouth corners as (x, y)
     embedding: np.ndarray                       # [512] unit length ArcFace embedding
+    among: tuple[Box, ...] = ()                 # of a picked face: all that could have been picked, from left to right, itself too
 
     @property
     def area(self) -> float:
@@ -89,7 +93,8 @@ class FaceAnalyser:
         if which > len(faces):
             raise ValueError(f"{label}: face {which} from the left asked for, but there {_count(len(faces))}. "
                              f"Choose 1 to {len(faces)}, or 0 for the largest.")
-        return faces[which - 1] if which else max(faces, key=lambda face: face.area)
+        picked = faces[which - 1] if which else max(faces, key=lambda face: face.area)
+        return replace(picked, among=tuple(face.box for face in faces))
 
     def portrait(self, image: np.ndarray, which: int = 0, label: str = "image", region: np.ndarray | None = None
                  ) -> tuple[np.ndarray, np.ndarray, Face]:

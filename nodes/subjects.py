@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..mmdiff_core.host.encode import MAX_WEIGHT, encode_subject, find_faces, to_look_at
+from ..mmdiff_core.host.encode import MAX_WEIGHT, encode_subject, find_faces, to_look_at, to_pick_from
 from ..mmdiff_core.notes import look_alike_notes
 from ..mmdiff_core.subjects import add_subject
 from ..mmdiff_core.vision import regions_of
@@ -56,11 +56,26 @@ class SubjectEncoder(io.ComfyNode):
     def execute(cls, mmdiff, clip_vision, image, name: str, weight: float, face: int, faces=None, subjects=(), region=None, boxes=None,
                 clip_only: bool = False) -> io.NodeOutput:
         regions = regions_of(image, region, boxes)
-        subject, seen, notes = encode_subject(mmdiff, clip_vision, image, faces, name, weight, face, regions, clip_only)
+        subject, seen, notes, choices = encode_subject(mmdiff, clip_vision, image, faces, name, weight, face, regions, clip_only)
         chain = add_subject(subjects or (), subject)
         notes += [note for note in look_alike_notes(chain, mmdiff.config) if subject.name in note]
-        shown = {**ui.PreviewImage(to_look_at(seen), cls=cls).as_dict(), "text": ("\n".join(notes),)}
+        shown = {**ui.PreviewImage(to_look_at(seen), cls=cls).as_dict(), "text": ("\n".join(notes),),
+                 "faces": cls._to_pick_from(image, choices)}
         return io.NodeOutput(chain, seen, "\n".join(notes), ui=shown)
+
+    @classmethod
+    def _to_pick_from(cls, image, choices) -> list[dict]:
+        """What the page's face picker shows: each picture's faces, and a file of the picture where there are several; nothing where no
+        picture has a second face."""
+        if all(len(choice.boxes) < 2 for choice in choices):
+            return []
+        height, width = image.shape[1:3]
+        return [
+            {"width": width, "height": height, "used": choice.used,
+             "boxes": [{"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1} for x1, y1, x2, y2 in choice.boxes],
+             "picture": ui.PreviewImage(to_pick_from(picture[None]), cls=cls).as_dict()["images"][0] if len(choice.boxes) > 1 else None}
+            for picture, choice in zip(image[..., :3], choices, strict=True)
+        ]
 
 
 class FindFaces(io.ComfyNode):

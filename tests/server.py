@@ -27,7 +27,7 @@ class Server:
     def __init__(self, home: Path, *arguments: str):
         self.home, self.output, self.log = home, home / "output", home / "server.log"
         self.arguments = arguments
-        self.models = home / "mmdiff"
+        self.models, self.loras = home / "mmdiff", home / "loras"
         self.url = f"http://127.0.0.1:{_free_port()}"
         self.process = self._start()
         self._wait()
@@ -49,10 +49,12 @@ class Server:
 
     def _extra_paths(self, host: Path) -> Path:
         write_model_pack(self._folder("insightface"), "stand_in", detector="centre")
+        write_model_pack(self._folder("insightface"), "discs", detector="coloured_discs")       # finds as many faces as were drawn
         self.models.mkdir(exist_ok=True)
+        self.loras.mkdir(exist_ok=True)
         subjects = self._folder("mmdiff_subjects")
         paths = {"tests": {"custom_nodes": TESTS / "host_nodes", "mmdiff": TESTS / "tiny/models/mmdiff", "insightface": self.home / "insightface"},
-                 "written": {"mmdiff": self.models, "mmdiff_subjects": subjects}}
+                 "written": {"mmdiff": self.models, "loras": self.loras, "mmdiff_subjects": subjects}}
         if not any(p.resolve() == PACK for p in (host / "custom_nodes").iterdir()):
             linked = self._folder("custom_nodes")
             (linked / PACK_NAME).symlink_to(PACK, target_is_directory=True)

@@ -370,6 +370,7 @@ def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, se
     for node in graph["nodes"]:
         if node["type"] == "KSampler":
             node["widgets_values"][:3] = [int(time.time()), "fixed", 6]         # not cached
+    graph["extra"]["ds"]["scale"] = 0.3                                         # all of it in view: what is not is not drawn
     page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
     page.wait_for_timeout(300)
     entry = run_and_wait(page, server)
@@ -383,6 +384,26 @@ def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, se
                            "[...document.querySelectorAll(`[data-node-id='${node}'] img`)].some((i) => i.src.includes(file))", arg=[maps, files[0]])
     page.wait_for_timeout(300)
     shot(page, "maps")
+
+
+def test_no_two_nodes_of_a_bundled_graph_overlap_as_the_page_draws_them(loaded):
+    """Nodes 2.0 draws nodes larger than the file says, and those with pictures larger still."""
+    look = """() => {
+      const boxes = app.graph.nodes.map((n) => {
+        const shown = document.querySelector(`[data-node-id="${n.id}"]`)?.getBoundingClientRect(), scale = app.canvas.ds.scale;
+        const [width, height] = shown ? [shown.width / scale, shown.height / scale - 30] : n.size;     // a title is 30 high, above pos
+        return [n.title, n.pos[0], n.pos[1] - 30, n.pos[0] + width, n.pos[1] + height];
+      });
+      const over = (a, b) => a[1] < b[3] && b[1] < a[3] && a[2] < b[4] && b[2] < a[4];
+      return boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => over(a, b)).map((b) => `${a[0]} and ${b[0]}`));
+    }"""
+    for path in sorted((PACK / "workflows").glob("*.json")):
+        graph = json.loads(path.read_text(encoding="utf-8"))
+        for node in graph["nodes"]:
+            node["properties"].pop("models", None)          # the page asks about those that are missing, over everything else
+        loaded.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
+        loaded.wait_for_timeout(400)
+        assert loaded.evaluate(look) == [], path.stem
 
 
 # ---------------------------------------------------------------- names in the prompt
@@ -430,6 +451,246 @@ def test_the_offer_follows_the_graph_and_goes_away_again(page):
     prompt_box(page, 1).click()
     page.keyboard.type("<|")
     assert names.count() == 0, "the negative prompt names no subject"
+
+
+# ---------------------------------------------------------------- the faces of a portrait
+
+# A portrait subject from pictures of the input folder; "discs" finds a face wherever one was drawn.
+PORTRAIT = """async (names) => {
+  app.graph.clear();
+  app.graph.state.lastNodeId = window.lastId = (window.lastId ?? 0) + 100;
+  const nodes = window.nodes = {};
+  const add = (name, kind, x, y, values = {}) => {
+    const node = nodes[name] = LiteGraph.createNode(kind);
+    node.pos = [x, y];
+    for (const [key, value] of Object.entries(values)) node.widgets.find((w) => w.name === key).value = value;
+    app.graph.add(node);
+  };
+  const link = (from, out, to, into) => nodes[from].connect(out, nodes[to], nodes[to].inputs.findIndex((i) => i.name === into));
+  add("tiny", "MMDiffLoadTinyReferenceModel", -900, 0);
+  add("mmdiff", "MMDiffLoad", -900, 250, { checkpoint: "tiny-portrait" });
+  add("faces", "MMDiffLoadFaceAnalysis", -900, 450, { model: "discs", device: "cpu" });
+  add("ann", "MMDiffSubjectEncoder", 0, 0, { name: "Ann" });
+  add("ben", "MMDiffSubjectEncoder", 380, 0, { name: "Ben" });
+  add("masks", "MMDiffConstraintMasks", 760, 0, { width: 128, height: 96 });
+  add("show", "PreviewImage", 760, 720);
+  let last;
+  for (const [i, name] of names.entries()) {
+    add(`load${i}`, "LoadImage", -500 + 60 * i, 350 * i, { image: name });
+    if (last) {
+      add(`batch${i}`, "ImageBatch", -200, 300 * i);
+      link(last, 0, `batch${i}`, "image1");
+      link(`load${i}`, 0, `batch${i}`, "image2");
+    }
+    last = last ? `batch${i}` : `load${i}`;
+  }
+  for (const subject of ["ann", "ben"]) {
+    link("mmdiff", 0, subject, "mmdiff");
+    link("tiny", 3, subject, "clip_vision");
+    link("faces", 0, subject, "faces");
+  }
+  link(last, 0, "ann", "image");
+  link("load0", 0, "ben", "image");
+  link("ann", 0, "ben", "subjects");
+  link("ben", 0, "masks", "subjects");
+  link("masks", 1, "show", "images");
+  app.canvas.ds.scale = 1;
+  app.canvas.ds.offset = [200, 130];
+  const saved = JSON.parse(JSON.stringify(app.graph.serialize()));      // as a graph is that was loaded, for the page's undo
+  await app.loadGraphData(saved, true, false, app.extensionManager.workflow.activeWorkflow);
+  for (const [name, { id }] of Object.entries(nodes)) nodes[name] = app.graph.getNodeById(id);
+  await new Promise((then) => setTimeout(then, 500));
+  const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+  (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+}"""
+TWO, THREE = ((150, 260, 60), (620, 300, 110)), ((120, 200, 60), (460, 300, 100), (780, 400, 70))
+
+
+def drawn(server, name: str, discs) -> str:
+    """A picture of faces that the stand-in finds, new to the server each time."""
+    from PIL import Image
+    from test_faces import picture
+    image = Image.fromarray(picture(*discs))
+    name = f"{time.time_ns()}_{name}.png"
+    image.save(server.home / "input" / name)
+    return name
+
+
+class Picker:
+    """The face picker of a subject's node, as a person has it before them."""
+
+    def __init__(self, page, server, *pictures: str):
+        self.page, self.server = page, server
+        page.evaluate(PORTRAIT, list(pictures))
+        self.root = page.locator(".mmdiff-faces:visible").first
+        self.faces, self.says, self.largest = self.root.locator(".face"), self.root.locator(".says"), self.root.get_by_role("button", name="largest")
+
+    def run(self) -> dict:
+        """Queue the graph; what Ann's node was told, once the page shows it."""
+        entry = run_and_wait(self.page, self.server)
+        sent = entry["outputs"][str(self.page.evaluate("nodes.ann.id"))]
+        self.page.wait_for_timeout(500)
+        return sent
+
+    @property
+    def number(self) -> int:
+        return self.page.evaluate("app.graph.getNodeById(nodes.ann.id).widgets.find((w) => w.name === 'face').value")
+
+    def marked(self, what: str) -> list[str]:
+        return self.root.locator(f".face.{what} b").all_inner_texts()
+
+
+def test_a_click_on_a_face_makes_the_next_run_use_it_and_undo_takes_it_back(page, server):
+    picker = Picker(page, server, drawn(server, "two", TWO))
+    assert page.locator(".mmdiff-faces:visible").count() == 0, "nothing to pick before a run"
+    assert picker.run()["faces"][0]["used"] == 2
+    picker.faces.nth(1).wait_for()
+    assert picker.faces.all_inner_texts() == ["1", "2"] and picker.marked("used") == picker.marked("next") == ["2"]
+    assert picker.says.inner_text() == "face 2 is used" and picker.largest.get_attribute("aria-pressed") == "true"
+    stage = picker.root.locator(".stage").bounding_box()
+    assert stage["width"] / stage["height"] == pytest.approx(900 / 600, rel=0.02) and stage["width"] > 150
+    left = picker.faces.nth(0).bounding_box()
+    assert (left["x"] + left["width"] / 2 - stage["x"]) / stage["width"] == pytest.approx(TWO[0][0] / 900, abs=0.03)
+    shot(page, "faces")
+    where = page.evaluate("[...nodes.ann.pos]")
+    page.mouse.click(left["x"] + left["width"] / 2, left["y"] + left["height"] / 2)
+    assert picker.number == 1 and picker.says.inner_text() == "next run: face 1" and picker.faces.nth(0).get_attribute("aria-pressed") == "true"
+    assert picker.marked("used") == ["2"] and picker.marked("next") == ["1"] and page.evaluate("[...nodes.ann.pos]") == where
+    shot(page, "faces_picked")
+    page.keyboard.press("Control+z")
+    page.wait_for_function("app.graph.getNodeById(nodes.ann.id).widgets.find((w) => w.name === 'face').value === 0")
+    page.wait_for_timeout(500)
+    assert picker.faces.count() == 2 and picker.marked("next") == ["2"], "the picker is still there and follows"
+    picker.faces.nth(0).click()
+    assert picker.number == 1, "what is shown is the new node's picker"
+    assert picker.run()["faces"][0]["used"] == 1
+    assert picker.marked("used") == picker.marked("next") == ["1"] and picker.says.inner_text() == "face 1 is used"
+    picker.largest.click()
+    assert picker.number == 0 and picker.marked("next") == ["2"]
+
+
+def test_faces_are_picked_with_the_keyboard(page, server):
+    picker = Picker(page, server, drawn(server, "three", THREE))
+    picker.run()
+    picker.largest.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert picker.number == 1 and picker.faces.nth(0).get_attribute("aria-label") == "Face 1 of 3"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert picker.number == 3 and [f.get_attribute("aria-pressed") for f in picker.faces.all()] == ["false", "false", "true"]
+    assert picker.faces.nth(1).get_attribute("aria-label") == "Face 2 of 3, used in the last run"
+
+
+def test_the_widget_changed_by_hand_shows_on_the_picture(page, server):
+    picker = Picker(page, server, drawn(server, "three", THREE))
+    picker.run()
+    page.evaluate("""() => { const face = nodes.ann.widgets.find((w) => w.name === "face"); face.value = 3; face.callback(3); }""")
+    assert picker.marked("next") == ["3"]
+    page.evaluate("""() => { const face = nodes.ann.widgets.find((w) => w.name === "face"); face.value = 9; face.callback(9); }""")
+    assert picker.marked("next") == [] and picker.says.inner_text() == "there is no face 9 here"
+
+
+def test_one_face_takes_no_room_and_a_second_picture_is_turned_to(page, server):
+    picker = Picker(page, server, drawn(server, "one", TWO[1:]))
+    picker.run()
+    assert page.locator(".mmdiff-faces:visible").count() == 0
+    picker = Picker(page, server, drawn(server, "two", TWO), drawn(server, "one", TWO[:1]), drawn(server, "three", THREE))
+    picker.run()
+    assert picker.faces.count() == 2 and "1 of 3" in picker.root.locator(".turn").inner_text()
+    picker.faces.nth(1).click(force=True)       # past the check that it is enabled
+    assert picker.number == 0 and "picture 2 has 1 face" in picker.says.inner_text()
+    shot(page, "faces_not_on_every_picture")
+    picker.root.get_by_role("button", name="Next picture").click()
+    assert picker.faces.count() == 3 and "3 of 3" in picker.root.locator(".turn").inner_text() and picker.marked("used") == ["2"]
+    shot(page, "faces_of_three_pictures")
+    picker.faces.nth(0).click()
+    assert picker.number == 1
+
+
+def test_a_face_number_from_another_node_is_left_alone(page, server):
+    picker = Picker(page, server, drawn(server, "two", TWO))
+    picker.run()
+    page.evaluate("""() => {
+      const number = LiteGraph.createNode("PrimitiveInt");
+      number.pos = [-300, 700];
+      app.graph.add(number);
+      nodes.ann.widgets.find((w) => w.name === "face").value = 0;
+      number.connect(0, nodes.ann, nodes.ann.inputs.findIndex((i) => i.name === "face"));
+    }""")
+    assert picker.says.inner_text() == "face is connected: it is chosen there"
+    picker.faces.nth(0).click(force=True)       # past the check that it is enabled
+    assert picker.number == 0 and {f.get_attribute("aria-disabled") for f in picker.faces.all()} == {"true"}
+
+
+def test_the_picker_is_there_again_after_another_tab(page, server):
+    picker = Picker(page, server, drawn(server, "two", TWO))
+    picker.run()
+    key = page.evaluate("app.extensionManager.workflow.activeWorkflow.filename")
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    page.wait_for_function("(key) => app.extensionManager.workflow.activeWorkflow.filename !== key", arg=key)
+    page.wait_for_timeout(300)
+    assert page.locator(".mmdiff-faces:visible").count() == 0
+    page.locator(".workflow-tabs").get_by_text(key, exact=True).click()
+    picker.faces.nth(1).wait_for()
+    page.wait_for_timeout(300)
+    picker.faces.nth(0).click()
+    assert picker.number == 1 and picker.marked("used") == ["2"]
+
+
+# ---------------------------------------------------------------- who a box is for, by sight
+
+def test_each_box_shows_its_subjects_reference_and_after_a_run_what_the_encoder_saw(page, server):
+    first, second = drawn(server, "first", TWO[:1]), drawn(server, "second", TWO[1:])
+    page.evaluate(PORTRAIT, [first])
+    page.evaluate("""(name) => {
+      const load = LiteGraph.createNode("LoadImage");
+      load.pos = [-500, 800];
+      load.widgets.find((w) => w.name === "image").value = name;
+      const dot = LiteGraph.createNode("Reroute");
+      for (const node of [load, dot]) app.graph.add(node);
+      load.connect(0, dot, 0);
+      dot.connect(0, nodes.ben, nodes.ben.inputs.findIndex((i) => i.name === "image"));
+    }""", second)
+    editor = Editor(page)
+    editor.draw_both()
+    look = "(e) => decodeURIComponent(getComputedStyle(e).backgroundImage)"
+    shown = [editor.shown.nth(i).locator(".likeness").evaluate(look) for i in range(2)]
+    assert f"filename={first}" in shown[0] and f"filename={second}" in shown[1] and all("type=input" in address for address in shown)
+    assert f"filename={second}" in editor.root.locator(".thumb").evaluate(look), "the bar shows whom the next box is for"
+    shot(page, "likeness_before")
+    entry = run_and_wait(page, server)
+    page.wait_for_timeout(500)
+    for i, name in enumerate(("ann", "ben")):
+        (seen,) = entry["outputs"][str(page.evaluate(f"nodes.{name}.id"))]["images"]
+        assert f"filename={seen['filename']}" in editor.shown.nth(i).locator(".likeness").evaluate(look)
+    shot(page, "likeness")
+    before = editor.boxes
+    editor.drag((0.25, 0.5), (0.3, 0.5))
+    assert editor.boxes[0]["x"] > before[0]["x"], "the picture does not catch the mouse"
+    page.evaluate("() => nodes.ben.disconnectInput(nodes.ben.inputs.findIndex((i) => i.name === 'subjects'))")
+    page.mouse.move(5, 5)
+    editor.root.hover()
+    addresses = [editor.shown.nth(i).locator(".likeness").evaluate(look) for i in range(2)]
+    assert seen["filename"] in addresses[0] and addresses[1] == "none", "Ben comes first now, and nobody second"
+
+
+def test_a_box_without_a_picture_of_its_subject_stays_plain_and_a_loaded_subject_brings_its_own(editor, page):
+    editor.draw_both()
+    look = "() => [...document.querySelectorAll('.mmdiff-boxes .likeness')].map((e) => decodeURIComponent(e.style.backgroundImage))"
+    assert page.evaluate(look) == ["", ""], "what a sprite will look like is not known before a run"
+    page.evaluate("""() => {
+      const loaded = LiteGraph.createNode("MMDiffLoadSubject");
+      loaded.pos = [-500, 900];
+      app.graph.add(loaded);
+      app.nodeOutputs[loaded.id] = { images: [{ filename: "kept.png", subfolder: "", type: "temp" }] };
+      loaded.connect(0, nodes.subject1, nodes.subject1.inputs.findIndex((i) => i.name === "subjects"));
+    }""")
+    page.mouse.move(5, 5)
+    editor.root.hover()
+    first, second = page.evaluate(look)
+    assert "filename=kept.png" in first and "type=temp" in first and second == ""
 
 
 # ---------------------------------------------------------------- the page's language

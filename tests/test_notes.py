@@ -85,12 +85,12 @@ def test_the_encoder_tells_of_a_covered_face_also_under_another_name():
 
     class Covered:
         def portrait(self, image, which, label):
-            face = SimpleNamespace(box=(0, 0, 100, 120), score=0.5, landmarks=FRONTAL.numpy())
+            face = SimpleNamespace(box=(0, 0, 100, 120), score=0.5, landmarks=FRONTAL.numpy(), among=((0, 0, 100, 120),))
             return *case.faces(slot).portrait(image, which, label), face
 
     mmdiff, vision, faces = load_mmdiff(CHECKPOINT), build.clip_vision(), Covered()
     for name in ("ann", "ben"):
-        *_, notes = encode_subject(mmdiff, vision, case.images(slot), faces, name)
+        _, _, notes, _ = encode_subject(mmdiff, vision, case.images(slot), faces, name)
         assert any(note.startswith(f"{name}, picture 1: the face is found with a confidence of only 50%") for note in notes)
 
 

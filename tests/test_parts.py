@@ -119,7 +119,7 @@ def test_the_face_head_with_two_heads_is_the_recorded_one():
 def test_a_general_adapter_needs_no_face(world):
     config = replace(make.narrow_config("sdxl"), variant="general", query_width=96)
     mmdiff = make.random_mmdiff(config)
-    subject, seen, _ = encode_subject(mmdiff, world["vision"], torch.rand(2, 30, 40, 3), None, "fox")
+    subject, seen, *_ = encode_subject(mmdiff, world["vision"], torch.rand(2, 30, 40, 3), None, "fox")
     assert subject.tokens.shape == (8, make.CONTEXT) and subject.references == 2 and seen.shape == (2, 224, 224, 3)
 
 
@@ -152,9 +152,9 @@ def counted(world, monkeypatch):
 def test_another_name_or_weight_encodes_no_picture_and_finds_no_face_again(world, counted):
     (slot,) = CASE.slots()
     mmdiff, images, faces = load_mmdiff(CHECKPOINT), CASE.images(slot), CASE.faces(slot)
-    first, seen, _ = encode_subject(mmdiff, world["vision"], images, faces, "ann")
+    first, seen, *_ = encode_subject(mmdiff, world["vision"], images, faces, "ann")
     runs = len(counted)
-    again, seen_again, _ = encode_subject(mmdiff, world["vision"], images.clone(), faces, "ben", 0.5)
+    again, seen_again, *_ = encode_subject(mmdiff, world["vision"], images.clone(), faces, "ben", 0.5)
     assert runs > 0 and len(counted) == runs and faces.calls == 1
     assert (again.name, again.weight, first.weight) == ("ben", 0.5, 1.0)
     assert torch.equal(again.tokens, first.tokens) and torch.equal(seen, seen_again)

@@ -125,7 +125,7 @@ def test_found_faces_are_drawn_numbered_and_given_as_boxes(tmp_path):
 def test_a_portrait_without_faces_is_carried_by_its_noun_alone_and_says_what_is_lost(world):
     mmdiff, clip_vision, clip = world
     image = torch.rand(2, 50, 40, 3, generator=torch.Generator().manual_seed(0))
-    subject, seen, notes = encode_subject(mmdiff, clip_vision, image, None, "ann", clip_only=True)
+    subject, seen, notes, _ = encode_subject(mmdiff, clip_vision, image, None, "ann", clip_only=True)
     assert subject.tokens.shape == (0, mmdiff.config.context_width) and len(seen) == 2
     assert len(notes) == 1 and "the face does not" in notes[0] and "insightface" in notes[0]
     fused = encode_prompt(clip, mmdiff, "a man<|subj|> reading", "", (subject,))

@@ -108,12 +108,13 @@ def test_the_workflows_and_the_demo_draw_with_the_small_worlds_sampler_numbers()
     root = Path(__file__).parents[1]
     demo = json.loads((root / "tests/small_world/demo/two_ghosts.api.json").read_text(encoding="utf-8"))
     found = [node["inputs"] for node in demo.values() if node["class_type"] == "KSampler"]
-    for path in (root / "workflows").glob("small_world_*.json"):
+    workflows = list((root / "workflows").glob("small_world_*.json"))
+    for path in workflows:
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             if node["type"] == "KSampler":
                 steps, cfg, name, scheduler = node["widgets_values"][2:6]
                 found.append({"steps": steps, "cfg": cfg, "sampler_name": name, "scheduler": scheduler})
-    assert len(found) == 5
+    assert len(found) == 1 + len(workflows) == 9
     for inputs in found:
         assert {k: inputs[k] for k in sizes.SAMPLING} == sizes.SAMPLING
 

@@ -2,31 +2,39 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from mmdiff_core import checkpoint
 from mmdiff_core.host.text import MARKERS
 from mmdiff_core.small_world import scenes, sprites
 from mmdiff_core.small_world.scenes import Identity
 
+import make
 from server import PACK, PACK_NAME, TESTS, Server
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 PHOTOS = TESTS / "tiny/demo/photos"
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-NAMES = {"single_portrait", "several_references", "two_subjects", "delayed_conditioning",
-         "small_world_one_subject", "small_world_two_subjects", "small_world_masks",
-         "small_world_attention_maps"}
-# how the graphs run without the real models: node type -> (stand-in, {output: output of the stand-in})
-STAND_INS = {"CheckpointLoaderSimple": {0: 0, 1: 1, 2: 2}, "CLIPVisionLoader": {0: 3}}
-SMALL = {
-    "MMDiffLoad": {"checkpoint": "tiny-portrait"}, "MMDiffLoadFaceAnalysis": {"model": "stand_in", "device": "cpu"},
-    "EmptyLatentImage": {"width": 192, "height": 128}, "KSampler": {"steps": 2},
-}
+NAMES = {"single_portrait", "several_references", "two_people_free", "two_people_boxes", "three_subjects", "identity_mixing",
+         "general_subject", "with_controlnet", "with_style_lora", "save_subject", "load_subject", "delayed_conditioning",
+         "small_world_one_subject", "small_world_several_references", "small_world_two_subjects", "small_world_three_subjects",
+         "small_world_boxes", "small_world_masks", "small_world_mixing", "small_world_attention_maps"}
+# how the graphs run without the real models: node type -> (stand-in, {output: output of the stand-in}); the LoRA and the general
+# adapter are real files of the tiny model's size, under the names that the graphs ask for
+TINY = "MMDiffLoadTinyReferenceModel"
+STAND_INS = {"CheckpointLoaderSimple": (TINY, {0: 0, 1: 1, 2: 2}), "CLIPVisionLoader": (TINY, {0: 3}),
+             "ControlNetLoader": ("MMDiffLoadTinyControlNet", {0: 0})}
+FILES = {"portrait_generation": "tiny-portrait", "buffalo_l": "stand_in", "auto": "cpu"}
+SMALL = {"EmptyLatentImage": {"width": 192, "height": 128}, "ImageScale": {"width": 192, "height": 128}, "KSampler": {"steps": 2}}
 SMALL_WORLD = {"KSampler": {"steps": 4}, "EmptyLatentImage": {"batch_size": 1}}     # its graphs run as they are, only shorter
 
 DEMO_GHOSTS = {"violet_ghost": Identity(0.74, 0.17, "stripes", "white", "crown"), "teal_ghost": Identity(0.5, 0.84, "bars", "dark", "bow")}
@@ -70,6 +78,12 @@ def in_the_small_world(workflow: dict) -> bool:
 
 def test_exactly_the_promised_workflows_are_bundled():
     assert {p.stem for p in WORKFLOWS} == NAMES
+
+
+def test_the_readme_says_what_each_one_shows():
+    (section,) = re.findall(r"## Bundled workflows\n(.*?)\n## ", (PACK / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    named = [name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(NAMES)
 
 
 def test_every_node_exists_and_has_the_widgets_it_was_saved_with(workflow, info):
@@ -124,16 +138,37 @@ def chain_of_subjects(workflow: dict) -> list[str]:
     return chain
 
 
+def names_in_the_chain(workflow: dict) -> list[str]:
+    """What the prompt can call: the subjects' names as markers write them; a mix stands for all that it was made of."""
+    nodes = {n["id"]: n for n in workflow["nodes"]}
+    names = [Path(n["widgets_values"][0]).stem if n["type"] == "MMDiffLoadSubject" else n["widgets_values"][0]
+             for n in nodes.values() if n["type"] in ("MMDiffSubjectEncoder", "MMDiffLoadSubject")]
+    mixes = [n["widgets_values"][2] for n in nodes.values() if n["type"] == "MMDiffMixSubjects"]
+    return [name.lower() for name in mixes or names]
+
+
 def test_the_prompt_has_a_marker_for_every_chained_subject(workflow):
+    texts = [n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MMDiffTextEncode"]
+    if not texts:
+        assert any(n["type"] == "MMDiffSaveSubject" for n in workflow["nodes"]), "what draws nothing keeps subjects"
+        return
+    makers = ("MMDiffSubjectEncoder", "MMDiffLoadSubject")
     chain = chain_of_subjects(workflow)
-    (text,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MMDiffTextEncode")
-    assert len(MARKERS.findall(text)) == chain.count("MMDiffSubjectEncoder") > 0
-    assert chain.count("MMDiffSubjectEncoder") == [n["type"] for n in workflow["nodes"]].count("MMDiffSubjectEncoder")
+    assert sum(chain.count(m) for m in makers) == sum(n["type"] in makers for n in workflow["nodes"]) > 0
+    marked = [m.strip("<|>").lower() for m in MARKERS.findall(texts[0])]
+    assert sorted(marked) == sorted(names_in_the_chain(workflow)) or marked == ["subj"] * len(names_in_the_chain(workflow))
 
 
 def test_a_note_explains_the_workflow_and_its_marker(workflow):
     (note,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MarkdownNote")
     assert "<|subj|>" in note and "**Files**" in note
+    for marker in (m for n in workflow["nodes"] if n["type"] == "MMDiffTextEncode" for m in MARKERS.findall(n["widgets_values"][0])[:1]):
+        assert marker in note
+
+
+def test_every_graph_that_a_note_names_is_bundled(workflow):
+    (note,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MarkdownNote")
+    assert set(re.findall(r"\*([a-z]+(?:_[a-z]+)+)\*", note)) <= NAMES
 
 
 def test_every_loaded_photo_is_a_demo_photo(workflow):
@@ -148,35 +183,77 @@ def test_every_demo_photo_is_small_and_has_its_licence_stated():
 
 def to_api(workflow: dict, info: dict) -> dict:
     """The saved graph as the server takes it, with SDXL's loaders exchanged for the tiny model's, small pictures and few steps."""
-    prompt: dict = {"tiny": {"class_type": "MMDiffLoadTinyReferenceModel", "inputs": {}}}
+    prompt: dict = {}
     instead = SMALL_WORLD if in_the_small_world(workflow) else SMALL
     kinds = {n["id"]: n["type"] for n in workflow["nodes"]}
     origin = {link[0]: (link[1], link[2]) for link in workflow["links"]}
 
     def source(link: int) -> list:
         node, out = origin[link]
-        return ["tiny", STAND_INS[kinds[node]][out]] if kinds[node] in STAND_INS else [str(node), out]
+        if kinds[node] not in STAND_INS:
+            return [str(node), out]
+        stand_in, outputs = STAND_INS[kinds[node]]
+        prompt[stand_in] = {"class_type": stand_in, "inputs": {}}
+        return [stand_in, outputs[out]]
 
     for node in drawn(workflow):
         kind = node["type"]
         if kind in STAND_INS:
             continue
         values = dict(zip(widgets(info[kind]), node["widgets_values"], strict=True))
-        inputs = {k: v for k, v in values.items() if k not in ("control_after_generate", "upload")} | instead.get(kind, {})
+        inputs = {k: FILES.get(v, v) for k, v in values.items() if k not in ("control_after_generate", "upload")} | instead.get(kind, {})
         inputs |= {s["name"]: source(s["link"]) for s in node["inputs"] if s["link"] is not None}
         prompt[str(node["id"])] = {"class_type": kind, "inputs": inputs}
     return prompt
 
 
-def test_the_workflow_runs_in_a_server_and_saves_a_picture(workflow, info, server: Server):
+@pytest.fixture(scope="session")
+def files_of_the_graphs(server: Server) -> None:
+    """The demo photos, a style LoRA and a general adapter, both random and as wide as the tiny model."""
     for photo in PHOTOS.iterdir():
         server.upload(photo)
+    generator = torch.Generator().manual_seed(11)
+    lora = {}
+    for key, weight in load_file(TESTS / "reference/weights/unet_comfy.safetensors").items():
+        if key.endswith(("attn1.to_q.weight", "attn2.to_k.weight")):
+            name = "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
+            lora[f"{name}.lora_up.weight"] = 0.1 * torch.randn(weight.shape[0], 4, generator=generator)
+            lora[f"{name}.lora_down.weight"] = 0.1 * torch.randn(4, weight.shape[1], generator=generator)
+    save_file(lora, server.loras / "pixel-art-xl.safetensors")
+    portrait, _ = checkpoint.read(TESTS / "tiny/models/mmdiff/tiny-portrait")
+    general = replace(portrait, variant="general", behaviour="corrected", query_width=portrait.cls_width)
+    checkpoint.save_single(server.models / "mm-diff-general.safetensors", general, make.random_tensors(general))
+
+
+def test_the_workflow_runs_in_a_server_and_saves_what_it_makes(workflow, info, server: Server, files_of_the_graphs):
+    kinds = {n["type"] for n in workflow["nodes"]}
+    if "MMDiffLoadSubject" in kinds:
+        server.run(to_api(load(PACK / "workflows/save_subject.json"), info))
     prompt = to_api(workflow, info)
     entry = server.run(prompt)
+    if "MMDiffSaveSubject" in kinds:
+        assert {p.name for p in (server.home / "mmdiff_subjects/demo").iterdir()} == {"Eileen.safetensors", "Grace.safetensors"}
+        return
     saved = [image for node, out in entry["outputs"].items() if prompt[node]["class_type"] == "SaveImage" for image in out["images"]]
     assert saved and all((server.output / i["subfolder"] / i["filename"]).stat().st_size > 1000 for i in saved)
+    assert "lora key not loaded" not in server.log.read_text(encoding="utf-8", errors="replace")
     if in_the_small_world(workflow):
         assert_dots(server.output / saved[0]["subfolder"] / saved[0]["filename"])
+
+
+@pytest.mark.parametrize("name, kind, off", [
+    ("with_style_lora", "LoraLoader", {"strength_model": 0.0}), ("with_controlnet", "ControlNetApplyAdvanced", {"strength": 0.0}),
+])
+def test_what_stands_beside_the_subject_has_its_say_in_the_picture(name, kind, off, info, server: Server, files_of_the_graphs):
+    pictures = []
+    for changed in ({}, off):
+        prompt = to_api(load(PACK / f"workflows/{name}.json"), info)
+        (node,) = (n for n in prompt.values() if n["class_type"] == kind)
+        node["inputs"] |= changed
+        (image,) = (i for out in server.run(prompt)["outputs"].values() for i in out.get("images", ()) if i["type"] == "output")
+        with Image.open(server.output / image["subfolder"] / image["filename"]) as picture:
+            pictures.append(np.asarray(picture.convert("RGB"), dtype=np.int16))
+    assert np.abs(pictures[0] - pictures[1]).max() > 2
 
 
 def assert_dots(path: Path) -> None:
@@ -197,6 +274,9 @@ def test_a_small_world_graph_needs_no_file_and_its_note_and_prompt_know_the_worl
     assert f"({', '.join(sprites.CLASSES)})" in note and f"({', '.join(sprites.PLACES.values())})" in note
     (text,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MMDiffTextEncode")
     drawn_kinds = [n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MMDiffSmallWorldSprite"]
+    if any(n["type"] == "MMDiffMixSubjects" for n in workflow["nodes"]):
+        (mixed,) = set(drawn_kinds)                                         # several of a class become one
+        drawn_kinds = [mixed]
     captions = {" and ".join(f"a {kind}<|subj|>" for kind in drawn_kinds) + f" {place}" for place in sprites.PLACES.values()}
     assert MARKERS.sub("<|subj|>", text) in captions
 
@@ -206,9 +286,7 @@ def test_the_loaders_help_page_knows_the_world():
     assert f"Classes: {', '.join(sprites.CLASSES)}." in page and f"Places: {', '.join(sprites.PLACES.values())}." in page
 
 
-def test_the_demo_graph_runs_in_a_server(server: Server):
-    for photo in PHOTOS.iterdir():
-        server.upload(photo)
+def test_the_demo_graph_runs_in_a_server(server: Server, files_of_the_graphs):
     prompt = load(TESTS / "tiny/demo/portrait.api.json")
     prompt["sample"]["inputs"]["steps"] = 2
     prompt["latent"]["inputs"] |= {"width": 192, "height": 128}

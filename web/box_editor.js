@@ -2,8 +2,11 @@
  * shows it and writes it. Plain elements, so it is the same in both of ComfyUI's ways to draw nodes. */
 import { app } from "../../scripts/app.js";
 import { between, COLOURS, colourOf, isTooSmall, moved, parseBoxes, stretched, writeBoxes } from "./box_maths.js";
+import { addStyle, after, element, setWidget } from "./elements.js";
+import { everyNode } from "./last_shown.js";
 import { stayShown } from "./stay_shown.js";
-import { namesBefore, widgetOf } from "./subject_names.js";
+import { subjectsBefore, widgetOf } from "./subject_names.js";
+import { pictureOf } from "./subject_pictures.js";
 import { say } from "./words.js";
 
 const HEIGHT = 270;
@@ -23,6 +26,7 @@ const STYLE = `
 .mmdiff-boxes .bar button[aria-pressed="true"] { background: var(--tone); color: #111; }
 .mmdiff-boxes .bar button.nobody { opacity: 0.35; }
 .mmdiff-boxes .bar .who { flex: 1; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; padding-left: 3px; }
+.mmdiff-boxes .bar .thumb { flex: none; width: 20px; height: 20px; margin-left: 3px; border-radius: 3px; background: center / cover no-repeat; }
 .mmdiff-boxes .area { flex: 1; min-height: 0; position: relative; }
 .mmdiff-boxes .stage { position: absolute; inset: 0; margin: 0 auto;
   box-sizing: border-box; background: #1b1b1b; outline: 1px solid #666; cursor: crosshair; touch-action: none; overflow: hidden; }
@@ -34,6 +38,7 @@ const STYLE = `
 .mmdiff-boxes .box.chosen { z-index: 1; background: color-mix(in srgb, var(--tone) 42%, transparent); }
 .mmdiff-boxes .box:focus-visible { box-shadow: inset 0 0 0 1px #fff; }
 .mmdiff-boxes .box.nobody { border-style: dashed; }
+.mmdiff-boxes .likeness { position: absolute; inset: 0; opacity: 0.4; background: center / contain no-repeat; pointer-events: none; }
 .mmdiff-boxes .label { position: absolute; left: 0; top: 0; max-width: calc(100% - 16px); overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
   box-sizing: border-box; padding: 1px 4px; background: var(--tone); color: #111; font-weight: bold; pointer-events: none; }
 .mmdiff-boxes .remove { position: absolute; right: 0; top: 0; width: 15px; height: 15px; padding: 0; border: 0; background: var(--tone); color: #111;
@@ -44,21 +49,12 @@ const STYLE = `
 `;
 const PLACES = { n: [50, 0], ne: [100, 0], e: [100, 50], se: [100, 100], s: [50, 100], sw: [0, 100], w: [0, 50], nw: [0, 0] };
 
-/** @param {string} tag
- * @param {string} className
- * @param {HTMLElement} [parent] */
-function element(tag, className, parent, attributes = {}) {
-  const made = document.createElement(tag);
-  made.className = className;
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  parent?.append(made);
-  return made;
-}
-
-function addStyle() {
-  if (document.getElementById("mmdiff-boxes-style")) return;
-  const style = element("style", "", document.head, { id: "mmdiff-boxes-style" });
-  style.textContent = STYLE;
+/** A picture behind an element, or none; left alone where it is the same, so that it does not flicker.
+ * @param {HTMLElement} shown
+ * @param {string} [address] */
+function showPicture(shown, address) {
+  const wanted = address ? `url("${address}")` : "";
+  if (shown.style.backgroundImage !== wanted) shown.style.backgroundImage = wanted;
 }
 
 class BoxEditor {
@@ -87,6 +83,7 @@ class BoxEditor {
       button.addEventListener("click", () => this.chooseSubject(i + 1));
       return button;
     });
+    this.thumb = element("span", "thumb", bar);
     this.who = element("span", "who", bar);
     this.area = element("div", "area", this.root);
     this.stage = element("div", "stage", this.area, { tabindex: "0", role: "group", title: help(), "aria-label": `${say("Boxes.")} ${help()}` });
@@ -131,21 +128,16 @@ class BoxEditor {
   /** Write the boxes down as one step that can be undone. */
   write() {
     const text = writeBoxes(this.boxes);
-    if (text !== this.widget.value) {
-      this.widget.value = text;
-      this.widget.callback?.(text);
-      app.graph.setDirtyCanvas(true, true);
-      const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
-      if (tracker?.captureCanvasState) tracker.captureCanvasState(); // newer frontends name it so, and warn of the other
-      else tracker?.checkState?.();
-    }
+    if (text !== this.widget.value) setWidget(this.widget, text);
     this.read();
   }
 
   // ---------------------------------------------------------------- what is seen
 
   show() {
-    const names = namesBefore(this.node);
+    const subjects = subjectsBefore(this.node);
+    const names = subjects.map(({ name }) => name);
+    const pictures = subjects.map(({ node }) => pictureOf(node));
     const nameOf = (/** @type {number} */ n) => names[n - 1] ?? (names.length ? say("no such subject") : "");
     this.fit();
     const current = this.boxes[this.chosen]?.subject ?? this.subject;
@@ -156,6 +148,8 @@ class BoxEditor {
       button.classList.toggle("nobody", names.length > 0 && i >= names.length);
     });
     this.who.textContent = nameOf(current);
+    showPicture(this.thumb, pictures[current - 1]);
+    this.thumb.style.display = pictures[current - 1] ? "" : "none";
     this.hint.textContent = !this.readable
       ? say("The text of boxes cannot be read; drawing starts anew")
       : this.boxes.length ? "" : say("Drag to draw a box");
@@ -168,7 +162,8 @@ class BoxEditor {
       shown.classList.toggle("chosen", i === this.chosen);
       shown.classList.toggle("nobody", names.length > 0 && box.subject > names.length);
       const label = `${box.subject} ${nameOf(box.subject)}`.trim();
-      shown.firstElementChild.textContent = label;
+      showPicture(/** @type {HTMLElement} */ (shown.querySelector(".likeness")), pictures[box.subject - 1]);
+      shown.querySelector(".label").textContent = label;
       shown.setAttribute("aria-label", say("Box of subject {label}", { label }));
     });
   }
@@ -183,6 +178,7 @@ class BoxEditor {
 
   newBox() {
     const box = element("div", "box", this.stage, { tabindex: "0", role: "img" });
+    element("div", "likeness", box);
     element("span", "label", box);
     const titles = { title: say("Delete this box"), "aria-label": say("Delete") };
     element("button", "remove", box, { type: "button", tabindex: "-1", ...titles }).textContent = "×";
@@ -321,26 +317,17 @@ class BoxEditor {
   }
 }
 
-/** Call `then` after whatever is called by this name already.
- * @param {any} object
- * @param {string} name
- * @param {() => void} then */
-function after(object, name, then) {
-  const earlier = object[name];
-  object[name] = function () {
-    const result = earlier?.apply(this, arguments);
-    then();
-    return result;
-  };
-}
+/** @type {WeakMap<object, BoxEditor>} */
+const editors = new WeakMap();
 
 app.registerExtension({
   name: "mmdiff.boxes",
   nodeCreated(node) {
     const widget = node.comfyClass === "MMDiffConstraintMasks" && widgetOf(node, "boxes");
     if (!widget) return;
-    addStyle();
+    addStyle("mmdiff-boxes-style", STYLE);
     const editor = new BoxEditor(node, widget);
+    editors.set(node, editor);
     const options = { serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT };
     const shown = node.addDOMWidget("box_editor", "MMDIFF_BOXES", editor.root, options);
     shown.serialize = false; // it holds nothing: the text does
@@ -356,5 +343,9 @@ app.registerExtension({
     stayShown(node, editor.root);
     const least = node.computeSize();
     node.setSize([Math.max(node.size[0], least[0], WIDTH), Math.max(node.size[1], least[1])]);
+  },
+  /** The page has gone back to a graph whose outputs it kept: now the subjects' pictures are known. */
+  onNodeOutputsUpdated() {
+    for (const node of everyNode()) editors.get(node)?.read();
   },
 });

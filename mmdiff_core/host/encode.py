@@ -25,6 +25,14 @@ CHUNK = 77             # text columns of one chunk of a prompt
 MAX_WEIGHT = 10.0      # of a subject; far beyond what is useful
 
 
+@dataclass(frozen=True)
+class FaceChoice:
+    """The faces of one picture that a face number counts, and which of them was used."""
+
+    boxes: tuple[tuple[float, float, float, float], ...]    # x1 y1 x2 y2 in pixels, from left to right
+    used: int                                               # from 1
+
+
 class FaceSource(Protocol):
     """Whoever finds faces: `faces.FaceAnalyser`, or a stand-in."""
 
@@ -35,8 +43,9 @@ class FaceSource(Protocol):
 
 def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: FaceSource | None, name: str,
                    weight: float = 1.0, which_face: int = 0, regions: Sequence[Tensor | None] = (), clip_only: bool = False
-                   ) -> tuple[Subject, Tensor, list[str]]:
-    """All reference pictures (IMAGE [R H W 3]) of one subject -> the subject, what the encoder looked at (IMAGE), and notes for the person.
+                   ) -> tuple[Subject, Tensor, list[str], tuple[FaceChoice, ...]]:
+    """All reference pictures (IMAGE [R H W 3]) of one subject -> the subject, what the encoder looked at (IMAGE), notes for the person, and
+    for each picture of a portrait which faces there were to choose from.
 
     Portrait adapters need `faces`; general ones read the whole pictures. The first reference speaks in the text. What was encoded
     last with this adapter is remembered: another name or weight, or a change earlier in a chain of subjects, encodes nothing again.
@@ -50,27 +59,29 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
     whole = to_uint8(images[..., :3].cpu()).movedim(-1, 1)
     regions = list(regions) or [None] * len(whole)
     settings = which_face, clip_only, clip_vision.patcher.patches_uuid
-    subject, looked_at, query, remarks = mmdiff.encodings.remember(
+    subject, looked_at, query, remarks, choices = mmdiff.encodings.remember(
         (clip_vision, faces), (whole, *regions), settings,
         lambda: _encode(mmdiff, clip_vision, list(whole), faces, name.strip(), which_face, regions, clip_only),
     )
     subject = replace(subject, name=name.strip(), weight=weight)
     notes = [CLIP_ONLY.format(name=subject.name)] if query is None else reference_notes(subject.name, looked_at, query, mmdiff.config)
-    return subject, looked_at.movedim(1, -1), [*notes, *(f"{subject.name}, {remark}" for remark in remarks)]
+    return subject, looked_at.movedim(1, -1), [*notes, *(f"{subject.name}, {remark}" for remark in remarks)], choices
 
 
 def _encode(mmdiff: LoadedMMDiff, clip_vision, whole: Sequence[Tensor], faces: FaceSource | None, name: str, which_face: int,
-            regions: Sequence[Tensor | None], clip_only: bool) -> tuple[Subject, Tensor, Tensor | None, list[str]]:
-    """The subject at weight 1, what was looked at [R 3 S S], what the refiner was asked with (None: only words were made), and what is
-    wrong with the faces."""
+            regions: Sequence[Tensor | None], clip_only: bool
+            ) -> tuple[Subject, Tensor, Tensor | None, list[str], tuple[FaceChoice, ...]]:
+    """The subject at weight 1, what was looked at [R 3 S S], what the refiner was asked with (None: only words were made), what is wrong
+    with the faces, and which there were."""
     pictures = [picture if region is None else cut_out(picture, region) for picture, region in zip(whole, regions, strict=True)]
     padded = torch.stack([object_pixels(picture, mmdiff.config.image_size) for picture in pictures])
     cls = cls_of_pixels(clip_vision, mmdiff.adapter, padded)
     if clip_only and mmdiff.config.variant == "portrait":
-        return _words_only(mmdiff, cls, name), padded, None, []
+        return _words_only(mmdiff, cls, name), padded, None, [], ()
     remarks: list[str] = []
+    choices: tuple[FaceChoice, ...] = ()
     if mmdiff.config.variant == "portrait":
-        query, looked_at, remarks = _portraits(whole, faces, name, which_face, regions)
+        query, looked_at, remarks, choices = _portraits(whole, faces, name, which_face, regions)
     else:
         query, looked_at = cls, padded
     patches = patch_embeddings(clip_vision, looked_at)
@@ -78,7 +89,7 @@ def _encode(mmdiff: LoadedMMDiff, clip_vision, whole: Sequence[Tensor], faces: F
         features = VisionFeatures(cls.to(device), patches.to(device), query.to(device))
         subject = mmdiff.adapter.make_subject(features, name, 1.0)
     subject = replace(subject, encoder=encoder_fingerprint(clip_vision), pictures_seen=small_pictures(looked_at))
-    return subject, looked_at, query, remarks
+    return subject, looked_at, query, remarks, choices
 
 
 def small_pictures(seen: Tensor) -> Tensor:
@@ -91,6 +102,15 @@ def to_look_at(seen: Tensor, side: int = 128) -> Tensor:
     """Pictures [R h w 3] as they are, or, where they are smaller than `side`, enlarged by whole dots for the eye."""
     times = max(1, -(-side // min(seen.shape[1:3])))
     return seen.repeat_interleave(times, 1).repeat_interleave(times, 2)
+
+
+def to_pick_from(pictures: Tensor, side: int = 768) -> Tensor:
+    """Pictures [R h w 3] as they are, or, where they are larger than `side`, as small as that: what the page draws faces on."""
+    scale = side / max(pictures.shape[1:3])
+    if scale >= 1:
+        return pictures
+    size = [max(1, round(length * scale)) for length in pictures.shape[1:3]]
+    return F.interpolate(pictures.movedim(-1, 1), size=size, mode="area").movedim(1, -1)
 
 
 CLIP_ONLY = ("{name}: without faces only the noun carries this person: hair, age and clothes may follow, the face does not. Install "
@@ -106,25 +126,28 @@ def _words_only(mmdiff: LoadedMMDiff, cls: Tensor, name: str) -> Subject:
 
 
 def _portraits(pictures: Sequence[Tensor], faces: FaceSource | None, name: str, which: int, regions: Sequence[Tensor | None]
-               ) -> tuple[Tensor, Tensor, list[str]]:
-    """Embeddings [R 512] and crops [R 3 224 224] in 0..1 of the chosen face on every picture, uint8 [3 H W] each, and remarks on them."""
+               ) -> tuple[Tensor, Tensor, list[str], tuple[FaceChoice, ...]]:
+    """Embeddings [R 512] and crops [R 3 224 224] in 0..1 of the chosen face on every picture, uint8 [3 H W] each, remarks on them, and
+    what each was chosen from."""
     if faces is None:
         raise ValueError(
             "this MM-Diff checkpoint is a portrait one and reads faces: connect Load Face Analysis. It needs the packages insightface "
             "and onnxruntime, and the buffalo_l models under models/insightface/models/buffalo_l. Until then there is clip_only, which "
             "does without the face"
         )
-    progress, found, remarks = comfy.utils.ProgressBar(len(pictures)), [], []
+    progress, found, remarks, choices = comfy.utils.ProgressBar(len(pictures)), [], [], []
     for i, (picture, region) in enumerate(zip(pictures, regions, strict=True), 1):
         comfy.model_management.throw_exception_if_processing_interrupted()
         image, label = picture.movedim(0, -1).contiguous().numpy(), f"{name}, picture {i} of {len(pictures)}"
         embedding, crop, *face = faces.portrait(image, which, label, *([] if region is None else [region.numpy()]))
         found.append((embedding, crop))
-        remarks += [r for f in face for r in face_remarks(i, f.box, f.score, torch.from_numpy(f.landmarks))]
+        for f in face:
+            remarks += face_remarks(i, f.box, f.score, torch.from_numpy(f.landmarks))
+            choices.append(FaceChoice(f.among, f.among.index(f.box) + 1))
         progress.update(1)
     query = torch.from_numpy(np.stack([embedding for embedding, _ in found])).float()
     crops = torch.from_numpy(np.stack([crop for _, crop in found])).movedim(-1, 1).float() / 255
-    return query, crops, remarks
+    return query, crops, remarks, tuple(choices)
 
 
 def find_faces(images: Tensor, analyser) -> tuple[Tensor, list[list[dict]], str]:

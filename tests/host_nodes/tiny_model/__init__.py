@@ -26,6 +26,20 @@ class LoadTinyReferenceModel(io.ComfyNode):
         return io.NodeOutput(build.model(), build.clip(), build.vae(), build.clip_vision())
 
 
+class LoadTinyControlNet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MMDiffLoadTinyControlNet", display_name="Load Tiny ControlNet (random weights)", category=CATEGORY,
+            inputs=[], outputs=[io.ControlNet.Output()],
+        )
+
+    @classmethod
+    def execute(cls):
+        from . import build
+        return io.NodeOutput(build.controlnet())
+
+
 def read_case(path: str):
     spec = importlib.util.spec_from_file_location("mmdiff_recorded_cases", TESTS / "cases.py")
     module = importlib.util.module_from_spec(spec)
@@ -84,7 +98,7 @@ class RecordedSampling(io.ComfyNode):
 
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [LoadTinyReferenceModel, RecordedSubject, RecordedSampling]
+        return [LoadTinyReferenceModel, LoadTinyControlNet, RecordedSubject, RecordedSampling]
 
 
 async def comfy_entrypoint():

@@ -9,9 +9,12 @@ import math
 import tempfile
 from pathlib import Path
 
+import comfy.cldm.cldm
 import comfy.clip_vision
+import comfy.controlnet
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import torch
@@ -79,6 +82,19 @@ def model(folder: Path = REFERENCE, dtype: torch.dtype = torch.float32, unet: di
     return comfy.model_patcher.ModelPatcher(
         base, load_device=comfy.model_management.get_torch_device(), offload_device=comfy.model_management.unet_offload_device()
     )
+
+
+def controlnet(folder: Path = REFERENCE):
+    """CONTROL_NET: an SDXL ControlNet as wide as the small UNet, with seeded random weights."""
+    config = read_config("unet_comfy", folder)
+    del config["out_channels"], config["use_temporal_resblock"]
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        control = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, operations=comfy.ops.manual_cast)
+        for parameter in control.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+    control.eval().requires_grad_(False)
+    return comfy.controlnet.ControlNet(control, load_device=comfy.model_management.get_torch_device(), manual_cast_dtype=torch.float32)
 
 
 def clip(folder: Path = REFERENCE, embeddings: str | None = None):

@@ -1,0 +1,26 @@
+/** What nodes showed at their last run, and where pictures of the server are. */
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+/** @typedef {{filename: string, subfolder?: string, type?: string}} PictureFile */
+
+/** A node's last `ui` output as the page keeps it; it outlives the node when undo makes it anew.
+ * @param {any} node
+ * @returns {Record<string, any> | undefined} */
+export function lastShown(node) {
+  const inside = node.graph?.isRootGraph === false; // of a subgraph
+  return app.nodeOutputs?.[inside ? `${node.graph.id}:${node.id}` : String(node.id)];
+}
+
+/** Where the server gives a picture out.
+ * @param {PictureFile} file */
+export function addressOf({ filename, subfolder = "", type = "input" }) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}${app.getPreviewFormatParam?.() ?? ""}`);
+}
+
+/** The nodes of the open graph and of its subgraphs.
+ * @returns {any[]} */
+export function everyNode() {
+  const root = app.graph?.rootGraph ?? app.graph;
+  return [root, ...(root?.subgraphs?.values() ?? [])].flatMap((graph) => graph?.nodes ?? []);
+}
