@@ -704,3 +704,28 @@ def test_a_box_without_a_picture_of_its_subject_stays_plain_and_a_loaded_subject
     editor.root.hover()
     first, second = page.evaluate(look)
     assert "filename=kept.png" in first and "type=temp" in first and second == ""
+
+
+# ---------------------------------------------------------------- the page's language
+
+def set_locale(server: Server, locale: str) -> None:
+    asked = urllib.request.Request(f"{server.url}/api/settings", json.dumps({**QUIET, "Comfy.Locale": locale}).encode(),
+                                   {"Content-Type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=30):
+        pass
+
+
+def test_the_box_editor_speaks_the_language_that_comfyui_is_set_to(chromium, server):
+    set_locale(server, "zh")
+    page = chromium.new_page(viewport=SIZE)
+    try:
+        page.goto(server.url)
+        page.wait_for_function("() => !!(window.app?.graph && app.extensionManager?.workflow?.activeWorkflow && "
+                               "LiteGraph.registered_node_types.MMDiffTextEncode)", timeout=60_000)
+        page.evaluate(BUILD)
+        editor = Editor(page)
+        assert editor.root.locator(".hint").inner_text() == "拖动鼠标画方框" and "Shift+方向键" in editor.stage.get_attribute("title")
+        assert editor.root.locator(".bar button").nth(1).get_attribute("title") == "主体 2：Teal"
+    finally:
+        page.close()
+        set_locale(server, "en")

@@ -130,7 +130,6 @@ ZH = PACK / "locales/zh/nodeDefs.json"
 # Looked at in a browser: frontend 1.58.1 shows them; 1.32.9 loses every pack's texts when it loads a language besides English, its own fault.
 # What vue-i18n, which shows these texts, reads as its own syntax: plural forms, links, places to fill in
 SYNTAX = set("|@{}$")
-CHINESE_PAGES = {"MMDiffLoad", "MMDiffSubjectEncoder", "MMDiffApplyAttention", "MMDiffLoadFaceAnalysis", "MMDiffSmallWorldLoader"}
 
 
 def keys_of(table: dict, above: str = "") -> set[str]:
@@ -182,14 +181,52 @@ def test_the_server_gives_the_translations_out(server: Server):
     assert not [name for name in given.get("en", {}).get("nodeDefs", {}) if name in translated()], "English would be written twice"
 
 
-def test_the_chinese_pages_name_what_the_english_ones_do(nodes):
+def test_every_node_has_a_chinese_page_that_names_what_the_english_one_does(nodes):
     pages = {path.parent.name: path.read_text(encoding="utf-8") for path in PAGES.glob("*/zh.md")}
-    assert set(pages) == CHINESE_PAGES
+    assert set(pages) == set(nodes)
     assert {name: left for name, page in pages.items() if (left := lacking(nodes[name], page))} == {}
     for name, page in pages.items():
         english = (PAGES / f"{name}.md").read_text(encoding="utf-8")
         assert set(quoted(page)) == set(quoted(english)), f"{name}: other messages than the English page"
         assert translated()[name]["display_name"] == page.splitlines()[0].removeprefix("# ")
+
+
+# ---------------------------------------------------------------- the page's own texts
+
+TEXT = r'"((?:[^"\\]|\\.)*)"'
+DEFINED = r"(?:function )?say\([^)]*\)\s*\{"
+
+
+def shown_by(code: str) -> list[str | None]:
+    """The text of every call of say(); None of a call whose text cannot be read here."""
+    calls = re.finditer(rf"(?<![\w.])(?!{DEFINED})say\(\s*(?:{TEXT}\s*[,)])?", re.sub(rf"function {DEFINED}", "", code))
+    return [call[1] for call in calls]
+
+
+def words() -> dict[str, str]:
+    """English to Chinese, of web/words.js."""
+    (table,) = re.findall(r"^  zh: \{$(.*?)^  \},$", (PACK / "web/words.js").read_text(encoding="utf-8"), re.S | re.M)
+    return dict(re.findall(rf"^    {TEXT}:\s+{TEXT},$", table, re.M))
+
+
+def test_every_text_of_the_page_has_its_chinese_and_no_chinese_is_left_over():
+    shown = [text for path in (PACK / "web").glob("*.js") for text in shown_by(path.read_text(encoding="utf-8"))]
+    assert None not in shown, "the text of say() has to be one literal, or nobody sees that its Chinese is missing"
+    assert set(shown) == set(words()) and len(words()) > 10
+    for english, chinese in words().items():
+        assert sorted(re.findall(r"\{\w+\}", english)) == sorted(re.findall(r"\{\w+\}", chinese)) and re.search(r"[\u4e00-\u9fff]", chinese), english
+
+
+def test_a_text_that_cannot_be_looked_up_would_be_noticed():
+    code = 'export function say(text, values = {}) {}  say("One {n}", { n });  say(text);  say(`Two`);  say("Two" + more);  this.say("Three");'
+    assert shown_by(code) == ["One {n}", None, None, None]
+
+
+def test_bold_words_of_the_chinese_pages_are_shown_bold():
+    """Markdown keeps the stars where punctuation comes before the closing ones and a character right after, which only Chinese does."""
+    for path in PAGES.glob("*/zh.md"):
+        spans = path.read_text(encoding="utf-8").split("**")[1::2]
+        assert spans and [span for span in spans if not re.fullmatch(r"\w|\w.*\w", span)] == [], path
 
 
 def test_english_falls_back_to_the_page_beside_the_folder(server: Server):

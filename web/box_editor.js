@@ -7,15 +7,16 @@ import { everyNode } from "./last_shown.js";
 import { stayShown } from "./stay_shown.js";
 import { subjectsBefore, widgetOf } from "./subject_names.js";
 import { pictureOf } from "./subject_pictures.js";
+import { say } from "./words.js";
 
 const HEIGHT = 270;
 const WIDTH = 300;
 const STEP = 0.01; // of the picture, for one arrow key
 const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
 const ARROWS = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] };
-const HELP =
-  "Drag to draw a box for the chosen subject; drag a box to move it, its handles to resize it. Keys: 1-6 subject, arrows move, " +
-  "Shift+arrows resize, Delete removes, Tab next box, Enter new box, Escape lets go.";
+const help = () =>
+  `${say("Drag to draw a box for the chosen subject; drag a box to move it, its handles to resize it.")} ` +
+  say("Keys: 1-6 subject, arrows move, Shift+arrows resize, Delete removes, Tab next box, Enter new box, Escape lets go.");
 const STYLE = `
 .mmdiff-boxes { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; width: 100%; height: 100%; min-height: ${HEIGHT}px;
   font: 11px/1.2 system-ui, sans-serif; color: #ddd; user-select: none; touch-action: none; }
@@ -85,7 +86,7 @@ class BoxEditor {
     this.thumb = element("span", "thumb", bar);
     this.who = element("span", "who", bar);
     this.area = element("div", "area", this.root);
-    this.stage = element("div", "stage", this.area, { tabindex: "0", role: "group", title: HELP, "aria-label": `Boxes. ${HELP}` });
+    this.stage = element("div", "stage", this.area, { tabindex: "0", role: "group", title: help(), "aria-label": `${say("Boxes.")} ${help()}` });
     this.hint = element("div", "hint", this.stage);
     /** @type {HTMLElement[]} */
     this.shown = [];
@@ -137,18 +138,21 @@ class BoxEditor {
     const subjects = subjectsBefore(this.node);
     const names = subjects.map(({ name }) => name);
     const pictures = subjects.map(({ node }) => pictureOf(node));
-    const nameOf = (/** @type {number} */ n) => names[n - 1] ?? (names.length ? "no such subject" : "");
+    const nameOf = (/** @type {number} */ n) => names[n - 1] ?? (names.length ? say("no such subject") : "");
     this.fit();
     const current = this.boxes[this.chosen]?.subject ?? this.subject;
     this.buttons.forEach((button, i) => {
       button.setAttribute("aria-pressed", String(i + 1 === current));
-      button.title = `Subject ${i + 1}${nameOf(i + 1) ? `: ${nameOf(i + 1)}` : ""}`;
+      const [number, name] = [i + 1, nameOf(i + 1)];
+      button.title = name ? say("Subject {number}: {name}", { number, name }) : say("Subject {number}", { number });
       button.classList.toggle("nobody", names.length > 0 && i >= names.length);
     });
     this.who.textContent = nameOf(current);
     showPicture(this.thumb, pictures[current - 1]);
     this.thumb.style.display = pictures[current - 1] ? "" : "none";
-    this.hint.textContent = !this.readable ? "The text of boxes cannot be read; drawing starts anew" : this.boxes.length ? "" : "Drag to draw a box";
+    this.hint.textContent = !this.readable
+      ? say("The text of boxes cannot be read; drawing starts anew")
+      : this.boxes.length ? "" : say("Drag to draw a box");
     while (this.shown.length < this.boxes.length) this.shown.push(this.newBox());
     while (this.shown.length > this.boxes.length) this.shown.pop()?.remove();
     this.boxes.forEach((box, i) => {
@@ -160,7 +164,7 @@ class BoxEditor {
       const label = `${box.subject} ${nameOf(box.subject)}`.trim();
       showPicture(/** @type {HTMLElement} */ (shown.querySelector(".likeness")), pictures[box.subject - 1]);
       shown.querySelector(".label").textContent = label;
-      shown.setAttribute("aria-label", `Box of subject ${label}`);
+      shown.setAttribute("aria-label", say("Box of subject {label}", { label }));
     });
   }
 
@@ -176,7 +180,8 @@ class BoxEditor {
     const box = element("div", "box", this.stage, { tabindex: "0", role: "img" });
     element("div", "likeness", box);
     element("span", "label", box);
-    element("button", "remove", box, { type: "button", tabindex: "-1", title: "Delete this box", "aria-label": "Delete" }).textContent = "×";
+    const titles = { title: say("Delete this box"), "aria-label": say("Delete") };
+    element("button", "remove", box, { type: "button", tabindex: "-1", ...titles }).textContent = "×";
     for (const sides of HANDLES) {
       const [left, top] = PLACES[sides];
       element("div", "handle", box, { "data-sides": sides, style: `left:${left}%;top:${top}%;cursor:${sides}-resize` });

@@ -5,6 +5,7 @@ import { addStyle, after, element, setWidget } from "./elements.js";
 import { addressOf, everyNode, lastShown } from "./last_shown.js";
 import { stayShown } from "./stay_shown.js";
 import { widgetOf } from "./subject_names.js";
+import { say } from "./words.js";
 
 /** @typedef {{x: number, y: number, width: number, height: number}} Box  in pixels of its picture
  * @typedef {{width: number, height: number, used: number, boxes: Box[], picture: import("./last_shown.js").PictureFile | null}} Faces  of one
@@ -64,15 +65,15 @@ class FacePicker {
   constructor(node, widget) {
     this.node = node;
     this.widget = widget;
-    this.root = element("div", "mmdiff-faces widget-expands", undefined, { role: "group", "aria-label": "Faces found on the pictures" });
+    this.root = element("div", "mmdiff-faces widget-expands", undefined, { role: "group", "aria-label": say("Faces found on the pictures") });
     this.root.style.display = "none";
     const bar = element("div", "bar", this.root);
-    this.largest = this.button("", bar, "largest", () => this.pick(LARGEST));
-    this.largest.title = "The largest face of every picture (0)";
+    this.largest = this.button("", bar, say("largest"), () => this.pick(LARGEST));
+    this.largest.title = say("The largest face of every picture (0)");
     this.turner = element("span", "turn", bar);
-    this.button("", this.turner, "‹", () => this.turnTo(-1)).setAttribute("aria-label", "Earlier picture");
+    this.button("", this.turner, "‹", () => this.turnTo(-1)).setAttribute("aria-label", say("Earlier picture"));
     this.which = element("span", "", this.turner);
-    this.button("", this.turner, "›", () => this.turnTo(1)).setAttribute("aria-label", "Next picture");
+    this.button("", this.turner, "›", () => this.turnTo(1)).setAttribute("aria-label", say("Next picture"));
     this.says = element("span", "says", bar, { role: "status" });
     this.area = element("div", "area", this.root);
     this.stage = element("div", "stage", this.area);
@@ -161,8 +162,9 @@ class FacePicker {
         `bottom:${share(height - box.y - box.height, height)};z-index:${inFront.indexOf(box) + 1}`;
       return button;
     });
-    this.which.textContent = `${this.turn + 1} of ${this.found.length}`;
-    this.which.title = `Picture ${this.which.textContent}`;
+    const place = { number: this.turn + 1, count: this.found.length };
+    this.which.textContent = say("{number} of {count}", place);
+    this.which.title = say("Picture {number} of {count}", place);
     this.turner.style.display = this.found.filter((faces) => faces.picture).length > 1 ? "" : "none";
     this.fit();
     this.mark();
@@ -181,18 +183,20 @@ class FacePicker {
       button.classList.toggle("next", chosen);
       button.setAttribute("aria-pressed", String(!linked && i + 1 === number));
       button.setAttribute("aria-disabled", String(linked || i + 1 > this.most));
-      button.setAttribute("aria-label", `Face ${i + 1} of ${faces.boxes.length}${used ? ", used in the last run" : ""}`);
-      button.title = linked ? "" : this.lacking(i + 1) ?? `Use face ${i + 1}`;
+      const place = { number: i + 1, count: faces.boxes.length };
+      const label = used ? say("Face {number} of {count}, used in the last run", place) : say("Face {number} of {count}", place);
+      button.setAttribute("aria-label", label);
+      button.title = linked ? "" : this.lacking(i + 1) ?? say("Use face {number}", place);
     });
     this.largest.setAttribute("aria-pressed", String(!linked && number === LARGEST));
     this.largest.setAttribute("aria-disabled", String(linked));
-    if (linked) this.say("face is connected: it is chosen there");
-    else if (next === undefined) this.say(`there is no face ${number} here`);
-    else this.say(next === faces.used ? `face ${next} is used` : `next run: face ${next}`);
+    if (linked) this.tell(say("face is connected: it is chosen there"));
+    else if (next === undefined) this.tell(say("there is no face {number} here", { number }));
+    else this.tell(next === faces.used ? say("face {number} is used", { number: next }) : say("next run: face {number}", { number: next }));
   }
 
   /** @param {string} text */
-  say(text) {
+  tell(text) {
     if (this.says.textContent !== text) this.says.textContent = text; // a screen reader would read it again
   }
 
@@ -202,7 +206,9 @@ class FacePicker {
     const index = this.found.findIndex(({ boxes }) => boxes.length < number);
     if (index < 0) return undefined;
     const count = this.found[index].boxes.length;
-    return `the number is for every picture, and picture ${index + 1} has ${count} face${count === 1 ? "" : "s"}`;
+    const values = { picture: index + 1, count };
+    if (count === 1) return say("the number is for every picture, and picture {picture} has {count} face", values);
+    return say("the number is for every picture, and picture {picture} has {count} faces", values);
   }
 
   /** The stage has the picture's shape, as large as there is room. */
@@ -222,7 +228,7 @@ class FacePicker {
     const why = this.lacking(number);
     if (!this.isLinked && why === undefined && number !== Number(this.widget.value)) setWidget(this.widget, number);
     this.mark();
-    if (why !== undefined && !this.isLinked) this.say(why);
+    if (why !== undefined && !this.isLinked) this.tell(why);
   }
 
   /** The next picture that has several faces.

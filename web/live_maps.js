@@ -2,6 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { stayShown } from "./stay_shown.js";
+import { say } from "./words.js";
 
 const HEIGHT = 150;
 
@@ -40,8 +41,9 @@ app.registerExtension({
       const first = !shown();
       frame.style.display = "";
       picture.src = maps.image;
-      picture.alt = maps.names.join(", ");
-      caption.textContent = `${maps.names.join(", ")} (step ${maps.step} of ${maps.steps})`;
+      const names = maps.names.join(", ");
+      picture.alt = names;
+      caption.textContent = say("{names} (step {step} of {steps})", { names, step: maps.step, steps: maps.steps });
       if (first) node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
     };
   },
