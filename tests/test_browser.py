@@ -241,6 +241,21 @@ def test_the_drawing_has_the_pictures_shape(editor, page):
     assert area["width"] / area["height"] == pytest.approx(64 / 96, rel=0.02)
 
 
+def test_the_drawing_has_the_shape_of_a_connected_latent_and_without_one_of_the_typed_size(editor, page):
+    page.evaluate("""() => {
+      nodes.latent.connect(0, nodes.masks, nodes.masks.inputs.findIndex((i) => i.name === "latent"));
+      nodes.latent.widgets.find((w) => w.name === "width").value = 256;
+    }""")
+    editor.root.hover()
+    page.wait_for_timeout(200)
+    area = editor.stage.bounding_box()
+    assert area["width"] / area["height"] == pytest.approx(256 / 128, rel=0.05)
+    page.evaluate("() => nodes.masks.disconnectInput(nodes.masks.inputs.findIndex((i) => i.name === 'latent'))")
+    page.wait_for_timeout(200)
+    area = editor.stage.bounding_box()
+    assert area["width"] / area["height"] == pytest.approx(128 / 96, rel=0.05)
+
+
 def test_the_keyboard_does_all_the_mouse_does(editor, page):
     keys = page.keyboard
     editor.stage.focus()
@@ -415,7 +430,7 @@ def test_a_bundled_graph_opens_with_its_photo_in_the_input_folder(page, server):
     page.wait_for_function("() => app.graph.nodes.some((n) => n.comfyClass === 'LoadImage' && "
                            "n.widgets[0].options.values.includes('grace_hopper.jpg') && n.widgets[0].value === 'grace_hopper.jpg')")
     assert photo.read_bytes() == (PACK / "web/photos/grace_hopper.jpg").read_bytes()
-    page.wait_for_timeout(500)
+    page.wait_for_function("() => [...document.querySelectorAll('.mmdiff-boxes .likeness')].some((i) => i.style.backgroundImage.includes('grace'))")
     shot(page, "photos")
 
 

@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { between, COLOURS, colourOf, isTooSmall, moved, parseBoxes, stretched, writeBoxes } from "./box_maths.js";
 import { addStyle, after, element, setWidget } from "./elements.js";
 import { everyNode } from "./last_shown.js";
+import { pictureSize } from "./picture_size.js";
 import { stayShown } from "./stay_shown.js";
 import { subjectsBefore, widgetOf } from "./subject_names.js";
 import { pictureOf } from "./subject_pictures.js";
@@ -170,7 +171,7 @@ class BoxEditor {
 
   /** The drawing has the picture's shape, as large as there is room. */
   fit() {
-    const [width, height] = ["width", "height"].map((name) => Number(widgetOf(this.node, name)?.value) || 1);
+    const [width, height] = pictureSize(this.node);
     const scale = Math.min(this.area.clientWidth / width, this.area.clientHeight / height);
     this.stage.style.width = `${width * scale}px`;
     this.stage.style.height = `${height * scale}px`;
@@ -320,6 +321,11 @@ class BoxEditor {
 /** @type {WeakMap<object, BoxEditor>} */
 const editors = new WeakMap();
 
+/** Look again at what the graph says about the boxes' subjects. */
+export function readAll() {
+  for (const node of everyNode()) editors.get(node)?.read();
+}
+
 app.registerExtension({
   name: "mmdiff.boxes",
   nodeCreated(node) {
@@ -345,7 +351,5 @@ app.registerExtension({
     node.setSize([Math.max(node.size[0], least[0], WIDTH), Math.max(node.size[1], least[1])]);
   },
   /** The page has gone back to a graph whose outputs it kept: now the subjects' pictures are known. */
-  onNodeOutputsUpdated() {
-    for (const node of everyNode()) editors.get(node)?.read();
-  },
+  onNodeOutputsUpdated: readAll,
 });

@@ -1,6 +1,7 @@
 /** The bundled graphs open with their pictures: a demo photo that a graph names and ComfyUI's input folder lacks is put there. */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { readAll } from "./box_editor.js";
 import { everyNode } from "./last_shown.js";
 import { widgetOf } from "./subject_names.js";
 
@@ -53,5 +54,6 @@ app.registerExtension({
         console.warn(`MM-Diff: the demo photo ${name} could not be put into the input folder: ${error}`);
       }
     }
+    if (wanted.size) readAll(); // boxes show them too
   },
 });
