@@ -93,7 +93,8 @@ def test_every_node_exists_and_has_the_widgets_it_was_saved_with(workflow, info)
         sockets = {k: v[0] for k, v in slots(info[node["type"]])}
         for socket in node["inputs"]:
             assert sockets[socket["name"]] == socket["type"], f"{node['type']}.{socket['name']}"
-        assert [o["type"] for o in node["outputs"]] == info[node["type"]]["output"]
+        known, saved = info[node["type"]]["output"], [o["type"] for o in node["outputs"]]
+        assert saved == (known if node["type"].startswith("MMDiff") else known[:len(saved)]), node["type"]       # newer ComfyUI may add some
 
 
 def test_links_fit_at_both_ends(workflow):
