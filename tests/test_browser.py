@@ -246,6 +246,7 @@ def test_the_drawing_has_the_shape_of_a_connected_latent_and_without_one_of_the_
       nodes.latent.connect(0, nodes.masks, nodes.masks.inputs.findIndex((i) => i.name === "latent"));
       nodes.latent.widgets.find((w) => w.name === "width").value = 256;
     }""")
+    page.mouse.move(5, 5)
     editor.root.hover()
     page.wait_for_timeout(200)
     area = editor.stage.bounding_box()
@@ -426,6 +427,8 @@ def test_a_bundled_graph_opens_with_its_photo_in_the_input_folder(page, server):
     photo.unlink(missing_ok=True)
     page.evaluate("async () => { await app.refreshComboInNodes(); }")
     graph = json.loads((PACK / "workflows/two_people_boxes.json").read_text(encoding="utf-8"))
+    for node in graph["nodes"]:
+        node["properties"].pop("models", None)              # the page asks about those that are missing, over everything else
     page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
     page.wait_for_function("() => app.graph.nodes.some((n) => n.comfyClass === 'LoadImage' && "
                            "n.widgets[0].options.values.includes('grace_hopper.jpg') && n.widgets[0].value === 'grace_hopper.jpg')")
@@ -549,6 +552,7 @@ class Picker:
 
     def __init__(self, page, server, *pictures: str):
         self.page, self.server = page, server
+        page.evaluate("async () => { await app.refreshComboInNodes(); }")       # the pictures are new in the input folder
         page.evaluate(PORTRAIT, list(pictures))
         self.root = page.locator(".mmdiff-faces:visible").first
         self.faces, self.says, self.largest = self.root.locator(".face"), self.root.locator(".says"), self.root.get_by_role("button", name="largest")

@@ -14,7 +14,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import FunctionType, ModuleType
 
 import comfy.ldm.modules.attention as host_attention
@@ -29,6 +28,7 @@ from ..attention import add_to_rows, attend_by_head, by_head, rows_by_head
 from ..layer_weights import layer_factors
 from ..maps import fit_columns
 from ..masks import Area, crop_to_grid, noun_bias, shares, token_bias
+from ..subjects import Subject
 from ..unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
 from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows
 from .models import add_patches_strictly, lora_patches
@@ -73,7 +73,7 @@ class Side:
     """Which subjects a side of the constraint (tokens, or nouns in the text) holds, and to what."""
 
     held: tuple[bool, ...]
-    masks: tuple[Tensor | None, ...]        # of the held ones
+    masks: tuple[Tensor | None, ...]        # of the held ones, on the device
     any: bool
     given: bool                             # whether one of them has a mask
 
@@ -81,6 +81,13 @@ class Side:
     def of(cls, held: Sequence[bool], masks: Sequence[Tensor | None]) -> Side:
         kept = tuple(mask if hold else None for mask, hold in zip(masks, held, strict=True))
         return cls(tuple(held), kept, any(held), any(mask is not None for mask in kept))
+
+    @classmethod
+    def both(cls, subjects: Sequence[Subject], device: torch.device) -> dict[str, Side]:
+        """The sides of a prompt, by name: made once a run, for the loop asks for them at every layer and step."""
+        masks = [None if s.mask is None else s.mask.to(device) for s in subjects]
+        held = {"tokens": [s.hold_tokens for s in subjects], "nouns": [s.hold_nouns for s in subjects]}
+        return {side: cls.of(which, masks) for side, which in held.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +97,7 @@ class PromptState:
 
     prompt: BoundPrompt
     keys: dict[Slot, tuple[Tensor, Tensor]]
-    masks: tuple[Tensor | None, ...]        # of the prompt's subjects, on the device
+    sides: Mapping[str, Side]
     columns: Columns | None = None          # of their nouns and tokens, where the prompt knows its nouns
     finder: Finder | None = None
     made: dict[tuple, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
@@ -98,10 +105,9 @@ class PromptState:
     def on(self, device: torch.device) -> PromptState:
         """The same on another device."""
         keys = {slot: (k.to(device), v.to(device)) for slot, (k, v) in self.keys.items()}
-        masks = tuple(None if m is None else m.to(device) for m in self.masks)
         columns = None if self.columns is None else Columns(self.columns.nouns.to(device), self.columns.tokens.to(device))
         finder = None if self.finder is None else self.finder.on(device, columns)
-        return PromptState(self.prompt, keys, masks, columns, finder)
+        return PromptState(self.prompt, keys, Side.both(self.prompt.subjects, device), columns, finder)
 
     def found(self, progress: Progress) -> Tensor | None:
         """Whose each place is [pictures S h w] by now, where that is looked for and settled. The step is read by whoever needs it alone:
@@ -111,12 +117,6 @@ class PromptState:
     @property
     def holds_nouns(self) -> bool:
         return self.columns is not None and any(s.hold_nouns for s in self.prompt.subjects)
-
-    @cached_property
-    def sides(self) -> dict[str, Side]:
-        """Who is held on either side; the loop asks for it at every layer and step."""
-        held = {"tokens": [s.hold_tokens for s in self.prompt.subjects], "nouns": [s.hold_nouns for s in self.prompt.subjects]}
-        return {side: Side.of(which, self.masks) for side, which in held.items()}
 
     def region(self, place: Place, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Bias [1|B 1 P N] and gate [1 1 P 1] that hold the subjects' tokens to their regions at a place; made once per grid."""
@@ -264,12 +264,11 @@ class Application:
             k, v = key_value(self.adapter, block, tokens, attn.to_k, attn.to_v, self.strength.lora)
             value = by_head(v * (weights * self.factors[block.slot]), attn.heads)
             keys[block.slot] = (by_head(k, attn.heads), value if single is None else value * single)
-        masks = tuple(None if s.mask is None else s.mask.to(device) for s in prompt.subjects)
         columns = Columns.of(prompt.subjects, prompt.nouns, length, device) if prompt.nouns and length else None
         finder = None
         if columns is not None and sigmas is not None:
             finder = make_finder(prompt.subjects, columns, sigmas, sampling, latent, pictures, self.watched, device)
-        return PromptState(prompt, keys, masks, columns, finder)
+        return PromptState(prompt, keys, Side.both(prompt.subjects, device), columns, finder)
 
     # ------------------------------------------------------------ once a model call
     def on_call(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
