@@ -321,9 +321,12 @@ class BoxEditor {
 /** @type {WeakMap<object, BoxEditor>} */
 const editors = new WeakMap();
 
-/** Look again at what the graph says about the boxes' subjects. */
-export function readAll() {
-  for (const node of everyNode()) editors.get(node)?.read();
+/** Look again at what the graph says about the boxes' subjects; `afresh` also at pictures that were not there before. */
+export function readAll(afresh = false) {
+  for (const editor of everyNode().flatMap((node) => editors.get(node) ?? [])) {
+    for (const shown of afresh ? editor.root.querySelectorAll(".likeness, .thumb") : []) showPicture(/** @type {HTMLElement} */ (shown));
+    editor.read();
+  }
 }
 
 app.registerExtension({
@@ -351,5 +354,5 @@ app.registerExtension({
     node.setSize([Math.max(node.size[0], least[0], WIDTH), Math.max(node.size[1], least[1])]);
   },
   /** The page has gone back to a graph whose outputs it kept: now the subjects' pictures are known. */
-  onNodeOutputsUpdated: readAll,
+  onNodeOutputsUpdated: () => readAll(),
 });

@@ -54,6 +54,6 @@ app.registerExtension({
         console.warn(`MM-Diff: the demo photo ${name} could not be put into the input folder: ${error}`);
       }
     }
-    if (wanted.size) readAll(); // boxes show them too
+    if (wanted.size) readAll(true); // boxes show them too
   },
 });

@@ -21,10 +21,7 @@ function pictureBehind(node, input, depth = 0) {
     const passed = source.inputs?.find((/** @type {any} */ i) => i.type === "IMAGE");
     return passed && pictureBehind(source, passed.name, depth + 1);
   }
-  if (source.comfyClass === "LoadImage") {
-    const { value, options } = widgetOf(source, "image") ?? {};
-    return Array.isArray(options?.values) && !options.values.includes(value) ? undefined : fileOf(String(value ?? "")); // of a lacking file none
-  }
+  if (source.comfyClass === "LoadImage") return fileOf(String(widgetOf(source, "image")?.value ?? ""));
   if (source.comfyClass === "ImageBatch") return pictureBehind(source, "image1", depth + 1); // the first reference speaks for the subject
   return lastShown(source)?.images?.[0];
 }
