@@ -135,13 +135,17 @@ def loaded(request, chromium, server, tmp_path_factory):
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda said: said.type == "error" and "mmdiff." in said.text and errors.append(said.text))    # an extension of ours failed
-    page.goto(server.url)
-    page.wait_for_function("() => !!(window.app?.graph && app.extensionManager?.workflow?.activeWorkflow && "
-                           "LiteGraph.registered_node_types.MMDiffTextEncode)", timeout=60_000)
+    open_page(page, server)
     page.shots = tmp_path_factory.mktemp("screenshots") / request.param.replace(" ", "_")
     page.errors = errors
     yield page
     page.close()
+
+
+def open_page(page, server) -> None:
+    page.goto(server.url)
+    page.wait_for_function("() => !!(window.app?.graph && app.extensionManager?.workflow?.activeWorkflow && "
+                           "LiteGraph.registered_node_types.MMDiffTextEncode)", timeout=60_000)
 
 
 class Editor:
@@ -300,6 +304,35 @@ def test_boxes_are_copied_with_their_node(editor, page):
     page.wait_for_function("document.querySelectorAll('.mmdiff-boxes').length === 2")
     found = page.evaluate("app.graph.nodes.filter((n) => n.comfyClass === 'MMDiffConstraintMasks').map((n) => n.widgets.find((w) => w.name === 'boxes').value)")
     assert len(found) == 2 and found[0] == found[1] and page.locator(".mmdiff-boxes").nth(1).locator(".box").count() == 2
+
+
+def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page, server):
+    editor.draw_both()
+    boxes = editor.boxes
+    told = "() => [...document.querySelectorAll('.mmdiff-boxes .label')].map((e) => e.textContent)"
+    page.evaluate("() => { app.graph.convertToSubgraph(new Set([nodes.subject0, nodes.subject1])); }")
+    page.mouse.move(5, 5)
+    editor.root.hover()
+    page.wait_for_timeout(200)
+    assert page.evaluate(told) == ["1 Violet", "2 Teal"], "the subjects are inside a subgraph, the boxes outside"
+    inner = page.evaluate("""async () => {
+      const { subgraph } = app.graph.convertToSubgraph(new Set([nodes.masks, nodes.text]));
+      app.canvas.setGraph(subgraph);
+      app.canvas.ds.offset = [200 - subgraph.nodes[0].pos[0], 130 - subgraph.nodes[0].pos[1]];
+      await new Promise((then) => setTimeout(then, 800));
+      return subgraph.nodes.find((n) => n.comfyClass === "MMDiffConstraintMasks").widgets.find((w) => w.name === "boxes").value;
+    }""")
+    assert json.loads(inner) == boxes
+    page.mouse.move(5, 5)
+    page.locator(".mmdiff-boxes:visible").last.hover()
+    page.wait_for_timeout(200)
+    assert page.evaluate(told)[-2:] == ["1 Violet", "2 Teal"], "boxes in one subgraph, subjects in another"
+    shot(page, "inside_a_subgraph")
+    page.evaluate("() => app.canvas.setGraph(app.graph.rootGraph ?? app.graph)")
+    (sent,) = (n["inputs"]["boxes"] for n in page.evaluate("async () => (await app.graphToPrompt()).output").values()
+               if n["class_type"] == "MMDiffConstraintMasks")
+    assert json.loads(sent) == boxes
+    open_page(page, server)                 # clearing a graph leaves the elements of its subgraphs behind
 
 
 def test_every_finished_change_can_be_undone_and_done_again(page):
@@ -737,9 +770,7 @@ def test_the_box_editor_speaks_the_language_that_comfyui_is_set_to(chromium, ser
     set_locale(server, "zh")
     page = chromium.new_page(viewport=SIZE)
     try:
-        page.goto(server.url)
-        page.wait_for_function("() => !!(window.app?.graph && app.extensionManager?.workflow?.activeWorkflow && "
-                               "LiteGraph.registered_node_types.MMDiffTextEncode)", timeout=60_000)
+        open_page(page, server)
         page.evaluate(BUILD)
         editor = Editor(page)
         assert editor.root.locator(".hint").inner_text() == "拖动鼠标画方框" and "Shift+方向键" in editor.stage.get_attribute("title")

@@ -10,13 +10,36 @@ export const MUTED = 2;
  * @param {string} name */
 export const widgetOf = (node, name) => node.widgets?.find((/** @type {any} */ w) => w.name === name);
 
-/** The node behind an input, through reroutes; undefined where nothing is connected or the link comes from outside a subgraph.
+/** The inside of a subgraph has its inputs at this node number. */
+const SUBGRAPH_INPUTS = -10;
+
+/** The nodes of a graph's whole workflow.
+ * @param {any} graph */
+function everyNodeOf(graph) {
+  const root = graph.rootGraph ?? graph;
+  return [root, ...(root.subgraphs?.values() ?? [])].flatMap((g) => g.nodes);
+}
+
+/** The node that a link comes from, through reroutes and in and out of subgraphs.
+ * @param {any} graph the link's
+ * @param {number | null | undefined} number the link's */
+function originOf(graph, number) {
+  const link = number == null ? null : graph?.getLink?.(number) ?? graph?.links?.[number];
+  if (!link) return undefined;
+  if (Number(link.origin_id) === SUBGRAPH_INPUTS) { // newer frontends have it as text
+    const outside = everyNodeOf(graph).find((node) => node.subgraph === graph);
+    return originOf(outside?.graph, outside?.inputs[link.origin_slot]?.link);
+  }
+  const source = graph.getNodeById(link.origin_id);
+  if (source?.subgraph) return originOf(source.subgraph, source.subgraph.outputs[link.origin_slot]?.linkIds?.[0]);
+  return source?.type === "Reroute" ? originOf(graph, source.inputs?.[0]?.link) : source ?? undefined;
+}
+
+/** The node behind an input, through reroutes and in and out of subgraphs; undefined where nothing is connected.
  * @param {any} node
  * @param {string} input */
 export function behind(node, input) {
-  const slot = node.inputs?.findIndex((/** @type {any} */ i) => i.name === input) ?? -1;
-  const source = slot < 0 || !node.graph ? null : node.getInputNode?.(slot); // newer frontends throw for a node that is in no graph yet
-  return source?.type === "Reroute" ? behind(source, source.inputs?.[0]?.name) : source ?? undefined;
+  return originOf(node.graph, node.inputs?.find((/** @type {any} */ i) => i.name === input)?.link);
 }
 
 /** @param {any} node */
