@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from PIL import Image  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
-from test_browser import FLAGS, QUIET, browser  # noqa: E402
+from test_browser import EMPTY, FLAGS, QUIET, browser  # noqa: E402
 
 from server import PACK, Server  # noqa: E402
 
@@ -36,20 +36,7 @@ SIZES = {        # of nodes that are better read a little larger than they begin
     "MMDiffSaveSubject": (360, 150), "MMDiffSmallWorldSprite": (270, 230), "MMDiffLoadSubject": (330, 250), "MMDiffFindFaces": (300, 370),
 }
 
-GRAPH = """async () => {
-  app.graph.clear();
-  const nodes = window.nodes = {};
-  const add = (name, kind, x, y, values = {}, size = null) => {
-    const node = nodes[name] = LiteGraph.createNode(kind);
-    node.pos = [x, y];
-    for (const [key, value] of Object.entries(values)) {
-      const widget = node.widgets.find((w) => w.name === key);
-      if (!widget) throw new Error(`${kind} has no widget ${key}: ${node.widgets.map((w) => w.name)}`);
-      widget.value = value;
-    }
-    app.graph.add(node);
-  };
-  const link = (from, out, to, into) => nodes[from].connect(out, nodes[to], nodes[to].inputs.findIndex((i) => i.name === into));
+GRAPH = """async () => {""" + EMPTY + """
   const column = (i) => i * 600;
   add("world", "MMDiffSmallWorldLoader", column(0), 0);
   add("sprite0", "MMDiffSmallWorldSprite", column(1), 0,
@@ -109,20 +96,7 @@ GRAPH = """async () => {
   add("doctor", "MMDiffDoctor", column(9), 0);
 }"""
 
-PORTRAIT = """async (photos) => {
-  app.graph.clear();
-  const nodes = window.nodes = {};
-  const add = (name, kind, x, y, values = {}) => {
-    const node = nodes[name] = LiteGraph.createNode(kind);
-    node.pos = [x, y];
-    for (const [key, value] of Object.entries(values)) {
-      const widget = node.widgets.find((w) => w.name === key);
-      if (!widget) throw new Error(`${kind} has no widget ${key}: ${node.widgets.map((w) => w.name)}`);
-      widget.value = value;
-    }
-    app.graph.add(node);
-  };
-  const link = (from, out, to, into) => nodes[from].connect(out, nodes[to], nodes[to].inputs.findIndex((i) => i.name === into));
+PORTRAIT = """async (photos) => {""" + EMPTY + """
   add("load", "MMDiffLoad", 0, 0, { checkpoint: "tiny-portrait" });
   add("faces", "MMDiffLoadFaceAnalysis", 0, 400, { model: "stand_in", device: "cpu" });
   add("photo", "LoadImage", 600, 0, { image: photos[1] });

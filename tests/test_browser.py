@@ -25,18 +25,26 @@ NEWEST = "MMDIFF_NEWEST_FRONTEND"      # the folder of the newest frontend, for 
 SIZE = {"width": 1500, "height": 1100}
 QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Graph.CanvasInfo": False, "Comfy.Minimap.Visible": False}
 
-# The small world's two subjects with regions, built in the page. `window.nodes` holds the nodes by short names.
-BUILD = """async () => {
+# An empty graph, and how nodes are put there: `window.nodes` holds them by short names.
+EMPTY = """
   app.graph.clear();
   app.graph.state.lastNodeId = window.lastId = (window.lastId ?? 0) + 100;     // Nodes 2.0 puts a number it knows where it was before
   const nodes = window.nodes = {};
   const add = (name, kind, x, y, values = {}) => {
     const node = nodes[name] = LiteGraph.createNode(kind);
     node.pos = [x, y];
-    for (const [key, value] of Object.entries(values)) node.widgets.find((w) => w.name === key).value = value;
+    for (const [key, value] of Object.entries(values)) {
+      const widget = node.widgets.find((w) => w.name === key);
+      if (!widget) throw new Error(`${kind} has no widget ${key}: ${node.widgets.map((w) => w.name)}`);
+      widget.value = value;
+    }
     app.graph.add(node);
   };
   const link = (from, out, to, into) => nodes[from].connect(out, nodes[to], nodes[to].inputs.findIndex((i) => i.name === into));
+"""
+
+# The small world's two subjects with regions, built in the page.
+BUILD = """async () => {""" + EMPTY + """
   add("world", "MMDiffSmallWorldLoader", -1200, 0);
   for (const [i, [name, hue]] of [["Violet", 0.74], ["Teal", 0.5]].entries()) {
     add(`sprite${i}`, "MMDiffSmallWorldSprite", -900, i * 500, { kind: "ghost", first_colour: hue });
@@ -520,17 +528,7 @@ def test_the_offer_follows_the_graph_and_goes_away_again(page):
 # ---------------------------------------------------------------- the faces of a portrait
 
 # A portrait subject from pictures of the input folder; "discs" finds a face wherever one was drawn.
-PORTRAIT = """async (names) => {
-  app.graph.clear();
-  app.graph.state.lastNodeId = window.lastId = (window.lastId ?? 0) + 100;
-  const nodes = window.nodes = {};
-  const add = (name, kind, x, y, values = {}) => {
-    const node = nodes[name] = LiteGraph.createNode(kind);
-    node.pos = [x, y];
-    for (const [key, value] of Object.entries(values)) node.widgets.find((w) => w.name === key).value = value;
-    app.graph.add(node);
-  };
-  const link = (from, out, to, into) => nodes[from].connect(out, nodes[to], nodes[to].inputs.findIndex((i) => i.name === into));
+PORTRAIT = """async (names) => {""" + EMPTY + """
   add("tiny", "MMDiffLoadTinyReferenceModel", -900, 0);
   add("mmdiff", "MMDiffLoad", -900, 250, { checkpoint: "tiny-portrait" });
   add("faces", "MMDiffLoadFaceAnalysis", -900, 450, { model: "discs", device: "cpu" });
