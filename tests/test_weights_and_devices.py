@@ -187,4 +187,4 @@ def test_rows_on_another_device_show_the_subjects_from_that_device(scene):
     options = {**options, "sigmas": torch.tensor([2.0])}
     for device in (torch.device("cpu"), OTHER):
         (group,) = application.groups((Row(prompt),), 1, device, options)
-        assert {t.device for pair in group.state.keys.values() for t in pair} | {m.device for m in group.state.masks} == {device}
+        assert {t.device for pair in group.state.keys.values() for t in pair} | {m.device for m in group.state.sides["tokens"].masks} == {device}
