@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")      # the tests' matrices are tiny: on a busy machine threads wait for each other, ten times as long
+
 TESTS = Path(__file__).resolve().parent
 PACK = TESTS.parent
 
