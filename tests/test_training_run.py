@@ -78,12 +78,12 @@ def test_the_constraint_raises_a_trained_adapters_image_map_inside_the_own_mask(
     for weight in (0.0, WEIGHT):
         run = dataclasses.replace(shipped, constraint=ConstraintConfig(text=weight, image=weight))
         task = build_task(run, flat=checkpoint.read(path)[1])
-        loop = LoopConfig.from_dict({**LOOP, "steps": 25, "learning_rate": 3e-4})
+        loop = LoopConfig.from_dict({**LOOP, "steps": 40, "learning_rate": 3e-4})
         fit(task, load_data({"kind": "small-world", "count": 2}, 1), loop, tmp_path / str(weight))
         with torch.no_grad():
             inside[weight] = task(judged)["image_inside"].item()
         task.bridge.close()
-    assert inside[WEIGHT] > inside[0.0] + 0.005         # 25 equal steps on the same pictures give 0.010; without the constraint they are equal
+    assert inside[WEIGHT] > inside[0.0] + 0.01
 
 
 def test_the_result_loads_and_samples_through_the_nodes(trained):
