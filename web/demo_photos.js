@@ -23,7 +23,9 @@ const offered = (widget) => (Array.isArray(widget?.options?.values) ? widget.opt
  * @param {string} name
  * @returns {Promise<string>} */
 async function upload(name) {
-  const photo = await (await fetch(new URL(`./photos/${name}`, import.meta.url))).blob();
+  const found = await fetch(new URL(`./photos/${name}`, import.meta.url));
+  if (!found.ok) throw new Error(`${found.status} ${found.statusText}`); // else its error page would become the picture
+  const photo = await found.blob();
   const form = new FormData();
   form.append("image", new File([photo], name, { type: photo.type }));
   const answer = await api.fetchApi("/upload/image", { method: "POST", body: form });

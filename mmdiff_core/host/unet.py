@@ -97,7 +97,7 @@ class PromptState:
 
     prompt: BoundPrompt
     keys: dict[Slot, tuple[Tensor, Tensor]]
-    sides: Mapping[str, Side]
+    sides: Mapping[str, Side]               # "tokens" and "nouns"
     columns: Columns | None = None          # of their nouns and tokens, where the prompt knows its nouns
     finder: Finder | None = None
     made: dict[tuple, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class PromptState:
 
     @property
     def holds_nouns(self) -> bool:
-        return self.columns is not None and any(s.hold_nouns for s in self.prompt.subjects)
+        return self.columns is not None and self.sides["nouns"].any
 
     def region(self, place: Place, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Bias [1|B 1 P N] and gate [1 1 P 1] that hold the subjects' tokens to their regions at a place; made once per grid."""
