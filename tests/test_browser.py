@@ -28,7 +28,8 @@ QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Graph.CanvasInfo": False, "Comf
 # An empty graph, and how nodes are put there: `window.nodes` holds them by short names.
 EMPTY = """
   app.graph.clear();
-  app.graph.state.lastNodeId = window.lastId = (window.lastId ?? 0) + 100;     // Nodes 2.0 puts a number it knows where it was before
+  // new numbers each time, after a reload too: Nodes 2.0 takes a number that it knows for the node that had it before
+  app.graph.state.lastNodeId = window.lastId = (window.lastId ?? Date.now() % 1e9) + 100;
   const nodes = window.nodes = {};
   const add = (name, kind, x, y, values = {}) => {
     const node = nodes[name] = LiteGraph.createNode(kind);
