@@ -15,7 +15,7 @@ from .config import MMDiffConfig
 from .subjects import Subject
 
 # Below this sharpness a picture has no more detail than one about 60 px wide: the demo photographs have 0.12 to 0.41 at 224 px, the same
-# photographs made 64 px wide and enlarged again 0.005 to 0.014 (tests/test_notes.py).
+# photographs made 64 px wide and enlarged again 0.005 to 0.014 (tests/core/test_notes.py).
 BLURRED = 0.015
 SMALLEST = 112                              # sides below this are pixel art, where sharpness says nothing
 # cosine between unit identities above which two subjects are taken for one another, by what they are compared with

@@ -39,14 +39,35 @@ def reference_folder(config: pytest.Config) -> Path:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
-        from cases import find_cases
+        from support.cases import find_cases
         names = find_cases(reference_folder(metafunc.config))
         metafunc.parametrize("case", names, indirect=True, ids=[p.stem for p in names], scope="session")
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
-    from server import Server
+    from support.server import Server
     started = Server(tmp_path_factory.mktemp("server"))
     yield started
     started.stop()
+
+
+@pytest.fixture(scope="session")
+def case(request: pytest.FixtureRequest):
+    from support.cases import Case
+    return Case(request.param)
+
+
+@pytest.fixture(scope="session")
+def face_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the stand-ins for the face models."""
+    from support.onnx_stand_ins import write_model_pack
+    folder = tmp_path_factory.mktemp("insightface")
+    write_model_pack(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def analyser(face_models: Path):
+    from mmdiff_core import faces
+    return faces.load_analyser(face_models, "stand_in", "cpu")

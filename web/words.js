@@ -1,5 +1,5 @@
 /** The page's own texts in ComfyUI's language. English is the key, so that code reads as it is shown; a text without an entry stays English.
- * tests/test_docs.py compares the entries with the calls. No graph: harmless wherever it is loaded. */
+ * tests/server/test_docs.py compares the entries with the calls. No graph: harmless wherever it is loaded. */
 import { app } from "../../scripts/app.js";
 
 /** By language; {name} is a place for a value. @type {Record<string, Record<string, string>>} */

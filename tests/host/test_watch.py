@@ -1,0 +1,246 @@
+"""Looking at attention while sampling: recordings tell the truth and cost nothing when off; found regions keep subjects apart."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mmdiff_core.host import unet as host_unet
+from mmdiff_core.host.conditioning import BoundPrompt, carry
+from mmdiff_core.host.live import live_view
+from mmdiff_core.host.unet import apply
+from mmdiff_core.host.watch import Progress, Recorder, WatchPlan, step_of, watch, watched_slots
+from mmdiff_core.subjects import FindRegions
+from mmdiff_core.unet_layers import transformer_blocks
+
+from support.scene import BOTH, SIGMAS, Scene, half_masks
+
+NOUNS = ((3,), (7, 9))
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return Scene("sd15")
+
+
+@pytest.fixture(scope="module")
+def model(scene):
+    return apply(scene.model, scene.adapter, BOTH)
+
+
+def prompt(scene, subjects=None, nouns=NOUNS) -> list:
+    return carry(scene.plain, BoundPrompt(scene.subjects if subjects is None else subjects, scene.adapter.fingerprint, nouns))
+
+
+def record(scene, model, positive, plan=WatchPlan(), **options) -> Recorder:  # noqa: B008
+    recorder = Recorder(plan)
+    scene.sample(watch(model, recorder), positive, **options)
+    return recorder
+
+
+class Looks:
+    """Counts the layers at which somebody looked."""
+
+    def __init__(self, monkeypatch):
+        from mmdiff_core.host import watch as module
+        self.count, found = 0, module.Columns.maps
+
+        def counted(columns, look):
+            self.count += 1
+            return found(columns, look)
+
+        monkeypatch.setattr(module.Columns, "maps", counted)
+
+
+# ---------------------------------------------------------------- recordings
+
+def test_watching_changes_no_picture(scene, model):
+    recorder = Recorder(WatchPlan())
+    assert torch.equal(scene.sample(watch(model, recorder), prompt(scene)), scene.sample(model, prompt(scene)))
+    assert [m.names for m in recorder.maps] == [("ann", "bob")]
+
+
+def test_token_maps_sum_to_one_and_noun_maps_stay_below(scene, model):
+    (maps,) = record(scene, model, prompt(scene)).maps
+    assert maps.text.shape == maps.image.shape == (4, 1, 2, 8, 8)
+    assert torch.allclose(maps.image.sum(2), torch.ones(4, 1, 8, 8), atol=1e-4)
+    assert (maps.text > 0).all() and (maps.text.sum(2) < 1).all()
+
+
+def test_a_recorded_noun_map_is_the_softmax_of_that_layer(scene, model):
+    seen = []
+
+    def spy(out, q, k, v, extra_options, **kwargs):
+        if extra_options["cond_or_uncond"] == [0]:
+            seen.append((q, k, extra_options["n_heads"], tuple(extra_options["activations_shape"][-2:])))
+        return torch.zeros_like(out)
+
+    spied = model.clone()
+    slots = spied.model_options["transformer_options"]["patches_replace"]["attn2"]
+    next(p for s, p in slots.items() if s[:2] == ("middle", 0)).add(spy)
+    (maps,) = record(scene, spied, prompt(scene), WatchPlan(strip=1, layers="middle"), cfg=1.0, sigmas=SIGMAS[[0, 4]]).maps
+    (q, k, heads, grid), = seen
+    by_head = [x.unflatten(-1, (heads, -1)).transpose(1, 2).float() for x in (q, k)]
+    softmax = (by_head[0] @ by_head[1].transpose(-1, -2) * by_head[0].shape[-1] ** -0.5).softmax(-1).mean(1)
+    expected = torch.stack([softmax[..., [3]].sum(-1), softmax[..., [7, 9]].sum(-1)], 1).unflatten(-1, grid)
+    assert torch.allclose(maps.text[0], torch.nn.functional.interpolate(expected, size=(8, 8), mode="bilinear"), atol=1e-5)
+
+
+def test_layers_and_steps_that_are_not_watched_are_not_looked_at(scene, model, monkeypatch):
+    looks = Looks(monkeypatch)
+    scene.sample(model, prompt(scene))
+    assert looks.count == 0
+    record(scene, model, prompt(scene), WatchPlan(layers="middle"))
+    assert looks.count == 4
+    record(scene, model, prompt(scene), WatchPlan(layers="middle", end=0.5))
+    assert 4 < looks.count < 8
+
+
+def test_every_picture_of_a_batch_has_its_own_maps(scene, model):
+    maps = record(scene, model, prompt(scene), WatchPlan(strip=2), batch=2).maps[0]
+    assert maps.text.shape[:2] == (2, 2) and torch.allclose(maps.text[:, 0], maps.text[:, 1], atol=1e-5)
+
+
+def test_a_recorder_holds_the_newest_run_and_the_model_keeps_nothing(scene, model):
+    recorder = Recorder(WatchPlan(strip=1))
+    watched = watch(model, recorder)
+    scene.sample(watched, prompt(scene))
+    first = recorder.maps
+    scene.sample(watched, prompt(scene, scene.subjects[:1], NOUNS[:1]))
+    assert first[0].names == ("ann", "bob") and recorder.maps[0].names == ("ann",)
+    scene.sample(watched, scene.plain)
+    assert recorder.maps == []
+    assert "mmdiff-watch" not in watched.model_options["transformer_options"]
+
+
+def test_a_model_that_is_watched_already_is_refused(model):
+    with pytest.raises(ValueError, match="already watched"):
+        watch(watch(model, Recorder(WatchPlan())), Recorder(WatchPlan()))
+
+
+def test_a_prompt_that_was_bound_without_its_nouns_is_not_recorded(scene, model):
+    assert record(scene, model, scene.bound()).maps == []
+
+
+# ---------------------------------------------------------------- while it runs
+
+def test_live_maps_are_sent_throttled_and_after_the_last_step(scene, model):
+    sent, now = [], iter([0.0, 0.0, 0.1, 0.7, 0.7, 0.8, 0.8])
+    view = live_view("7", lambda event, data: sent.append((event, data)), lambda: next(now))
+    scene.sample(watch(model, Recorder(WatchPlan(layers="middle"), view)), prompt(scene))
+    assert [(event, data["node"], data["step"], data["steps"], data["names"]) for event, data in sent] == [
+        ("mmdiff.maps", "7", step, 4, ["ann", "bob"]) for step in (1, 3, 4)
+    ]
+    assert all(data["image"].startswith("data:image/png;base64,") for _, data in sent)
+
+
+def test_an_exception_while_sampling_leaves_nothing_behind_and_keeps_what_was_seen(scene, model):
+    recorder = Recorder(WatchPlan(layers="middle"), lambda recording, step, steps: 1 / 0 if step == 2 else None)
+    watched = watch(model, recorder)
+    with pytest.raises(ZeroDivisionError):
+        scene.sample(watched, prompt(scene))
+    assert recorder.maps[0].names == ("ann", "bob") and "mmdiff-watch" not in watched.model_options["transformer_options"]
+
+
+# ---------------------------------------------------------------- which step it is
+
+def test_the_step_is_told_by_the_samplers_callback_and_the_persons_own_is_called():
+    progress, told = Progress(), []
+    counted = progress.counting(lambda *args: told.append(args))
+    counted(0, "x")
+    counted(1, "y")
+    assert progress.step == 2 and told == [(0, "x"), (1, "y")]
+
+
+def test_a_fraction_of_the_denoising_is_the_first_step_at_or_below_it(scene):
+    sampling = scene.model.get_model_object("model_sampling")
+    sigmas = torch.tensor([float(sampling.percent_to_sigma(p)) for p in (0.0, 0.25, 0.5, 0.75)] + [0.0])
+    assert [step_of(p, sigmas, sampling) for p in (0.0, 0.2, 0.25, 0.5, 0.6, 1.0)] == [0, 1, 1, 2, 3, 4]
+
+
+def test_at_most_twelve_layers_are_watched_unless_named():
+    assert [len(watched_slots(transformer_blocks(base))) for base in ("sdxl", "sd15", "small-world")] == [12, 8, 9]
+
+
+# ---------------------------------------------------------------- found regions
+
+def finding(scene, plan=FindRegions(settle=0.5, sharpness=8.0), **options):  # noqa: B008
+    return tuple(replace(s, find=plan, **options) for s in scene.subjects)
+
+
+def test_before_they_settle_subjects_are_free(scene, model):
+    late = finding(scene, FindRegions(settle=1.0))
+    assert torch.equal(scene.sample(model, prompt(scene, late)), scene.sample(model, prompt(scene)))
+
+
+def test_found_regions_change_the_picture_once_they_are_settled(scene, model):
+    sharp = finding(scene, FindRegions(settle=0.5, sharpness=500.0))        # random weights read everywhere nearly alike
+    assert not torch.allclose(scene.sample(model, prompt(scene, sharp)), scene.sample(model, prompt(scene)), atol=1e-3)
+
+
+def test_without_sharpness_found_regions_change_nothing(scene, model):
+    blunt = finding(scene, FindRegions(settle=0.3, sharpness=0.0))
+    assert torch.allclose(scene.sample(model, prompt(scene, blunt)), scene.sample(model, prompt(scene)), atol=1e-4)
+
+
+def regions_of(scene, model, subjects, monkeypatch, **options) -> list[torch.Tensor]:
+    """What the finder held, at each step where it was asked first."""
+    held, found = [], host_unet.Finder.found
+
+    def noted(self, step):
+        out = found(self, step)
+        if out is not None and (not held or out is not held[-1]):
+            held.append(out)
+        return out
+
+    monkeypatch.setattr(host_unet.Finder, "found", noted)
+    scene.sample(model, prompt(scene, subjects), **options)
+    return held
+
+
+def test_frozen_regions_are_made_once_and_updated_ones_at_every_step(scene, model, monkeypatch):
+    assert len(regions_of(scene, model, finding(scene), monkeypatch)) == 1
+    assert len(regions_of(scene, model, finding(scene, FindRegions(settle=0.5, update=True)), monkeypatch)) > 1
+
+
+def test_regions_are_found_for_every_picture_of_a_batch(scene, model, monkeypatch):
+    (shares,) = regions_of(scene, model, finding(scene), monkeypatch, batch=2)
+    assert shares.shape == (2, 2, 8, 8) and torch.allclose(shares.amax(1), torch.ones(2, 8, 8))
+
+
+def test_one_subject_has_nobody_to_be_kept_apart_from(scene, model):
+    alone = finding(scene)[:1]
+    assert torch.equal(scene.sample(model, prompt(scene, alone, NOUNS[:1])), scene.sample(model, prompt(scene, scene.subjects[:1], NOUNS[:1])))
+
+
+def test_the_unconditional_row_is_never_touched_by_found_regions(scene, model):
+    bound, negative = prompt(scene, finding(scene, hold_nouns=True)), scene.negative
+    free = scene.sample(model, negative, negative=negative, cfg=1.0)
+    assert torch.equal(scene.sample(model, negative, negative=bound, cfg=1.0), free)
+
+
+# ---------------------------------------------------------------- nouns held to their regions
+
+def test_a_noun_held_to_a_region_changes_the_picture_and_one_held_to_everywhere_does_not(scene, model):
+    left, right = half_masks(64)
+    free = tuple(s.masked(m) for s, m in zip(scene.subjects, (left, right)))
+    held = tuple(replace(s, hold_nouns=True) for s in free)
+    assert not torch.allclose(scene.sample(model, prompt(scene, held)), scene.sample(model, prompt(scene, free)), atol=1e-3)
+    everywhere = tuple(replace(s, mask=torch.ones(64, 64), hold_nouns=True) for s in scene.subjects)
+    assert torch.allclose(scene.sample(model, prompt(scene, everywhere)), scene.sample(model, prompt(scene)), atol=1e-4)
+
+
+def test_tokens_can_be_left_free_while_the_nouns_are_held(scene, model):
+    left, right = half_masks(64)
+    neither = tuple(replace(s.masked(m), hold_tokens=False) for s, m in zip(scene.subjects, (left, right)))
+    assert torch.equal(scene.sample(model, prompt(scene, neither)), scene.sample(model, prompt(scene)))
+
+
+def test_nouns_cannot_be_held_where_another_pack_draws_the_text_and_that_is_said(scene):
+    other = scene.model.clone()
+    other.set_model_attn2_replace(lambda q, k, v, extra_options: q, "middle", 0)
+    left, right = half_masks(64)
+    held = tuple(replace(s.masked(m), hold_nouns=True) for s, m in zip(scene.subjects, (left, right)))
+    with pytest.raises(RuntimeError, match="another node draws the text in 1 layers"):
+        scene.sample(apply(other, scene.adapter, BOTH), prompt(scene, held))

@@ -1,0 +1,101 @@
+"""The box editor of MM-Diff Multi-Subject Constraint Masks: drawing with mouse and keyboard."""
+from __future__ import annotations
+
+import pytest
+
+from mmdiff_core.shapes import COLOURS
+
+from support.page import SIZE, Editor, change_settings, close_to, open_page, shot
+from support.page_graphs import BUILD
+
+# ---------------------------------------------------------------- drawing
+
+def test_boxes_are_drawn_moved_resized_and_deleted_with_the_mouse(editor, page):
+    where = page.evaluate("[...nodes.masks.pos]")
+    editor.draw_both()
+    first, second = editor.boxes
+    assert close_to(first, 1, 0.1, 0.1, 0.3, 0.8) and close_to(second, 2, 0.6, 0.2, 0.3, 0.6)
+    editor.drag((0.75, 0.6), (0.65, 0.7))
+    assert close_to(editor.boxes[1], 2, 0.5, 0.3, 0.3, 0.6) and editor.boxes[0] == first
+    editor.drag((0.8, 0.9), (0.95, 1.2))                                    # its lower right handle, out of the picture
+    assert close_to(editor.boxes[1], 2, 0.5, 0.3, 0.45, 0.7)
+    editor.drag((0.72, 0.6), (2.0, -2.0))                                   # moved as far as there is room
+    assert close_to(editor.boxes[1], 2, 0.55, 0.0, 0.45, 0.7)
+    shot(page, "boxes")
+    editor.shown.nth(0).locator(".remove").click()
+    assert len(editor.boxes) == editor.shown.count() == 1 and editor.boxes[0]["subject"] == 2
+    editor.drag((0.1, 0.5), (0.105, 0.505))                                 # a click is no box
+    assert len(editor.boxes) == 1
+    assert page.evaluate("[...nodes.masks.pos]") == where, "the node stays where it is"
+
+
+def test_each_box_says_whose_it_is_in_its_subjects_colour(editor, page):
+    editor.draw_both()
+    editor.choose(3)
+    editor.drag((0.45, 0.85), (0.95, 0.95))
+    assert editor.shown.locator(".label").all_inner_texts() == ["1 Violet", "2 Teal", "3 no such subject"]
+    for i, colour in enumerate(COLOURS[:3]):
+        red, green, blue = bytes.fromhex(colour[1:])
+        assert editor.shown.nth(i).evaluate("(e) => getComputedStyle(e).borderTopColor") == f"rgb({red}, {green}, {blue})"
+
+
+def test_the_drawing_has_the_pictures_shape(editor, page):
+    area = editor.stage.bounding_box()
+    assert area["width"] / area["height"] == pytest.approx(128 / 96, rel=0.02) and area["width"] > 150
+    page.evaluate("""() => { const width = nodes.masks.widgets.find((w) => w.name === "width"); width.value = 64; width.callback(64); }""")
+    area = editor.stage.bounding_box()
+    assert area["width"] / area["height"] == pytest.approx(64 / 96, rel=0.02)
+
+
+def test_the_drawing_has_the_shape_of_a_connected_latent_and_without_one_of_the_typed_size(editor, page):
+    page.evaluate("""() => {
+      nodes.latent.connect(0, nodes.masks, nodes.masks.inputs.findIndex((i) => i.name === "latent"));
+      nodes.latent.widgets.find((w) => w.name === "width").value = 256;
+    }""")
+    page.mouse.move(5, 5)
+    editor.root.hover()
+    page.wait_for_timeout(200)
+    area = editor.stage.bounding_box()
+    assert area["width"] / area["height"] == pytest.approx(256 / 128, rel=0.05)
+    page.evaluate("() => nodes.masks.disconnectInput(nodes.masks.inputs.findIndex((i) => i.name === 'latent'))")
+    page.wait_for_timeout(200)
+    area = editor.stage.bounding_box()
+    assert area["width"] / area["height"] == pytest.approx(128 / 96, rel=0.05)
+
+
+def test_the_keyboard_does_all_the_mouse_does(editor, page):
+    keys = page.keyboard
+    editor.stage.focus()
+    keys.press("2")
+    keys.press("Enter")
+    assert close_to(editor.boxes[0], 2, 0.3, 0.3, 0.4, 0.4)
+    keys.press("ArrowLeft")
+    keys.press("ArrowDown")
+    keys.press("Shift+ArrowRight")
+    assert [editor.boxes[0][k] for k in ("x", "y", "width", "height")] == [0.29, 0.31, 0.41, 0.4]
+    keys.press("Escape")
+    keys.press("1")
+    keys.press("Enter")
+    keys.press("Shift+Tab")
+    keys.press("3")
+    assert [box["subject"] for box in editor.boxes] == [3, 1]
+    keys.press("Tab")
+    keys.press("Delete")
+    assert [box["subject"] for box in editor.boxes] == [3]
+    assert page.evaluate("app.graph.nodes.length") == 12, "Delete removed the box, not the node"
+
+
+# ---------------------------------------------------------------- the page's language
+
+def test_the_box_editor_speaks_the_language_that_comfyui_is_set_to(chromium, server):
+    change_settings(server, {"Comfy.Locale": "zh"})
+    page = chromium.new_page(viewport=SIZE)
+    try:
+        open_page(page, server)
+        page.evaluate(BUILD)
+        editor = Editor(page)
+        assert editor.root.locator(".hint").inner_text() == "拖动鼠标画方框" and "Shift+方向键" in editor.stage.get_attribute("title")
+        assert editor.root.locator(".bar button").nth(1).get_attribute("title") == "主体 2：Teal"
+    finally:
+        page.close()
+        change_settings(server, {"Comfy.Locale": "en"})

@@ -1,0 +1,65 @@
+"""The bundled graphs, opened and run in the page."""
+from __future__ import annotations
+
+import json
+import time
+
+from support.page import run_and_wait, shot
+from support.page_graphs import FIND
+from support.paths import PACK
+
+
+def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, server):
+    graph = json.loads((PACK / "workflows/small_world_attention_maps.json").read_text(encoding="utf-8"))
+    for node in graph["nodes"]:
+        if node["type"] == "KSampler":
+            node["widgets_values"][:3] = [int(time.time()), "fixed", 6]         # not cached
+    graph["extra"]["ds"]["scale"] = 0.3                                         # all of it in view: what is not is not drawn
+    page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
+    page.wait_for_timeout(300)
+    entry = run_and_wait(page, server)
+    page.wait_for_function("() => document.querySelector('.mmdiff-live img')?.src.startsWith('data:image/png')")
+    assert page.locator(".mmdiff-live").inner_text().strip() == "violet, teal (step 6 of 6)".replace("violet, teal", "Violet, Teal")
+    assert page.locator(".mmdiff-live").evaluate("(frame) => frame.scrollHeight <= frame.clientHeight"), "the words below the maps are not cut off"
+    (maps,) = (node["id"] for node in graph["nodes"] if node["type"] == "MMDiffAttentionMaps")
+    files = [image["filename"] for image in entry["outputs"][str(maps)]["images"]]
+    assert len(files) == 4
+    page.wait_for_function(f"([node, file]) => {FIND}('MMDiffAttentionMaps').imgs?.length === 4 || "         # Nodes 2.0 may show one at a time
+                           "[...document.querySelectorAll(`[data-node-id='${node}'] img`)].some((i) => i.src.includes(file))", arg=[maps, files[0]])
+    page.wait_for_timeout(300)
+    shot(page, "maps")
+
+
+def test_no_two_nodes_of_a_bundled_graph_overlap_as_the_page_draws_them(loaded):
+    """Nodes 2.0 draws nodes larger than the file says, and those with pictures larger still."""
+    look = """() => {
+      const boxes = app.graph.nodes.map((n) => {
+        const shown = document.querySelector(`[data-node-id="${n.id}"]`)?.getBoundingClientRect(), scale = app.canvas.ds.scale;
+        const [width, height] = shown ? [shown.width / scale, shown.height / scale - 30] : n.size;     // a title is 30 high, above pos
+        return [n.title, n.pos[0], n.pos[1] - 30, n.pos[0] + width, n.pos[1] + height];
+      });
+      const over = (a, b) => a[1] < b[3] && b[1] < a[3] && a[2] < b[4] && b[2] < a[4];
+      return boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => over(a, b)).map((b) => `${a[0]} and ${b[0]}`));
+    }"""
+    for path in sorted((PACK / "workflows").glob("*.json")):
+        graph = json.loads(path.read_text(encoding="utf-8"))
+        for node in graph["nodes"]:
+            node["properties"].pop("models", None)          # the page asks about those that are missing, over everything else
+        loaded.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
+        loaded.wait_for_timeout(400)
+        assert loaded.evaluate(look) == [], path.stem
+
+
+def test_a_bundled_graph_opens_with_its_photo_in_the_input_folder(page, server):
+    photo = server.home / "input/grace_hopper.jpg"
+    photo.unlink(missing_ok=True)
+    page.evaluate("async () => { await app.refreshComboInNodes(); }")
+    graph = json.loads((PACK / "workflows/two_people_boxes.json").read_text(encoding="utf-8"))
+    for node in graph["nodes"]:
+        node["properties"].pop("models", None)              # the page asks about those that are missing, over everything else
+    page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
+    page.wait_for_function("() => app.graph.nodes.some((n) => n.comfyClass === 'LoadImage' && "
+                           "n.widgets[0].options.values.includes('grace_hopper.jpg') && n.widgets[0].value === 'grace_hopper.jpg')")
+    assert photo.read_bytes() == (PACK / "web/photos/grace_hopper.jpg").read_bytes()
+    page.wait_for_timeout(700)
+    shot(page, "photos")                                    # both boxes show their person: only the eye can tell that a background has loaded

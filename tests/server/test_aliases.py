@@ -1,0 +1,60 @@
+"""Nodes are found by other words where the host has a place for them, and load where it has none."""
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from types import SimpleNamespace
+
+import pytest
+from comfy_api.latest import io
+
+from support.paths import PACK
+from support.server import Server
+
+NODES = PACK / "nodes"
+BEING_WRITTEN = {"MMDiffConstraintMasks"}       # its class still calls io.Schema
+
+
+@pytest.fixture
+def aliases():
+    spec = importlib.util.spec_from_file_location("mmdiff_aliases", NODES / "aliases.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_host_that_knows_aliases_gets_them(aliases, monkeypatch):
+    def newer(node_id, display_name=None, search_aliases=None):
+        return SimpleNamespace(node_id=node_id, display_name=display_name, search_aliases=search_aliases)
+    monkeypatch.setattr(aliases, "io", SimpleNamespace(Schema=newer))
+    found = aliases.schema(node_id="MMDiffSubjectEncoder", display_name="MM-Diff Subject Encoder")
+    assert found.display_name == "MM-Diff Subject Encoder" and {"face", "identity", "ip-adapter"} <= set(found.search_aliases)
+
+
+def test_a_host_that_does_not_know_them_gets_the_schema_without(aliases, monkeypatch):
+    def older(node_id, display_name=None):
+        return SimpleNamespace(node_id=node_id, display_name=display_name)
+    monkeypatch.setattr(aliases, "io", SimpleNamespace(Schema=older))
+    assert aliases.schema(node_id="MMDiffLoad").node_id == "MMDiffLoad"
+
+
+def test_this_hosts_schema_takes_what_it_is_given(aliases):
+    made = aliases.schema(node_id="MMDiffLoad", display_name="Load MM-Diff", inputs=[], outputs=[])
+    assert isinstance(made, io.Schema)
+    known = "search_aliases" in inspect.signature(io.Schema).parameters
+    assert getattr(made, "search_aliases", None) == (list(aliases.ALIASES["MMDiffLoad"]) if known else None)
+
+
+def test_every_node_asks_for_its_aliases():
+    calls = {path.name: path.read_text(encoding="utf-8").count("io.Schema(") for path in NODES.glob("*.py") if path.name != "aliases.py"}
+    assert sum(calls.values()) <= len(BEING_WRITTEN), f"io.Schema is called itself, without aliases: {calls}"
+
+
+def test_the_table_has_every_node_once_and_no_alias_says_nothing_new(aliases, server: Server):
+    info = server.get("/object_info")
+    declared = {name for path in NODES.glob("*.py") for name in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))}
+    assert set(aliases.ALIASES) == declared <= set(info)
+    for name, words in aliases.ALIASES.items():
+        assert words and len(set(words)) == len(words) and all(word == word.lower() for word in words)
+        assert info[name]["display_name"].lower() not in words

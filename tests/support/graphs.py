@@ -1,0 +1,50 @@
+"""Graphs in API format, and how a server runs them."""
+from __future__ import annotations
+
+from support.cases import Case, checkpoint_folder
+from support.recorded import recorded_prompt
+from support.server import Server
+
+
+def graph(case: Case, behaviour: str) -> dict:
+    """The whole pack as an API graph that ends in a saved latent."""
+    path = str(case.path)
+    nodes: dict = {
+        "tiny": node("MMDiffLoadTinyReferenceModel"),
+        "mmdiff": node("MMDiffLoad", checkpoint=checkpoint_folder(case.path.parent).name),
+        "apply": node("MMDiffApplyAttention", model=["tiny", 0], mmdiff=["mmdiff", 0], fuse_scale=case.call["fuse_scale"], start_percent=0.0,
+                      end_percent=1.0, lora_strength=1.0),
+        "text": node("MMDiffTextEncode", clip=["tiny", 1], mmdiff=["mmdiff", 0], text=recorded_prompt(case),
+                     negative=case.meta["negative_prompt"] or "", start=case.start(None), behaviour=behaviour),
+        "recorded": node("MMDiffTestRecordedSampling", case=path, positive=["text", 0], negative=["text", 1]),
+        "guider": node("CFGGuider", model=["apply", 0], positive=["recorded", 0], negative=["recorded", 1], cfg=case.call["guidance_scale"]),
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+        "sample": node("SamplerCustomAdvanced", noise=["recorded", 2], guider=["guider", 0], sampler=["euler", 0], sigmas=["recorded", 3],
+                       latent_image=["recorded", 4]),
+        "save": node("SaveLatent", samples=["sample", 0], filename_prefix=f"{case.path.stem}_{behaviour}"),
+    }
+    earlier = None
+    for i in range(len(case.slots())):
+        nodes[f"case{i}"] = node("MMDiffTestRecordedSubject", case=path, number=i)
+        nodes[f"subject{i}"] = node("MMDiffSubjectEncoder", mmdiff=["mmdiff", 0], clip_vision=["tiny", 3], image=[f"case{i}", 0], name=f"s{i}",
+                                    weight=1.0, face=0, faces=[f"case{i}", 1], **({"subjects": earlier} if earlier else {}))
+        earlier = [f"subject{i}", 0]
+    if earlier:
+        nodes["text"]["inputs"]["subjects"] = earlier
+    return nodes
+
+
+def node(class_type: str, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def a_case_graph() -> dict:
+    from support.cases import OURS
+    return graph(Case(OURS / "case_A.json"), "released")
+
+
+def executed(server: Server, prompt: dict) -> set[str]:
+    """Nodes that really ran: not those the server answered from its cache."""
+    entry = server.run(prompt)
+    cached = next(m[1]["nodes"] for m in entry["status"]["messages"] if m[0] == "execution_cached")
+    return set(prompt) - set(cached)

@@ -1,0 +1,41 @@
+"""What a test does to see that another pack or node acts beside ours."""
+from __future__ import annotations
+
+import torch
+from comfy_extras import (
+    nodes_model_downscale,
+)
+
+from mmdiff_core.host.unet import apply
+
+from support.scene import IMAGE_ONLY, ONE_STEP, STEPS
+
+
+def draw(scene, model, positive, cfg=1.0, sigmas=ONE_STEP, size=(8, 8), negative=None) -> torch.Tensor:
+    return scene.sample(model, positive, negative, cfg=cfg, sigmas=sigmas, size=size)
+
+
+def downscale(model):
+    return nodes_model_downscale.PatchModelAddDownscale.execute(model, 3, 2.0, 0.0, 1.0, True, "bicubic", "bicubic").args[0]
+
+
+def check_beside_ours(scene, theirs):
+    """`theirs` (MODEL -> MODEL) acts before and after ours alike, the subjects show, and the model is called as often as without us."""
+    bound = scene.bound()
+
+    def sample(model, positive):
+        torch.manual_seed(0)        # ToMe draws its tokens from the global generator
+        calls = []
+        handle = model.model.diffusion_model.register_forward_pre_hook(lambda m, args: calls.append(len(args[0])))
+        out = draw(scene, model, positive, cfg=3.0, sigmas=STEPS, size=(16, 16))
+        handle.remove()
+        return out, calls
+
+    before, calls = sample(apply(theirs(scene.model), scene.adapter, IMAGE_ONLY), bound)
+    after, _ = sample(theirs(apply(scene.model, scene.adapter, IMAGE_ONLY)), bound)
+    alone, plain_calls = sample(theirs(scene.model), scene.plain)
+    without, _ = sample(apply(scene.model, scene.adapter, IMAGE_ONLY), bound)
+    assert torch.isfinite(before).all() and calls == plain_calls
+    shows, acts = ((before - other).abs().max() for other in (alone, without))
+    assert (before - after).abs().max() <= 0.02 * min(shows, acts), "the order matters"
+    assert shows > 1e-3 and acts > 1e-5, (shows, acts)      # the narrow model's guidance is weak

@@ -1,0 +1,123 @@
+"""A page of ComfyUI in a real Chromium: how it is opened, what graphs are built there, and how nodes are seen and used."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import time
+import urllib.request
+
+from support.page_graphs import FIND
+from support.server import Server
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
+
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--mute-audio")
+
+NEWEST = "MMDIFF_NEWEST_FRONTEND"      # the folder of the newest frontend, for ComfyUI's --front-end-root
+
+SIZE = {"width": 1500, "height": 1100}
+
+QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Graph.CanvasInfo": False, "Comfy.Minimap.Visible": False}
+
+
+def browser() -> str | None:
+    return os.environ.get("MMDIFF_TEST_BROWSER") or next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+def lacking() -> str | None:
+    """What this machine lacks for these tests."""
+    if browser() is None:
+        return "the page was not tested: no Chromium on this machine (apt-get install chromium, or name one in MMDIFF_TEST_BROWSER)"
+    if importlib.util.find_spec("playwright") is None:
+        return "the page was not tested: the Python package playwright is not installed (pip install playwright)"
+    return None
+
+
+def lacking_newest() -> str | None:
+    """Why there is no newest frontend to test with."""
+    folder = os.environ.get(NEWEST)
+    if folder and os.path.isfile(os.path.join(folder, "index.html")):
+        return None
+    return f"the page was not tested with ComfyUI's newest frontend: {NEWEST} is {folder!r}, and no frontend is there (python dev.py test fetches one)"
+
+
+def open_page(page, server) -> None:
+    page.goto(server.url)
+    page.wait_for_function("() => !!(window.app?.graph && app.extensionManager?.workflow?.activeWorkflow && "
+                           "LiteGraph.registered_node_types.MMDiffTextEncode)", timeout=60_000)
+
+
+class Editor:
+    """The box editor of the graph's masks node, as a person has it before them."""
+
+    def __init__(self, page):
+        self.page, self.root = page, page.locator(".mmdiff-boxes").first
+        self.stage, self.shown = self.root.locator(".stage"), self.root.locator(".box")
+        self.stage.wait_for()
+
+    @property
+    def boxes(self) -> list[dict]:
+        return json.loads(self.page.evaluate(f"{FIND}('MMDiffConstraintMasks').widgets.find((w) => w.name === 'boxes').value"))
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        area = self.stage.bounding_box()
+        return area["x"] + x * area["width"], area["y"] + y * area["height"]
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        mouse = self.page.mouse
+        mouse.move(*self.at(*start))
+        mouse.down()
+        mouse.move(*self.at((start[0] + end[0]) / 2, (start[1] + end[1]) / 2))
+        mouse.move(*self.at(*end))
+        mouse.up()
+
+    def choose(self, subject: int) -> None:
+        self.root.locator(".bar button").nth(subject - 1).click()
+
+    def draw_both(self) -> None:
+        self.choose(1)
+        self.drag((0.1, 0.1), (0.4, 0.9))
+        self.choose(2)
+        self.drag((0.6, 0.2), (0.9, 0.8))
+
+
+def shot(page, name: str) -> None:
+    page.screenshot(path=f"{page.shots}_{name}.png")
+
+
+def close_to(box: dict, subject: int, x: float, y: float, width: float, height: float) -> bool:
+    return box["subject"] == subject and all(abs(box[k] - v) < 0.02 for k, v in zip(("x", "y", "width", "height"), (x, y, width, height), strict=True))
+
+
+# ---------------------------------------------------------------- the widget holds the truth
+
+def run_and_wait(page, server) -> dict:
+    """Queue the page's graph; its entry in the server's history."""
+    before = set(server.get("/history"))
+    page.evaluate("() => app.queuePrompt(0)")
+    end = time.monotonic() + 120
+    while not (new := {k: v for k, v in server.get("/history").items() if k not in before}) and time.monotonic() < end:
+        time.sleep(0.2)
+    (entry,) = new.values()
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    return entry
+
+
+# ---------------------------------------------------------------- names in the prompt
+
+def prompt_box(page, number: int = 0):
+    drawn = page.locator("[data-node-id]:has-text('MM-Diff Text Encode') textarea")
+    return (drawn if drawn.count() else page.locator("textarea.comfy-multiline-input")).nth(number)
+
+
+# ---------------------------------------------------------------- the page's language
+
+def change_settings(server: Server, settings: dict) -> None:
+    """ComfyUI's settings: those of a quiet page, and these."""
+    asked = urllib.request.Request(
+        f"{server.url}/api/settings", json.dumps(QUIET | settings).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(asked, timeout=30):
+        pass
