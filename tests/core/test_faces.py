@@ -1,12 +1,6 @@
 """Faces: InsightFace's own code runs on small stand-in models; "faces" are magenta discs on grey."""
 from __future__ import annotations
 
-import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnxruntime
 import pytest
@@ -16,11 +10,6 @@ from mmdiff_core import faces
 
 from support.faces import MAGENTA, THREE, middles, near, picture
 from support.onnx_stand_ins import write_model_pack
-from support.paths import PACK
-
-GPU_BUILD = ("TensorrtExecutionProvider", faces.CUDA, faces.CPU)
-
-BOTH = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}
 
 
 # finding and choosing
@@ -184,75 +173,6 @@ def test_draw_marks_every_face_and_leaves_the_picture_alone(analyser):
     assert (faces.draw(image, ()) == image).all()
 
 
-# model files
-def message_of_missing(face_models: Path, name: str = "buffalo_l") -> str:
-    with pytest.raises(FileNotFoundError) as error:
-        faces.load_analyser(face_models, name, "cpu")
-    return str(error.value)
-
-
-def test_missing_models_are_named_and_never_downloaded(tmp_path, no_network):
-    message = message_of_missing(tmp_path)
-    assert str(tmp_path / "models" / "buffalo_l") in message
-    for part in ("det_10g.onnx", "w600k_r50.onnx", "non-commercial research only", "Nothing is downloaded"):
-        assert part in message
-    assert no_network == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_loading_and_detecting_need_no_network(face_models, no_network):
-    assert faces.load_analyser(face_models, "stand_in", "cpu").detect(picture(*THREE))
-    assert no_network == []
-
-
-def test_one_missing_file_is_named(tmp_path):
-    folder = tmp_path / "models" / "buffalo_l"
-    folder.mkdir(parents=True)
-    (folder / "det_10g.onnx").touch()
-    assert "has det_10g.onnx but not w600k_r50.onnx" in message_of_missing(tmp_path)
-
-
-@pytest.mark.parametrize("place", ["models/buffalo_l/buffalo_l", "models", "buffalo_l", "buffalo_l/buffalo_l", "."])
-def test_models_unpacked_too_deep_or_too_shallow_are_found_and_explained(tmp_path, place):
-    folder = tmp_path / place
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "det_10g.onnx").touch()
-    (folder / "w600k_r50.onnx").touch()
-    assert "buffalo_l" not in faces.list_models([tmp_path])
-    message = message_of_missing(tmp_path)
-    assert f"Found det_10g.onnx, w600k_r50.onnx in {folder}: move them into that folder" in message
-
-
-def test_a_pack_that_is_still_zipped_is_found(tmp_path):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "buffalo_l.zip").touch()
-    assert f"{tmp_path / 'models' / 'buffalo_l.zip'} still packed" in message_of_missing(tmp_path)
-
-
-def test_a_damaged_file_is_reported_with_its_size(tmp_path):
-    folder = write_model_pack(tmp_path, "damaged")
-    (folder / "det_stand_in.onnx").write_bytes(b"not a model")
-    with pytest.raises(RuntimeError, match=r"damaged could not be loaded.*det_stand_in.onnx \(11 bytes\)"):
-        faces.load_analyser(tmp_path, "damaged", "cpu")
-
-
-@pytest.mark.parametrize(("gone", "task"), [("det_stand_in.onnx", "detection"), ("rec_stand_in.onnx", "recognition")])
-def test_a_pack_without_a_needed_model_is_refused(tmp_path, gone, task):
-    (write_model_pack(tmp_path, "half") / gone).unlink()
-    with pytest.raises(FileNotFoundError, match=f"half has no {task} model"):
-        faces.load_analyser(tmp_path, "half", "cpu")
-
-
-def test_model_packs_are_listed_by_name_and_the_first_root_counts(tmp_path):
-    for root, name in (("one", "a"), ("one", "b"), ("two", "b"), ("two", "c")):
-        folder = tmp_path / root / "models" / name
-        folder.mkdir(parents=True)
-        (folder / "x.onnx").touch()
-    (tmp_path / "one" / "models" / "empty").mkdir()
-    roots = [tmp_path / "absent", tmp_path / "one", tmp_path / "two"]
-    assert faces.list_models(roots) == {"a": tmp_path / "one", "b": tmp_path / "one", "c": tmp_path / "two"}
-
-
 def test_the_centre_stand_in_sees_one_face_in_the_middle_of_any_picture(tmp_path):
     write_model_pack(tmp_path, "demo", "centre")
     analyser = faces.load_analyser(tmp_path, "demo", "cpu")
@@ -260,126 +180,3 @@ def test_the_centre_stand_in_sees_one_face_in_the_middle_of_any_picture(tmp_path
         ((x, y),) = middles(analyser.detect(np.full((height, width, 3), 90, np.uint8)))
         assert x == pytest.approx(width / 2, abs=3)
         assert y == pytest.approx(0.42 * height, abs=3)
-
-
-# packages
-WITHOUT = """
-import sys
-for name in {absent!r}:
-    sys.modules[name] = None
-from mmdiff_core import faces
-assert not faces.installed()
-try:
-    faces.load_analyser(".", "buffalo_l")
-except ImportError as error:
-    print(error)
-"""
-
-
-@pytest.mark.parametrize("absent", [("insightface",), ("onnxruntime",), ("insightface", "onnxruntime")])
-def test_without_the_packages_importing_works_and_loading_says_what_to_install(absent):
-    code = WITHOUT.format(absent=absent)
-    environment = {**os.environ, "PYTHONPATH": str(PACK)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert f'"{sys.executable}" -m pip install {" ".join(absent)}\n' in done.stdout
-    assert "models/insightface/models/buffalo_l" in done.stdout
-    assert "non-commercial" in done.stdout
-
-
-def test_importing_loads_neither_insightface_nor_onnxruntime():
-    code = "import sys, mmdiff_core.faces; assert not {'insightface', 'onnxruntime', 'cv2', 'torch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PACK)}, check=True)
-
-
-def test_the_packages_are_installed():
-    assert faces.installed()
-
-
-def test_a_package_that_cannot_be_imported_says_why(monkeypatch, face_models):
-    def broken(name):
-        raise OSError("libGL.so.1: cannot open shared object file")
-
-    monkeypatch.setattr(faces.importlib, "import_module", broken)
-    with pytest.raises(ImportError, match="insightface is installed but cannot be imported: libGL"):
-        faces.load_analyser(face_models, "stand_in", "cpu")
-
-
-# providers
-@pytest.mark.parametrize(("offered", "chosen"), [
-    (("AzureExecutionProvider", faces.CPU), (faces.CPU,)),
-    (GPU_BUILD, (faces.CUDA, faces.CPU)),
-    ((faces.CPU, "DmlExecutionProvider"), ("DmlExecutionProvider", faces.CPU)),
-    (("CoreMLExecutionProvider", faces.CPU), (faces.CPU,)),
-    (("MIGraphXExecutionProvider", "ROCMExecutionProvider", faces.CPU), ("ROCMExecutionProvider", faces.CPU)),
-])
-def test_auto_follows_what_onnxruntime_offers(monkeypatch, offered, chosen):
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(offered))
-    assert faces.available_providers() == offered
-    assert faces.choose_providers("auto", faces.available_providers(), {}) == chosen
-    assert faces.choose_providers("cpu", faces.available_providers(), {}) == (faces.CPU,)
-
-
-def test_cuda_asks_for_cuda_and_cpu_only():
-    assert faces.choose_providers("cuda", ("DmlExecutionProvider", *GPU_BUILD), BOTH) == (faces.CUDA, faces.CPU)
-
-
-def test_the_analyser_tells_the_providers_that_are_active(analyser):
-    assert analyser.providers == (faces.CPU,)
-
-
-def test_cuda_where_there_is_none_names_what_is_installed(face_models, monkeypatch):
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [faces.CPU])
-    monkeypatch.setattr(faces, "runtimes", lambda: {"onnxruntime": "1.32.0"})
-    with pytest.raises(RuntimeError) as error:
-        faces.load_analyser(face_models, "stand_in", "cuda")
-    for part in ("onnxruntime 1.32.0", faces.CPU, "-m pip install onnxruntime-gpu", "choose auto or cpu"):
-        assert part in str(error.value)
-
-
-def test_an_unknown_device_lists_the_devices(face_models):
-    with pytest.raises(ValueError, match="'gpu'.*auto, cuda, cpu"):
-        faces.load_analyser(face_models, "stand_in", "gpu")
-
-
-def test_an_overwritten_gpu_package_gets_a_one_line_repair():
-    advice = faces.provider_advice(BOTH, [faces.CPU], cuda_wanted=False)
-    assert "onnxruntime 1.32.0, onnxruntime-gpu 1.31.1" in advice
-    assert "-m pip install --force-reinstall --no-deps onnxruntime-gpu==1.31.1" in advice
-
-
-@pytest.mark.parametrize("distributions", [BOTH, {"onnxruntime-gpu": "1.31.1"}, {}])
-def test_there_is_no_advice_where_cuda_is_offered(distributions):
-    assert faces.provider_advice(distributions, GPU_BUILD, cuda_wanted=True) is None
-
-
-def test_a_cpu_package_is_fine_until_cuda_is_wanted():
-    only = {"onnxruntime": "1.32.0"}
-    assert faces.provider_advice(only, [faces.CPU], cuda_wanted=False) is None
-    assert "-m pip install onnxruntime-gpu" in faces.provider_advice(only, [faces.CPU], cuda_wanted=True)
-    assert "no onnxruntime package" in faces.provider_advice({}, [], cuda_wanted=True)
-
-
-def warnings_while_loading(face_models: Path, caplog: pytest.LogCaptureFixture, device: str) -> list[str]:
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, "mmdiff_core.faces"):
-        faces.load_analyser(face_models, "stand_in", device)
-    return [record.getMessage() for record in caplog.records if record.name == "mmdiff_core.faces"]
-
-
-def test_the_overwritten_state_is_one_warning_when_loading(face_models, monkeypatch, caplog):
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [faces.CPU])
-    monkeypatch.setattr(faces, "runtimes", lambda: BOTH)
-    (warning,) = warnings_while_loading(face_models, caplog, "auto")
-    assert "Faces run on CPUExecutionProvider" in warning
-    assert "--force-reinstall --no-deps onnxruntime-gpu==1.31.1" in warning
-    assert warnings_while_loading(face_models, caplog, "cpu") == []
-
-
-def test_cuda_that_is_offered_but_does_not_start_is_one_warning(face_models, monkeypatch, caplog):
-    monkeypatch.setattr(faces, "available_providers", lambda: GPU_BUILD)
-    monkeypatch.setattr(faces, "choose_providers", lambda *_: (faces.CUDA, faces.CPU))
-    original = faces._open
-    monkeypatch.setattr(faces, "_open", lambda root, name, _: original(root, name, (faces.CPU,)))
-    (warning,) = warnings_while_loading(face_models, caplog, "auto")
-    assert "could not start it" in warning
-    assert "Choose device cpu" in warning

@@ -17,7 +17,7 @@ from mmdiff_core.vision import object_pixels
 
 from support.paths import PACK
 
-PHOTOS = sorted((PACK/ "web/photos").glob("*.jpg"))
+PHOTOS = sorted((PACK / "web/photos").glob("*.jpg"))
 
 
 def photo(path: Path) -> torch.Tensor:
@@ -80,19 +80,18 @@ def test_the_encoder_tells_of_a_covered_face_also_under_another_name():
     from mmdiff_core.host.encode import encode_subject
     from mmdiff_core.host.models import load_mmdiff
 
-    from support.cases import CHECKPOINT, OURS, Case
+    from support.cases import CASE, CHECKPOINT
     from tiny_model import build
-    case = Case(OURS / "case_A.json")
-    (slot,) = case.slots()
+    (slot,) = CASE.slots()
 
     class Covered:
         def portrait(self, image, which, label):
             face = SimpleNamespace(box=(0, 0, 100, 120), score=0.5, landmarks=FRONTAL.numpy(), among=((0, 0, 100, 120),))
-            return *case.faces(slot).portrait(image, which, label), face
+            return *CASE.faces(slot).portrait(image, which, label), face
 
     mmdiff, vision, faces = load_mmdiff(CHECKPOINT), build.clip_vision(), Covered()
     for name in ("ann", "ben"):
-        _, _, notes, _ = encode_subject(mmdiff, vision, case.images(slot), faces, name)
+        _, _, notes, _ = encode_subject(mmdiff, vision, CASE.images(slot), faces, name)
         assert any(note.startswith(f"{name}, picture 1: the face is found with a confidence of only 50%") for note in notes)
 
 

@@ -1,14 +1,10 @@
 """Where subjects may act: boxes, masks and what is done to them, and the node Multi-Subject Constraint Masks around it."""
 from __future__ import annotations
 
-import importlib.util
 import json
-import re
-import sys
 
 import pytest
 import torch
-from PIL import ImageColor
 
 from mmdiff_core import shapes
 from mmdiff_core.shapes import (
@@ -20,21 +16,10 @@ from mmdiff_core.shapes import (
     found_boxes,
     grow,
     parse_boxes,
-    preview,
     regions_of_subjects,
 )
 
-from support.server import PACK
-from support.subjects import subject
-
-NAMES = ("ann", "bob", "eve")
-LEFT, RIGHT = Box(1, 0, 0, 0.5, 1), Box(2, 0.5, 0, 0.5, 1)
-CANVAS = (32, 32)
-
-
-def regions(boxes=(), masks=None, kept=None, names=NAMES[:2], **shaping) -> list[torch.Tensor | None]:
-    return regions_of_subjects(names, masks or {}, boxes, kept or {}, CANVAS, Shaping(**shaping))
-
+from support.subjects import CANVAS, LEFT, NAMES, RIGHT, A, B, C, regions
 
 # ---------------------------------------------------------------- boxes as text and from detectors
 
@@ -66,9 +51,6 @@ def test_a_box_that_reaches_out_of_the_picture_is_cut_to_it():
 def test_wrong_boxes_are_told_by_number(text, message):
     with pytest.raises(ValueError, match=message):
         parse_boxes(text, 2)
-
-
-A, B, C = ({"x": x, "y": 0, "width": 50, "height": 100} for x in (0, 50, 100))
 
 
 @pytest.mark.parametrize("found, subjects", [
@@ -169,96 +151,3 @@ def test_an_earlier_nodes_region_stays_as_it_is_and_the_others_keep_out_of_it():
     assert first is before and torch.equal(second, box_mask(RIGHT, *CANVAS))
     assert torch.equal(regions(kept={1: before}, free=BACKGROUND)[1], box_mask(RIGHT, *CANVAS))
     assert torch.equal(regions([RIGHT, Box(1, 0.5, 0, 0.5, 1)], kept={1: before})[0], box_mask(RIGHT, *CANVAS))
-
-
-# ---------------------------------------------------------------- the preview
-
-def test_the_preview_shows_each_region_in_its_subjects_colour_and_is_small():
-    shown = preview(NAMES[:2], regions([LEFT, RIGHT]), 2048, 1024)
-    assert shown.shape == (1, 256, 512, 3) and preview(NAMES, [None] * 3, 128, 96).shape == (1, 96, 128, 3)
-    for x, colour in ((20, shapes.COLOURS[0]), (490, shapes.COLOURS[1])):
-        wanted = torch.tensor(ImageColor.getrgb(colour)) / 255
-        assert torch.allclose(shown[0, 20, x], torch.lerp(torch.full((3,), 0.13), wanted, 0.65), atol=0.01)
-    assert not torch.equal(shown, preview(("ann", "zoe"), regions([LEFT, RIGHT]), 2048, 1024))
-
-
-def test_any_name_and_number_of_subjects_can_be_shown():
-    names = ["", "安娜", "x" * 300, "é\n", "b", "c", "d", "e"]
-    assert preview(names, [torch.zeros(CANVAS), torch.ones(CANVAS), *[None] * 6], 16, 64).shape == (1, 64, 16, 3)
-
-
-def test_a_name_stands_inside_its_region():
-    corner = torch.zeros(64, 64)
-    corner[:, :10] = corner[54:] = 1        # an L: its centre of mass is outside
-    for mask in (corner, box_mask(Box(1, 0.8, 0.1, 0.1, 0.1), 64, 64)):
-        x, y = shapes.middle(mask)
-        assert mask[y, x] > 0
-
-
-def test_colours_are_six_and_distinct_and_the_page_has_the_same():
-    assert len(set(shapes.COLOURS)) == shapes.MOST == 6
-    found = re.search(r"export const COLOURS = (\[.*?\]);", (PACK / "web/box_maths.js").read_text(encoding="utf-8"))
-    assert tuple(json.loads(found[1])) == shapes.COLOURS
-
-
-# ---------------------------------------------------------------- the node
-
-@pytest.fixture(scope="module")
-def node():
-    """The node's class, from the pack as ComfyUI loads it."""
-    spec = importlib.util.spec_from_file_location("mm_diff_pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
-    sys.modules["mm_diff_pack"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return importlib.import_module("mm_diff_pack.nodes.regions").ConstraintMasks
-
-
-@pytest.fixture
-def run(node, tmp_path, monkeypatch):
-    import folder_paths
-    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
-    return lambda *names, feather=0.0, **inputs: node.execute(tuple(subject(n) for n in names), feather, **inputs)
-
-
-def test_the_node_gives_subjects_a_preview_and_a_mask_for_each(run, tmp_path):
-    half = torch.zeros(1, 48, 64)
-    half[..., :32] = 1
-    out = run("ann", "bob", "eve", boxes='[{"subject": 2, "x": 0.5, "y": 0, "width": 0.5, "height": 1}]', mask_1=half, width=256, height=192)
-    chain, shown, masks = out.args
-    assert [s.name for s in chain] == ["ann", "bob", "eve"] and shown.shape == (1, 192, 256, 3) and masks.shape == (3, 48, 64)
-    assert torch.equal(chain[0].mask, half[0]) and torch.equal(chain[1].mask, 1 - half[0]) and chain[2].mask is None
-    assert torch.equal(masks[:2], torch.stack([half[0], 1 - half[0]])) and masks[2].all()
-    assert out.ui.as_dict()["images"] and list(tmp_path.rglob("*.png"))
-
-
-def test_a_graph_from_before_the_boxes_gives_what_it_gave(run):
-    half = torch.zeros(1, 64, 64)
-    half[..., :32] = 1
-    chain = run("ann", "bob", feather=8.0, mask_2=half).args[0]
-    assert chain[0].mask is None and torch.equal(chain[1].mask, feather_inwards(half[0], 8.0))
-
-
-def test_found_boxes_are_read_in_pixels_of_width_and_height(run):
-    chain, _, masks = run("ann", "bob", found_boxes=[[A, B]], width=200, height=100).args
-    assert masks.shape == (2, 100, 200) and chain[0].mask[:, :50].all() and chain[0].mask.sum() == chain[1].mask[:, 50:100].sum() == 5000
-
-
-@pytest.mark.parametrize("said, times", [({}, 8), ({"downscale_ratio_spacial": 16}, 16)])
-def test_a_connected_latent_gives_the_pictures_size(run, said, times):
-    latent = {"samples": torch.zeros(2, 4, 6, 10), **said}
-    _, shown, masks = run("ann", boxes='[{"subject": 1, "x": 0, "y": 0, "width": 0.5, "height": 1}]', width=200, height=100, latent=latent).args
-    assert shown.shape[1:3] == masks.shape[1:] == (6 * times, 10 * times) and masks[0, :, :5 * times].all() and not masks[0, :, 5 * times:].any()
-
-
-@pytest.mark.parametrize("inputs, message", [
-    ({"mask_3": torch.ones(1, 8, 8)}, r"mask_3 is connected, but there are only 2 subjects \(ann, bob\)"),
-    ({"mask_1": torch.ones(2, 8, 8)}, "mask_1 is a batch of 2 masks"),
-    ({"boxes": '[{"subject": 3, "x": 0, "y": 0, "width": 1, "height": 1}]'}, "box 1 is for subject 3, but there are only subjects 1 to 2"),
-])
-def test_inputs_for_subjects_that_are_not_there_are_told(run, inputs, message):
-    with pytest.raises(ValueError, match=message):
-        run("ann", "bob", **inputs)
-
-
-def test_wrong_text_is_refused_before_anything_runs(node):
-    assert node.validate_inputs("[]") is node.validate_inputs() is node.validate_inputs(None) is True
-    assert "box 1 is for subject 7" in node.validate_inputs('[{"subject": 7, "x": 0, "y": 0, "width": 1, "height": 1}]')

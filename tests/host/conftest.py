@@ -5,17 +5,37 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def scene():
-    """SDXL's layers, a tenth as wide."""
+def scene(request: pytest.FixtureRequest):
+    """SDXL's layers, or those that the test's file names in LIKE, a tenth as wide."""
     from support.scene import Scene
-    return Scene()
+    return Scene(getattr(request.module, "LIKE", "sdxl"))
 
 
 @pytest.fixture(scope="module")
 def scene15():
-    """SD1.5's layers, a tenth as wide."""
     from support.scene import Scene
     return Scene("sd15")
+
+
+@pytest.fixture(scope="module")
+def model(scene):
+    """The scene's model with the adapter applied."""
+    from mmdiff_core.host.unet import apply
+
+    from support.scene import BOTH
+    return apply(scene.model, scene.adapter, BOTH)
+
+
+@pytest.fixture(scope="module")
+def ann(scene) -> list:
+    """The scene's text with its first subject."""
+    return scene.bound(scene.subjects[:1])
+
+
+@pytest.fixture(scope="module")
+def bob(scene) -> list:
+    """Another text and another subject."""
+    return scene.another_prompt()
 
 
 @pytest.fixture(scope="session")

@@ -13,55 +13,16 @@ from comfy_extras import nodes_custom_sampler, nodes_model_advanced, nodes_perpn
 
 import nodes as host_nodes
 from mmdiff_core.host.conditioning import BoundPrompt, carry
-from mmdiff_core.host.unet import Strength, apply
-from mmdiff_core.layer_weights import layer_factors, parse_layer_weights
-from mmdiff_core.unet_layers import transformer_blocks
+from mmdiff_core.host.unet import apply
 
 from support import make
-from support.scene import BOTH, IMAGE_ONLY, Scene, half_masks
+from support.scene import BOTH, IMAGE_ONLY, count_calls, half_masks, predict
+
+LIKE = "sd15"       # fewer layers than SDXL, so more graphs
 
 ONE_STEP = torch.tensor([4.0, 0.0])
+
 STEPS = torch.tensor([4.0, 2.0, 1.0, 0.0])
-
-
-@pytest.fixture(scope="module")
-def scene() -> Scene:
-    """SD1.5's layout: fewer layers, so more graphs."""
-    return Scene("sd15")
-
-
-@pytest.fixture(scope="module")
-def model(scene):
-    return apply(scene.model, scene.adapter, BOTH)
-
-
-@pytest.fixture(scope="module")
-def ann(scene) -> list:
-    return scene.bound(scene.subjects[:1])
-
-
-@pytest.fixture(scope="module")
-def bob(scene) -> list:
-    """Another text and another subject."""
-    return carry(make.random_conditioning(pooled=None, seed=9), BoundPrompt(scene.subjects[1:], scene.adapter.fingerprint))
-
-
-def predict(scene, model, positive, **options) -> torch.Tensor:
-    """The denoised latents of the conditional side alone, one step, one call."""
-    return scene.sample(model, positive, cfg=1.0, sigmas=ONE_STEP, **options)
-
-
-def count_calls(model):
-    """A context: batch size of every UNet call."""
-    class Calls(list):
-        def __enter__(self):
-            self.handle = model.model.diffusion_model.register_forward_pre_hook(lambda m, args: self.append(len(args[0])))
-            return self
-
-        def __exit__(self, *error):
-            self.handle.remove()
-
-    return Calls()
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -258,59 +219,3 @@ def test_tall_wide_and_odd_latents_show_subjects_where_their_masks_are(scene, mo
     held = scene.bound((scene.subjects[0].masked(left),))
     found = [predict(scene, model, c, size=size) for c in (held, nowhere, carry(scene.plain, None))]
     assert close(found[1], found[2]) and not close(found[0], found[2])
-
-
-# ---------------------------------------------------------------- weights per picture and per layer
-
-def test_each_picture_of_a_batch_can_have_its_own_subject(scene, model):
-    ann_, bob_ = scene.subjects
-    own = scene.bound((replace(ann_, pictures=(1.0, 0.0)), replace(bob_, pictures=(0.0, 1.0))))
-    with count_calls(model) as calls:
-        both = predict(scene, model, own, batch=3)
-    assert calls == [3]
-    single = [predict(scene, model, scene.bound((replace(ann_, weight=a), replace(bob_, weight=b)))) for a, b in ((1, 0), (0, 1))]
-    assert close(both[:1], single[0]) and close(both[1:2], single[1])
-    assert close(both[2:], single[1])           # the last weight stays
-    assert not close(single[0], single[1])
-
-
-def test_weights_per_picture_also_hold_with_guidance_and_in_split_calls(scene, model, monkeypatch):
-    own = scene.bound((replace(scene.subjects[0], pictures=(1.0, 0.3)),))
-    together = scene.sample(model, own, batch=2, sigmas=STEPS)
-    monkeypatch.setattr(type(model.model), "memory_required", lambda self, shape, **kw: 0 if shape[0] == 2 else 1e18)
-    assert close(together, scene.sample(model, own, batch=2, sigmas=STEPS))
-    assert close(together[1:], scene.sample(model, scene.bound((replace(scene.subjects[0], weight=0.3),)), sigmas=STEPS))
-
-
-def test_layer_weights_name_parts_blocks_and_single_layers():
-    blocks = transformer_blocks("sdxl")
-    factors = layer_factors("input 0.5, middle: 0, output.3=1.2\noutput.3.1 0.1", blocks)
-    assert factors["input", 4, 0] == 0.5 and factors["middle", 0, 9] == 0 and factors["output", 0, 0] == 1
-    assert factors["output", 3, 0] == 1.2 and factors["output", 3, 1] == 0.1
-    assert set(layer_factors("all 0.2", blocks).values()) == {0.2} and set(layer_factors("", blocks).values()) == {1.0}
-
-
-@pytest.mark.parametrize("text, message", [
-    ("input", "not understood"), ("input -1", "from 0 to 10"), ("input 1, input 2", "given twice"), ("inptu 1", "no such layer"),
-    ("output.99 1", "no such layer"), ("middle 11", "from 0 to 10"),
-])
-def test_layer_weights_that_make_no_sense_are_told(text, message):
-    with pytest.raises(ValueError, match=message):
-        layer_factors(text, transformer_blocks("sd15"))
-    assert parse_layer_weights("") == {}
-
-
-def test_a_layer_weight_acts_on_its_layers_alone_and_zero_leaves_them_out(scene, ann):
-    def with_layers(text):
-        return apply(scene.model, scene.adapter, Strength(lora=0.0, layers=text))
-
-    plain = predict(scene, scene.model, scene.plain)
-    assert torch.equal(predict(scene, with_layers("all 0"), ann), plain)
-    full = predict(scene, with_layers(""), ann)
-    assert torch.equal(full, predict(scene, apply(scene.model, scene.adapter, IMAGE_ONLY), ann))
-    half = predict(scene, with_layers("all 0.5"), ann)
-    assert close(half, predict(scene, apply(scene.model, scene.adapter, Strength(fuse_scale=0.4, lora=0.0)), ann))
-    only = with_layers("all 0, middle 1")
-    slots = only.model_options["transformer_options"]["patches_replace"]["attn2"]
-    assert set(slots) == {("middle", 0)}
-    assert not close(predict(scene, only, ann), plain) and not close(predict(scene, only, ann), full)

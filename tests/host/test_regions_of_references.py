@@ -9,7 +9,7 @@ from mmdiff_core.host.unet import apply
 from mmdiff_core.vision import cut_out, regions_of
 
 from support import make
-from support.cases import CHECKPOINT, OURS, Case
+from support.cases import CASE, CHECKPOINT
 from support.faces import THREE, middles, picture
 from support.scene import BOTH, Scene
 from tiny_model import build
@@ -67,9 +67,8 @@ def world():
 
 def test_what_lies_outside_the_region_does_not_reach_the_subject(world):
     mmdiff, clip_vision, _ = world
-    case = Case(OURS / "case_A.json")
-    slot = case.slots()[0]
-    image = case.images(slot)
+    slot = CASE.slots()[0]
+    image = CASE.images(slot)
     region = torch.zeros(image.shape[1:3])
     region[: image.shape[1] // 2] = 1
     other = image.clone()
@@ -81,11 +80,11 @@ def test_what_lies_outside_the_region_does_not_reach_the_subject(world):
 
         def portrait(self, picture, which, label, region=None):
             self.seen.append(region)
-            return case.faces(slot).portrait(picture, which, label)
+            return CASE.faces(slot).portrait(picture, which, label)
 
     words = [encode_subject(mmdiff, clip_vision, x, Faces(), "ann", regions=[region] * len(x))[0].words["l"] for x in (image, other)]
     assert torch.equal(*words) and Faces.seen[0].shape == region.shape
-    whole = encode_subject(mmdiff, clip_vision, image, case.faces(slot), "ann")[0].words["l"]
+    whole = encode_subject(mmdiff, clip_vision, image, CASE.faces(slot), "ann")[0].words["l"]
     assert not torch.allclose(words[0], whole, atol=1e-4)
 
 

@@ -1,42 +1,17 @@
 """Looking at attention while sampling: recordings tell the truth and cost nothing when off; found regions keep subjects apart."""
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from mmdiff_core.host import unet as host_unet
-from mmdiff_core.host.conditioning import BoundPrompt, carry
 from mmdiff_core.host.live import live_view
-from mmdiff_core.host.unet import apply
 from mmdiff_core.host.watch import Progress, Recorder, WatchPlan, step_of, watch, watched_slots
-from mmdiff_core.subjects import FindRegions
 from mmdiff_core.unet_layers import transformer_blocks
 
-from support.scene import BOTH, SIGMAS, Scene, half_masks
+from support.scene import SIGMAS
+from support.watching import NOUNS, prompt, record
 
-NOUNS = ((3,), (7, 9))
-
-
-@pytest.fixture(scope="module")
-def scene() -> Scene:
-    return Scene("sd15")
-
-
-@pytest.fixture(scope="module")
-def model(scene):
-    return apply(scene.model, scene.adapter, BOTH)
-
-
-def prompt(scene, subjects=None, nouns=NOUNS) -> list:
-    return carry(scene.plain, BoundPrompt(scene.subjects if subjects is None else subjects, scene.adapter.fingerprint, nouns))
-
-
-def record(scene, model, positive, plan=WatchPlan(), **options) -> Recorder:  # noqa: B008
-    recorder = Recorder(plan)
-    scene.sample(watch(model, recorder), positive, **options)
-    return recorder
+LIKE = "sd15"       # fewer layers than SDXL, so more graphs
 
 
 class Looks:
@@ -161,86 +136,3 @@ def test_a_fraction_of_the_denoising_is_the_first_step_at_or_below_it(scene):
 
 def test_at_most_twelve_layers_are_watched_unless_named():
     assert [len(watched_slots(transformer_blocks(base))) for base in ("sdxl", "sd15", "small-world")] == [12, 8, 9]
-
-
-# ---------------------------------------------------------------- found regions
-
-def finding(scene, plan=FindRegions(settle=0.5, sharpness=8.0), **options):  # noqa: B008
-    return tuple(replace(s, find=plan, **options) for s in scene.subjects)
-
-
-def test_before_they_settle_subjects_are_free(scene, model):
-    late = finding(scene, FindRegions(settle=1.0))
-    assert torch.equal(scene.sample(model, prompt(scene, late)), scene.sample(model, prompt(scene)))
-
-
-def test_found_regions_change_the_picture_once_they_are_settled(scene, model):
-    sharp = finding(scene, FindRegions(settle=0.5, sharpness=500.0))        # random weights read everywhere nearly alike
-    assert not torch.allclose(scene.sample(model, prompt(scene, sharp)), scene.sample(model, prompt(scene)), atol=1e-3)
-
-
-def test_without_sharpness_found_regions_change_nothing(scene, model):
-    blunt = finding(scene, FindRegions(settle=0.3, sharpness=0.0))
-    assert torch.allclose(scene.sample(model, prompt(scene, blunt)), scene.sample(model, prompt(scene)), atol=1e-4)
-
-
-def regions_of(scene, model, subjects, monkeypatch, **options) -> list[torch.Tensor]:
-    """What the finder held, at each step where it was asked first."""
-    held, found = [], host_unet.Finder.found
-
-    def noted(self, step):
-        out = found(self, step)
-        if out is not None and (not held or out is not held[-1]):
-            held.append(out)
-        return out
-
-    monkeypatch.setattr(host_unet.Finder, "found", noted)
-    scene.sample(model, prompt(scene, subjects), **options)
-    return held
-
-
-def test_frozen_regions_are_made_once_and_updated_ones_at_every_step(scene, model, monkeypatch):
-    assert len(regions_of(scene, model, finding(scene), monkeypatch)) == 1
-    assert len(regions_of(scene, model, finding(scene, FindRegions(settle=0.5, update=True)), monkeypatch)) > 1
-
-
-def test_regions_are_found_for_every_picture_of_a_batch(scene, model, monkeypatch):
-    (shares,) = regions_of(scene, model, finding(scene), monkeypatch, batch=2)
-    assert shares.shape == (2, 2, 8, 8) and torch.allclose(shares.amax(1), torch.ones(2, 8, 8))
-
-
-def test_one_subject_has_nobody_to_be_kept_apart_from(scene, model):
-    alone = finding(scene)[:1]
-    assert torch.equal(scene.sample(model, prompt(scene, alone, NOUNS[:1])), scene.sample(model, prompt(scene, scene.subjects[:1], NOUNS[:1])))
-
-
-def test_the_unconditional_row_is_never_touched_by_found_regions(scene, model):
-    bound, negative = prompt(scene, finding(scene, hold_nouns=True)), scene.negative
-    free = scene.sample(model, negative, negative=negative, cfg=1.0)
-    assert torch.equal(scene.sample(model, negative, negative=bound, cfg=1.0), free)
-
-
-# ---------------------------------------------------------------- nouns held to their regions
-
-def test_a_noun_held_to_a_region_changes_the_picture_and_one_held_to_everywhere_does_not(scene, model):
-    left, right = half_masks(64)
-    free = tuple(s.masked(m) for s, m in zip(scene.subjects, (left, right)))
-    held = tuple(replace(s, hold_nouns=True) for s in free)
-    assert not torch.allclose(scene.sample(model, prompt(scene, held)), scene.sample(model, prompt(scene, free)), atol=1e-3)
-    everywhere = tuple(replace(s, mask=torch.ones(64, 64), hold_nouns=True) for s in scene.subjects)
-    assert torch.allclose(scene.sample(model, prompt(scene, everywhere)), scene.sample(model, prompt(scene)), atol=1e-4)
-
-
-def test_tokens_can_be_left_free_while_the_nouns_are_held(scene, model):
-    left, right = half_masks(64)
-    neither = tuple(replace(s.masked(m), hold_tokens=False) for s, m in zip(scene.subjects, (left, right)))
-    assert torch.equal(scene.sample(model, prompt(scene, neither)), scene.sample(model, prompt(scene)))
-
-
-def test_nouns_cannot_be_held_where_another_pack_draws_the_text_and_that_is_said(scene):
-    other = scene.model.clone()
-    other.set_model_attn2_replace(lambda q, k, v, extra_options: q, "middle", 0)
-    left, right = half_masks(64)
-    held = tuple(replace(s.masked(m), hold_nouns=True) for s, m in zip(scene.subjects, (left, right)))
-    with pytest.raises(RuntimeError, match="another node draws the text in 1 layers"):
-        scene.sample(apply(other, scene.adapter, BOTH), prompt(scene, held))

@@ -17,12 +17,9 @@ from support.cases import CHECKPOINT
 from support.scene import BOTH, IMAGE_ONLY, Scene
 from tiny_model import build
 
+LIKE = "sd15"       # fewer layers than SDXL, so more graphs
+
 ONE_STEP = torch.tensor([4.0, 0.0])
-
-
-@pytest.fixture(scope="module")
-def scene() -> Scene:
-    return Scene("sd15")
 
 
 def draw(scene, model, positive) -> torch.Tensor:

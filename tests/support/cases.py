@@ -113,3 +113,6 @@ class Case:
         if step >= len(times):
             return 1.0
         return 1.0 - (times[step - 1] + times[step]) / 2 / 999.0
+
+
+CASE = Case(OURS / "case_A.json")      # the one of all tests that need just one

@@ -1,7 +1,7 @@
 """Graphs in API format, and how a server runs them."""
 from __future__ import annotations
 
-from support.cases import Case, checkpoint_folder
+from support.cases import CASE, Case, checkpoint_folder
 from support.recorded import recorded_prompt
 from support.server import Server
 
@@ -39,8 +39,7 @@ def node(class_type: str, **inputs) -> dict:
 
 
 def a_case_graph() -> dict:
-    from support.cases import OURS
-    return graph(Case(OURS / "case_A.json"), "released")
+    return graph(CASE, "released")
 
 
 def executed(server: Server, prompt: dict) -> set[str]:

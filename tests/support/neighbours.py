@@ -2,9 +2,6 @@
 from __future__ import annotations
 
 import torch
-from comfy_extras import (
-    nodes_model_downscale,
-)
 
 from mmdiff_core.host.unet import apply
 
@@ -13,10 +10,6 @@ from support.scene import IMAGE_ONLY, ONE_STEP, STEPS
 
 def draw(scene, model, positive, cfg=1.0, sigmas=ONE_STEP, size=(8, 8), negative=None) -> torch.Tensor:
     return scene.sample(model, positive, negative, cfg=cfg, sigmas=sigmas, size=size)
-
-
-def downscale(model):
-    return nodes_model_downscale.PatchModelAddDownscale.execute(model, 3, 2.0, 0.0, 1.0, True, "bicubic", "bicubic").args[0]
 
 
 def check_beside_ours(scene, theirs):

@@ -27,13 +27,18 @@ class Scene:
         self.mmdiff = make.random_mmdiff(make.narrow_config(like))
         self.adapter = self.mmdiff.adapter
         self.model = make.narrow_model(like)
-        pooled = 160 if like == "sdxl" else None
+        self.pooled = 160 if like == "sdxl" else None
         self.subjects = (make.random_subject(self.mmdiff, "ann", 1), make.random_subject(self.mmdiff, "bob", 2, references=2))
-        self.plain = make.random_conditioning(pooled=pooled)
-        self.negative = make.random_conditioning(pooled=pooled, seed=4)
+        self.plain = make.random_conditioning(pooled=self.pooled)
+        self.negative = make.random_conditioning(pooled=self.pooled, seed=4)
 
     def bound(self, subjects=None) -> list:
         return carry(self.plain, BoundPrompt(self.subjects if subjects is None else subjects, self.adapter.fingerprint))
+
+    def another_prompt(self) -> list:
+        """Another text, with the last subject."""
+        text = make.random_conditioning(pooled=self.pooled, seed=9)
+        return carry(text, BoundPrompt(self.subjects[1:], self.adapter.fingerprint))
 
     def sample(self, model, positive, negative=None, cfg=3.0, batch=1, size=(8, 8), sigmas=SIGMAS, seed=0):
         noise = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(seed)).repeat(batch, 1, 1, 1)
@@ -69,3 +74,21 @@ STEPS = torch.tensor([4.0, 2.0, 1.0, 0.0])
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, atol=2e-4)
+
+
+def count_calls(model):
+    """A context: batch size of every UNet call."""
+    class Calls(list):
+        def __enter__(self):
+            self.handle = model.model.diffusion_model.register_forward_pre_hook(lambda m, args: self.append(len(args[0])))
+            return self
+
+        def __exit__(self, *error):
+            self.handle.remove()
+
+    return Calls()
+
+
+def predict(scene, model, positive, **options) -> torch.Tensor:
+    """The denoised latents of the conditional side alone, one step, one call."""
+    return scene.sample(model, positive, cfg=1.0, sigmas=ONE_STEP, **options)

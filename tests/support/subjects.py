@@ -4,6 +4,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from mmdiff_core.shapes import (
+    Box,
+    Shaping,
+    regions_of_subjects,
+)
 from mmdiff_core.subjects import Subject
 
 ADAPTER = "0123456789abcdef"
@@ -16,3 +21,17 @@ def subject(name: str = "ann", seed: int = 0, references: int = 2) -> Subject:
         references=references, adapter=ADAPTER, weight=0.7, encoder="feed", identity=F.normalize(torch.randn(8, generator=g), dim=0),
         pictures_seen=torch.randint(0, 256, (references, 64, 64, 3), dtype=torch.uint8, generator=g),
     )
+
+
+NAMES = ("ann", "bob", "eve")
+
+LEFT, RIGHT = Box(1, 0, 0, 0.5, 1), Box(2, 0.5, 0, 0.5, 1)
+
+CANVAS = (32, 32)
+
+
+def regions(boxes=(), masks=None, kept=None, names=NAMES[:2], **shaping) -> list[torch.Tensor | None]:
+    return regions_of_subjects(names, masks or {}, boxes, kept or {}, CANVAS, Shaping(**shaping))
+
+
+A, B, C = ({"x": x, "y": 0, "width": 50, "height": 100} for x in (0, 50, 100))

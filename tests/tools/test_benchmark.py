@@ -1,10 +1,16 @@
 """The benchmark's counts are right: held to what is computed by hand, and to what one sampling really holds."""
 from __future__ import annotations
 
-import benchmark
+import dataclasses
+
 import pytest
 import torch
-from benchmark import Meter, OperationCounter, Scale
+from benchmark import read_arguments
+from cost.arms import make_world
+from cost.counting import OperationCounter
+from cost.report import make_line, state_bytes
+from cost.setting import SCALES, Scale, layout
+from cost.timing import Meter, Timing, count_arm, sample
 
 from mmdiff_core.unet_layers import transformer_blocks
 
@@ -17,10 +23,10 @@ def counted():
     """World, meter and counts of plain, one subject, and two masked subjects; one thread, for the layers are tiny."""
     meter, threads = Meter("cpu"), torch.get_num_threads()
     torch.set_num_threads(1)
-    with benchmark.layout(SMALL), torch.inference_mode():
-        world = benchmark.make_world(SMALL, SIZE, torch.float32, meter)
+    with layout(SMALL), torch.inference_mode():
+        world = make_world(SMALL, SIZE, torch.float32, meter)
         arms = [world.plain(), world.ours(1, False), world.ours(2, True, lora=0.0)]
-        yield world, arms, meter, [benchmark.count_arm(arm, meter, SIZE, CFG) for arm in arms]
+        yield world, arms, meter, [count_arm(arm, meter, SIZE, CFG) for arm in arms]
     torch.set_num_threads(threads)
 
 
@@ -49,7 +55,7 @@ def test_every_layer_shows_the_subjects_once_and_nothing_waits(counted):
 
 def test_looking_at_attention_and_holding_nouns_wait_for_nothing(counted):
     world, _, meter, (plain, one, _) = counted
-    looking = {arm.name: benchmark.count_arm(arm, meter, SIZE, CFG) for arm in world.looking()}
+    looking = {arm.name: count_arm(arm, meter, SIZE, CFG) for arm in world.looking()}
     assert all(found.waits == plain.waits for found in looking.values())
     assert all(sum(found.first_waits.values()) == sum(plain.first_waits.values()) for found in looking.values())
     assert looking["2 subjects, regions found at every step"].total > looking["2 subjects, regions found in the first step"].total > one.total
@@ -67,9 +73,9 @@ def test_state_is_as_large_as_the_keys_and_values_of_a_run(counted):
     watched = arms[1].model.clone()
     watched.add_wrapper_with_key("predict_noise", "look", look)
     meter.begin()
-    benchmark.sample(benchmark.dataclasses.replace(arms[1], model=watched), SIZE, 2, CFG)
-    assert set(held) == {benchmark.state_bytes(1, 4, SMALL.config.base)}
-    assert benchmark.state_bytes(1) == 2 * 4 * 2 * (10 * 640 + 60 * 1280)
+    sample(dataclasses.replace(arms[1], model=watched), SIZE, 2, CFG)
+    assert set(held) == {state_bytes(1, 4, SMALL.config.base)}
+    assert state_bytes(1) == 2 * 4 * 2 * (10 * 640 + 60 * 1280)
 
 
 def test_operations_views_and_waits_are_told_apart():
@@ -97,7 +103,7 @@ def test_a_paired_step_runs_once_more_as_the_plain_model_runs_it(counted):
 
     meter.call = counting
     try:
-        benchmark.sample(arms[1], SIZE, 2, CFG)
+        sample(arms[1], SIZE, 2, CFG)
     finally:
         del meter.call
     assert calls[2:4] == [(False, one.total), (True, plain.total)]
@@ -106,8 +112,8 @@ def test_a_paired_step_runs_once_more_as_the_plain_model_runs_it(counted):
 
 def test_a_line_compares_each_step_with_its_own_bare_run(counted):
     _, arms, _, (plain, one, _) = counted
-    timings = [benchmark.Timing(0.5, [9, 4, 6], [1, 2, 3], [9, 4, 6], [1, 4, 6], 0)]
-    line = benchmark.make_line(arms[1], timings, [benchmark.Timing(0.25, [1, 2, 3], [], [1, 2, 3], [], 0)], one, plain)
+    timings = [Timing(0.5, [9, 4, 6], [1, 2, 3], [9, 4, 6], [1, 4, 6], 0)]
+    line = make_line(arms[1], timings, [Timing(0.25, [1, 2, 3], [], [1, 2, 3], [], 0)], one, plain)
     assert (line.ratio, line.ratio_quartiles, line.cpu_ratio, line.pairs) == (2.0, (2.0, 2.0), 1.0, 2)
     assert (line.before_loop_extra_ms, line.first_step_extra_ms) == (250, 5500)
     assert line.extra_waits == 0 and line.peak_extra_mb is None
@@ -118,12 +124,12 @@ def test_a_line_compares_each_step_with_its_own_bare_run(counted):
 def test_the_layout_is_gone_afterwards_and_arguments_are_checked(capsys):
     from mmdiff_core.unet_layers import LAYOUTS
     before = set(LAYOUTS)
-    scale = benchmark.SCALES["reduced"]
-    with benchmark.layout(scale):
+    scale = SCALES["reduced"]
+    with layout(scale):
         widths = [b.width for b in transformer_blocks(scale.config.base)]
         assert widths == [b.width // 5 for b in transformer_blocks("sdxl")]
     assert set(LAYOUTS) == before
-    assert benchmark.read_arguments(["--subjects", "1,3"]).subjects == [1, 3]
+    assert read_arguments(["--subjects", "1,3"]).subjects == [1, 3]
     with pytest.raises(SystemExit):
-        benchmark.read_arguments(["--size", "100"])
+        read_arguments(["--size", "100"])
     assert "multiple of 64" in capsys.readouterr().err

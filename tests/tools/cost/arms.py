@@ -1,0 +1,106 @@
+"""The ways to sample that are compared with the plain model."""
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
+import torch
+
+from mmdiff_core.adapter import MMDiffAdapter
+from mmdiff_core.host.conditioning import BoundPrompt, carry
+from mmdiff_core.host.unet import Strength, apply
+from mmdiff_core.host.watch import Recorder, WatchPlan, watch
+from mmdiff_core.subjects import FindRegions, Subject
+
+from .arm import Arm
+from .peer import peer_layers
+from .setting import NOUNS, Scale, make_adapter, make_masks, make_model, make_subjects, make_text
+from .timing import Meter
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """What all arms share."""
+
+    scale: Scale
+    size: int
+    model: Any
+    adapter: MMDiffAdapter
+    positive: list
+    negative: list
+
+    def plain(self) -> Arm:
+        return Arm("plain", self.model, self.positive, self.negative)
+
+    def ours(self, subjects: int, masked: bool, lora: float = 1.0) -> Arm:
+        """The pack with subjects in the positive prompt and none in the negative one."""
+        masks = make_masks(subjects, self.size) if masked else [None] * subjects
+        prompt = BoundPrompt(make_subjects(self.adapter, masks), self.adapter.fingerprint)
+        name = label("ours", subjects, masked) + ("" if lora else ", lora_strength 0")
+        model = apply(self.model, self.adapter, Strength(lora=lora))
+        return Arm(name, model, carry(self.positive, prompt), carry(self.negative, None))
+
+    def looking(self) -> list[Arm]:
+        """What the other nodes of the pack add for two subjects: regions found, nouns held, maps watched."""
+        each_step, settled = FindRegions(settle=0.01, update=True), FindRegions(settle=0.01)
+        masked = [replace(s, hold_nouns=True) for s in make_subjects(self.adapter, make_masks(2, self.size))]
+        free = make_subjects(self.adapter, [None, None])
+        model = apply(self.model, self.adapter, Strength())
+
+        def arm(name: str, subjects: Sequence[Subject], model=model) -> Arm:
+            prompt = BoundPrompt(tuple(subjects), self.adapter.fingerprint, NOUNS)
+            return Arm(f"2 subjects, {name}", model, carry(self.positive, prompt), carry(self.negative, None))
+
+        return [
+            arm("masked, nouns held too", masked),
+            arm("regions found at every step", [replace(s, find=each_step) for s in free]),
+            arm("regions found in the first step", [replace(s, find=settled) for s in free]),
+            arm("regions found in the first step, nouns held too", [replace(s, find=settled, hold_nouns=True) for s in free]),
+            arm("maps watched", free, watch(model, Recorder(WatchPlan()))),
+        ]
+
+    def peer(self, module: types.ModuleType, subjects: int, masked: bool) -> Arm:
+        """ComfyUI_IPAdapter_plus applied once per subject, with the layers and arguments of its own Apply node."""
+        model = self.model.clone()
+        masks = make_masks(subjects, self.size) if masked else [None] * subjects
+        replacements: dict[tuple, Any] = {}
+        for number, mask in enumerate(masks):
+            for key, keywords in peer_layers(self.model, self.scale, number, mask):
+                if key in replacements:
+                    replacements[key].add(module.ipadapter_attention, **keywords)
+                else:
+                    replacements[key] = module.Attn2Replace(module.ipadapter_attention, **keywords)
+        for key, replacement in replacements.items():
+            model.set_model_attn2_replace(replacement, *key)
+        return Arm(label("IPAdapter_plus", subjects, masked), model, self.positive, self.negative)
+
+
+def label(pack: str, subjects: int, masked: bool) -> str:
+    return f"{pack}, {subjects} subject{'s' * (subjects > 1)}{', masked' * masked}"
+
+
+def make_world(scale: Scale, size: int, dtype: torch.dtype, meter: Meter) -> World:
+    """Model, adapter and prompts; the meter goes on the model before any arm does, and so is outside all of them."""
+    model = make_model(scale, dtype)
+    wrappers = comfy.patcher_extension.WrappersMP
+    model.add_wrapper_with_key(wrappers.SAMPLER_SAMPLE, "benchmark", meter.on_run)
+    model.add_wrapper_with_key(wrappers.PREDICT_NOISE, "benchmark", meter.on_step)
+    return World(scale, size, model, make_adapter(scale, dtype), make_text(scale, 3), make_text(scale, 4))
+
+
+def make_arms(world: World, counts: Sequence[int], masked: bool, peer: types.ModuleType | None, looks: bool = False) -> list[Arm]:
+    """Everything that is compared with the plain model."""
+    kinds = [False, True] if masked else [False]
+    arms = [world.ours(count, kind) for kind in kinds for count in counts]
+    arms.append(world.ours(counts[0], False, lora=0.0))
+    if looks:
+        arms += world.looking()
+    if peer is not None:
+        arms += [world.peer(peer, count, kind) for kind in kinds for count in counts]
+    return arms
