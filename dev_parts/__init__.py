@@ -1,0 +1,1 @@
+"""What dev.py is made of: only the standard library, Python 3.10 or newer."""

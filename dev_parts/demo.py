@@ -1,0 +1,72 @@
+"""The demo: a picture through a real server, and its contact sheet."""
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .adopt import ensure_host
+from .client import demo_client, photos_of
+from .host import Host, Pack, probe
+from .process import DevError, tail
+from .server import child_env, running_server
+
+DEMO = Path("tests/small_world/demo")  # a demo: one *.api.json, NOTE.txt, and photos/ where it has its own
+
+PORTRAIT_DEMO = Path("tests/tiny/demo")
+PHOTOS = Path("web/photos")  # those of the bundled workflows, for demos without their own
+
+SHEET = "mmdiff_core.host.sheet"  # the command that draws the contact sheet beside the demo's picture
+
+
+def demo_parser() -> argparse.ArgumentParser:
+    """The demo's own options, which its client shares."""
+    parser = argparse.ArgumentParser(prog="dev.py demo", description="Draw one picture through a real ComfyUI server.")
+    parser.add_argument("--workflow", type=Path, help="another workflow in API format than the pack's own")
+    parser.add_argument("--portrait", action="store_true", help="the portrait graph on a tiny SDXL with random weights: coloured noise")
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    return parser
+
+
+def run_demo(pack: Pack, rest: Sequence[str]) -> int:
+    """The README's first command. With an address it is the client, which runs with the host's Python."""
+    options = demo_parser().parse_args(rest)
+    folder = pack.root / (PORTRAIT_DEMO if options.portrait else DEMO)
+    workflow = Path(os.path.abspath(options.workflow or next(folder.glob("*.api.json"), folder / "demo.api.json")))
+    if not workflow.is_file():
+        raise DevError(f"There is no workflow at {workflow}; name another one with --workflow FILE.")
+    if options.url:
+        photos = photos_of(folder, pack.root / PHOTOS)
+        asyncio.run(demo_client(options.url, workflow, photos, pack.root / "output" / "mm-diff-demo.png"))
+        return 0
+    host = ensure_host(pack)
+    host = replace(host, device=probe(host)["device"]) if host.own else host
+    with running_server(pack, host) as url:
+        note = folder / "NOTE.txt"
+        print(f"\n{note.read_text(encoding='utf-8').strip()}\n" if note.is_file() else "", flush=True)
+        client = [str(host.python), str(pack.root / "dev.py"), "demo", "--url", url, "--workflow", str(workflow)]
+        code = subprocess.call([*client, *(["--portrait"] if options.portrait else [])], env=child_env(pack, host))
+    if not code and not options.workflow and not options.portrait:
+        code = draw_sheet(pack, host, folder, workflow)
+    if code:
+        print(f"The end of {pack.work / 'server.log'}:\n{tail(pack.work / 'server.log')}", file=sys.stderr)
+    return code
+
+
+def draw_sheet(pack: Pack, host: Host, folder: Path, workflow: Path) -> int:
+    """The contact sheet: the demo's references and prompt, eight seeds, and where each subject was read."""
+    nodes = json.loads(workflow.read_text(encoding="utf-8")).values()
+    prompt = next(node["inputs"]["text"] for node in nodes if node["class_type"] == "MMDiffTextEncode")
+    photos = [str(folder / "photos" / node["inputs"]["image"]) for node in nodes if node["class_type"] == "LoadImage"]
+    sheet = pack.root / "output" / "mm-diff-demo-sheet.png"
+    command = [str(host.python), "-m", SHEET, *photos, "--prompt", prompt, "--out", str(sheet)]
+    code = subprocess.call(command, env={**child_env(pack, host), "COMFYUI_PATH": str(host.comfyui)}, cwd=pack.root)
+    if not code:
+        print(f"Sheet:   {sheet}", flush=True)
+    return code

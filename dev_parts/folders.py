@@ -1,0 +1,75 @@
+"""Stamps of what was done, links to folders, and trees that are replaced whole."""
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .host import PACK_NAME
+from .process import DevError
+
+# ---------------------------------------------------------------- stamps, links, yaml
+
+def ensure(stamp: Path, parts: Sequence[str], work: Callable[[], None]) -> bool:
+    """Do `work` unless the stamp says that it was done for the same parts; True if it was done now."""
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
+        return False
+    stamp.unlink(missing_ok=True)
+    work()
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(digest, encoding="utf-8")
+    return True
+
+
+def unlink_folder(link: Path) -> None:
+    """Remove a link to a folder (a junction on Windows), but never a real folder with something in it."""
+    if link.is_symlink():
+        link.unlink()
+    elif os.path.lexists(link):
+        try:
+            link.rmdir()
+        except OSError as error:
+            raise DevError(f"{link} should be a link to this pack but is a folder; move it away.") from error
+
+
+def link_folder(target: Path, link: Path) -> None:
+    """Make `link` lead to the folder `target`, and leave it alone when it does already."""
+    if link.exists() and link.samefile(target):
+        return
+    unlink_folder(link)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if os.name == "nt":  # a junction, because symbolic links need rights that most people lack
+        subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], check=True, stdout=subprocess.DEVNULL)
+    else:
+        link.symlink_to(target, target_is_directory=True)
+
+
+# ---------------------------------------------------------------- setting up
+
+def keep_models(old: Path, new: Path) -> None:
+    """Carry what a person put into the old tree's models and custom_nodes over to its replacement."""
+    for name in ("models", "custom_nodes"):
+        for path in sorted((old / name).rglob("*")):
+            target = new / path.relative_to(old)
+            if (path.is_symlink() or path.is_file()) and not os.path.lexists(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+
+
+def replace_tree(tree: Path, new: Path) -> None:
+    """Put `new` in the place of `tree` by renames; an old tree goes only after its models have been carried over."""
+    old = tree.with_name(f"{tree.name}.old")
+    if old.exists():  # left by a run that was interrupted below
+        keep_models(old, tree)
+        shutil.rmtree(old)
+    if tree.exists():
+        unlink_folder(tree / "custom_nodes" / PACK_NAME)
+        tree.replace(old)
+    new.replace(tree)
+    if old.exists():
+        keep_models(old, tree)
+        shutil.rmtree(old)

