@@ -15,7 +15,20 @@ from mmdiff_core.host.unet import Strength, apply
 from mmdiff_core.host.vision import cls_embeddings, patch_embeddings
 from mmdiff_core.vision import normalise, object_pixels
 
-from support.recorded import LATENTS, LAYER, NOISE, STAGE, VARIANTS, close, mixed_prompt, probe, recorded_prompt, sample, sized
+from support.recorded import (
+    LATENTS,
+    LAYER,
+    NOISE,
+    STAGE,
+    VARIANTS,
+    close,
+    mixed_prompt,
+    plain_prompt,
+    probe,
+    recorded_prompt,
+    sample,
+    sized,
+)
 
 # ---------------------------------------------------------------- stages
 
@@ -197,27 +210,32 @@ def test_a_zeroed_negative_ends_in_the_recorded_latents(case, world, subjects):
     close(sample(case, model, positive, zeroed), case["official/run/latents_final_negative_none"], LATENTS, "no negative")
 
 
-@pytest.mark.parametrize("behaviour", ["released", "corrected"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("fuse_negative", [True, False], ids=["negative_fused", "negative_pure"])
 @pytest.mark.parametrize("plain_steps", [1, 2, 3])
-def test_delayed_conditioning_is_plain_steps_followed_by_personalised_steps(case, world, subjects, behaviour, plain_steps):
-    """One run with a delayed start equals the official loop spelled out: plain prompt and no image branch, LoRA on, then the rest."""
+def test_delayed_conditioning_is_plain_steps_followed_by_personalised_steps(
+    case, world, subjects, variant, fuse_negative, plain_steps
+):
+    """One run with a delayed start equals the official loop spelled out.
+
+    First the plain prompt and no image branch, with the LoRA on, then the personalised prompt.
+    """
     model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
     times, sigmas = case.meta["timesteps"], case["official/run/sigmas"]
     start = 1.0 - (times[plain_steps - 1] + times[plain_steps]) / 2 / 999.0
-    texts = (case.meta["negative_prompt"] or "", subjects)
-    both = encode_prompt(world["clip"], world["mmdiff"], recorded_prompt(case), *texts, start, behaviour)
-    fused = encode_prompt(world["clip"], world["mmdiff"], recorded_prompt(case), *texts, 0.0, behaviour)
-    plain = encode_prompt(world["clip"], world["mmdiff"], case.meta["prompt_without_trigger"], texts[0], (), 0.0, behaviour)
-    whole = sample(case, model, both.positive, both.negative)
+    whole = sample(case, model, *mixed_prompt(case, world, subjects, variant, fuse_negative, start))
+    fused = mixed_prompt(case, world, subjects, variant, fuse_negative)
     first = case["input/latents"] * (sigmas[0].item() ** 2 + 1) ** 0.5 / sigmas[0].item()
 
     def steps(prompt, part, noise, latent):
+        positive, negative = (sized(case, side) for side in prompt)
         return comfy.sample.sample_custom(
-            model, noise, case.call["guidance_scale"], comfy.samplers.sampler_object("euler"), part, sized(case, prompt.positive),
-            sized(case, prompt.negative), latent, disable_pbar=True, seed=0)
+            model, noise, case.call["guidance_scale"], comfy.samplers.sampler_object("euler"), part,
+            positive, negative, latent, disable_pbar=True, seed=0,
+        )
 
     nothing = torch.zeros_like(first)
-    halfway = steps(plain, sigmas[: plain_steps + 1], first, nothing)
+    halfway = steps(plain_prompt(case, world, variant), sigmas[: plain_steps + 1], first, nothing)
     out = steps(fused, sigmas[plain_steps:], nothing, halfway)
     close(whole, out * 0.13025, LATENTS, f"delayed by {plain_steps} steps")
 

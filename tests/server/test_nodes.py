@@ -1,10 +1,16 @@
 """The nodes in a real ComfyUI server: the recorded pictures come out of a graph, and mistakes are told to the person."""
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from support.cases import Case
+from mmdiff_core.official import UNET_FILE
+
+from support.cases import CASE, CHECKPOINT, OURS, Case, brought_checkpoint
 from support.graphs import a_case_graph, executed, graph, node
 from support.recorded import BEHAVIOURS, LATENTS, close
 from support.server import Server
@@ -17,12 +23,40 @@ def case(request) -> Case:
 
 @pytest.mark.parametrize("behaviour", ["released", "corrected"])
 def test_a_graph_in_a_real_server_ends_in_the_recorded_latents(case, server: Server, behaviour):
-    entry = server.run(graph(case, behaviour))
+    checkpoint = server.offer_checkpoint(brought_checkpoint(case.path.parent))
+    entry = server.run(graph(case, behaviour, checkpoint))
     (saved,) = entry["outputs"]["save"]["latents"]
     latents = load_file(server.output / saved["subfolder"] / saved["filename"])["latent_tensor"] * 0.13025
     variant, negative_fused = next(k for k, v in BEHAVIOURS.items() if v == behaviour)
     name = "latents_final" if negative_fused or not case.slots() else "latents_final_neg_pure"
     close(latents, case[f"{variant}/run/{name}"], LATENTS, f"{behaviour} through the nodes")
+
+
+def silence_images(checkpoint: Path) -> None:
+    """Takes the image branch's LoRA out of a checkpoint in the released layout."""
+    path = checkpoint / UNET_FILE
+    weights = torch.load(path, weights_only=True)
+    for name, weight in weights.items():
+        if "_image.up" in name:
+            weight.zero_()
+    torch.save(weights, path)
+
+
+def test_a_reference_folder_with_weights_and_a_checkpoint_of_its_own_runs_in_the_server(server: Server, tmp_path):
+    """Its adapter has no image LoRA, so that its latents tell whose checkpoint was loaded."""
+    folder = tmp_path / "reference"
+    shutil.copytree(OURS, folder)
+    shutil.copytree(CHECKPOINT, folder / "weights/checkpoint")
+    brought = Case(folder / CASE.path.name)
+    silence_images(brought_checkpoint(folder))
+    server.run(graph(CASE, "released"))
+    prompt = graph(brought, "released", server.offer_checkpoint(brought_checkpoint(folder)))
+    entry = server.run(prompt)
+    assert prompt["tiny"]["inputs"]["folder"] == str(folder)
+    (saved,) = entry["outputs"]["save"]["latents"]
+    latents = load_file(server.output / saved["subfolder"] / saved["filename"])["latent_tensor"] * 0.13025
+    recorded = CASE["official/run/latents_final"]
+    assert 50 * LATENTS < (latents - recorded).abs().max() < 100
 
 
 def test_changing_weight_mask_prompt_or_scale_encodes_no_picture_again(server: Server):

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from support.paths import TESTS
-
+TESTS = Path(__file__).resolve().parents[1]     # a test node in the server reads this file too, alone
 OURS = TESTS / "reference"
 CHECKPOINT = TESTS / "tiny/models/mmdiff/tiny-portrait"
 
@@ -32,9 +31,14 @@ def weights_folder(folder: Path) -> Path:
     return folder if (folder / "weights/unet_comfy.safetensors").is_file() and (folder / "configs").is_dir() else OURS
 
 
-def checkpoint_folder(folder: Path) -> Path:
+def brought_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that a folder of cases has of its own."""
     brought = folder / "weights/checkpoint"
-    return brought if brought.is_dir() else CHECKPOINT
+    return brought if brought.is_dir() else None
+
+
+def checkpoint_folder(folder: Path) -> Path:
+    return brought_checkpoint(folder) or CHECKPOINT
 
 
 class RecordedFaces:

@@ -1,17 +1,17 @@
 """Graphs in API format, and how a server runs them."""
 from __future__ import annotations
 
-from support.cases import CASE, Case, checkpoint_folder
+from support.cases import CASE, CHECKPOINT, Case, weights_folder
 from support.recorded import recorded_prompt
 from support.server import Server
 
 
-def graph(case: Case, behaviour: str) -> dict:
-    """The whole pack as an API graph that ends in a saved latent."""
+def graph(case: Case, behaviour: str, checkpoint: str = CHECKPOINT.name) -> dict:
+    """The whole pack as an API graph that ends in a saved latent; `checkpoint` is a name that the server knows."""
     path = str(case.path)
     nodes: dict = {
-        "tiny": node("MMDiffLoadTinyReferenceModel"),
-        "mmdiff": node("MMDiffLoad", checkpoint=checkpoint_folder(case.path.parent).name),
+        "tiny": node("MMDiffLoadTinyReferenceModel", folder=str(weights_folder(case.path.parent))),
+        "mmdiff": node("MMDiffLoad", checkpoint=checkpoint),
         "apply": node("MMDiffApplyAttention", model=["tiny", 0], mmdiff=["mmdiff", 0], fuse_scale=case.call["fuse_scale"], start_percent=0.0,
                       end_percent=1.0, lora_strength=1.0),
         "text": node("MMDiffTextEncode", clip=["tiny", 1], mmdiff=["mmdiff", 0], text=recorded_prompt(case),

@@ -7,6 +7,7 @@ import node_helpers
 import torch
 
 from mmdiff_core.host import text as text_side
+from mmdiff_core.host.conditioning import delayed
 from mmdiff_core.host.encode import encode_prompt, encode_subject
 from mmdiff_core.host.models import load_mmdiff
 
@@ -60,10 +61,20 @@ def mixed_prompt(case, world, subjects, variant: str, fuse_negative: bool, start
     positive = encode_prompt(*args, lora).positive
     adapted = text_side.adapted_clip(world["clip"], world["mmdiff"], lora)
     tokens = adapted.tokenize(case.meta["negative_prompt"] or "", return_word_ids=True)
-    if fuse_negative:
-        _, nouns = text_side.find_nouns(adapted.tokenize, recorded_prompt(case))
-        tokens = text_side.fuse_tokens(adapted, world["mmdiff"], tokens, nouns, subjects)
-    return positive, text_side.encode(adapted, tokens)
+    plain = text_side.encode(adapted, tokens)
+    if not (fuse_negative and subjects):
+        return positive, plain
+    _, nouns = text_side.find_nouns(adapted.tokenize, recorded_prompt(case))
+    fused = text_side.fuse_tokens(adapted, world["mmdiff"], tokens, nouns, subjects)
+    return positive, delayed(plain, text_side.encode(adapted, fused), None, start)
+
+
+def plain_prompt(case: Case, world: dict, variant: str) -> tuple[list, list]:
+    """Both sides without a subject, with the text encoders' LoRA of the variant."""
+    lora = "released" if variant == "official" else "corrected"
+    texts = case.meta["prompt_without_trigger"], case.meta["negative_prompt"] or ""
+    encoded = encode_prompt(world["clip"], world["mmdiff"], *texts, (), 0.0, lora)
+    return encoded.positive, encoded.negative
 
 
 def sized(case, conditioning):

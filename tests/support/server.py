@@ -1,8 +1,10 @@
 """A real ComfyUI server process for tests: started once, spoken to over HTTP, stopped at the end."""
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+from support.cases import CHECKPOINT
 from support.onnx_stand_ins import write_model_pack
 from support.paths import PACK, PACK_NAME, TESTS
 
@@ -110,6 +113,15 @@ class Server:
         target = self.home / "input" / path.name
         target.write_bytes(path.read_bytes())
         return path.name
+
+    def offer_checkpoint(self, folder: Path | None) -> str:
+        """A name for the checkpoint in a folder, by which this server loads it; None: the tests' own checkpoint."""
+        if folder is None:
+            return CHECKPOINT.name
+        name = f"brought-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+        if not (self.models / name).exists():
+            shutil.copytree(folder, self.models / name)
+        return name
 
     def stop(self) -> None:
         self.process.terminate()

@@ -17,13 +17,18 @@ class LoadTinyReferenceModel(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="MMDiffLoadTinyReferenceModel", display_name="Load Tiny Reference Model (random weights)", category=CATEGORY,
-            inputs=[], outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output(), io.ClipVision.Output()],
+            inputs=[io.String.Input("folder", default="", optional=True)],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output(), io.ClipVision.Output()],
         )
 
     @classmethod
-    def execute(cls):
+    def execute(cls, folder: str = ""):
+        """`folder` has weights/ and configs/ of its own; empty: those of the tests."""
         from . import build
-        return io.NodeOutput(build.model(), build.clip(), build.vae(), build.clip_vision())
+        source = Path(folder) if folder else build.REFERENCE
+        return io.NodeOutput(
+            build.model(source), build.clip(source), build.vae(), build.clip_vision(source)
+        )
 
 
 class LoadTinyControlNet(io.ComfyNode):
@@ -41,7 +46,7 @@ class LoadTinyControlNet(io.ComfyNode):
 
 
 def read_case(path: str):
-    spec = importlib.util.spec_from_file_location("mmdiff_recorded_cases", TESTS / "cases.py")
+    spec = importlib.util.spec_from_file_location("mmdiff_recorded_cases", TESTS / "support/cases.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module         # dataclasses look their module up
     spec.loader.exec_module(module)
