@@ -2,12 +2,14 @@
 
 demo   draw one picture through a real ComfyUI server and save it as output/mm-diff-demo.png
 test   run the tests with the host's Python; further arguments go to pytest
-serve  run the server with its web page; --with-tiny adds the test models, other arguments go to ComfyUI
+serve  run the server with its web page; --with-tiny adds the test models, other arguments go to
+       ComfyUI
 host   only get the host ready, and print where it is
 
-The host is, in this order: the folder in COMFYUI_PATH, the ComfyUI that this pack lies in (custom_nodes), or one
-that is set up in .host/ inside the pack. A ComfyUI of your own is never changed: what is missing there goes to .host/.
-Its Python is taken from COMFYUI_PYTHON, from a virtual environment in or beside it, or is the one that runs this file.
+The host is, in this order: the folder in COMFYUI_PATH, the ComfyUI that this pack lies in
+(custom_nodes), or one that is set up in .host/ inside the pack. A ComfyUI of your own is never
+changed: what is missing there goes to .host/. Its Python is taken from COMFYUI_PYTHON, from a
+virtual environment in or beside it, or is the one that runs this file.
 """
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ from dev_parts.host import Pack, find_pack, probe
 from dev_parts.process import DevError, say, stop
 from dev_parts.server import child_env, free_port, server_command
 
-HERE = Path(os.path.abspath(__file__))  # not resolved: a link in custom_nodes must still look like one
+# not resolved: a link in custom_nodes must still look like one
+HERE = Path(os.path.abspath(__file__))
 
 
 def pytest_arguments(pack: Pack, rest: Sequence[str]) -> list[str]:

@@ -30,7 +30,10 @@ def plain(name: str) -> str:
 
 
 def truly_missing(report: Mapping[str, Any], installed: Mapping[str, str]) -> list[str]:
-    """From pip's plan, the packages that the host lacks altogether; for an older one say so and keep the person's."""
+    """From pip's plan, the packages that the host lacks altogether.
+
+    For an older one say so and keep the person's.
+    """
     have = {plain(name): version for name, version in installed.items()}
     wanted = [(item["metadata"]["name"], item["metadata"]["version"]) for item in report.get("install", [])]
     for name, version in wanted:
@@ -40,7 +43,9 @@ def truly_missing(report: Mapping[str, Any], installed: Mapping[str, str]) -> li
 
 
 def install_extra(pack: Pack, host: Host, installed: Mapping[str, str]) -> None:
-    """Put what the person's environment lacks for pack and tests into .host/extra, replacing what was there."""
+    """Put what the person's environment lacks for pack and tests into .host/extra, replacing what
+    was there.
+    """
     extra, plan, log = pack.work / "extra", pack.work / "plan.json", pack.work / "install.log"
     file, pip = pack.root / "requirements.txt", pip_for(host)
     named = ["-r", file] if file.is_file() else []

@@ -92,7 +92,10 @@ async def follow(socket_: Any, prompt: str, stages: Stages) -> None:
     raise DevError("The server closed the connection before the workflow was done.")
 
 async def outputs_of(http: Any, url: str, prompt: str) -> dict[str, Any]:
-    """What the workflow's nodes put out; the server files it a moment after it says that it is done."""
+    """What the workflow's nodes put out.
+
+    The server files it a moment after it says that it is done.
+    """
     for _ in range(100):
         async with http.get(f"{url}/history/{prompt}") as reply:
             history = await reply.json()

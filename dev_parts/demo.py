@@ -17,12 +17,15 @@ from .host import Host, Pack, probe
 from .process import DevError, tail
 from .server import child_env, running_server
 
-DEMO = Path("tests/small_world/demo")  # a demo: one *.api.json, NOTE.txt, and photos/ where it has its own
+# a demo: one *.api.json, NOTE.txt, and photos/ where it has its own
+DEMO = Path("tests/small_world/demo")
 
 PORTRAIT_DEMO = Path("tests/tiny/demo")
+PICTURE = "mm-diff-demo.png"
 PHOTOS = Path("web/photos")  # those of the bundled workflows, for demos without their own
 
-SHEET = "mmdiff_core.host.sheet"  # the command that draws the contact sheet beside the demo's picture
+# the command that draws the contact sheet beside the demo's picture
+SHEET = "mmdiff_core.host.sheet"
 
 
 def demo_parser() -> argparse.ArgumentParser:
@@ -35,32 +38,42 @@ def demo_parser() -> argparse.ArgumentParser:
 
 
 def run_demo(pack: Pack, rest: Sequence[str]) -> int:
-    """The README's first command. With an address it is the client, which runs with the host's Python."""
+    """The README's first command. With an address it is the client, run by the host's Python."""
     options = demo_parser().parse_args(rest)
     folder = pack.root / (PORTRAIT_DEMO if options.portrait else DEMO)
-    workflow = Path(os.path.abspath(options.workflow or next(folder.glob("*.api.json"), folder / "demo.api.json")))
+    own = next(folder.glob("*.api.json"), folder / "demo.api.json")
+    workflow = Path(os.path.abspath(options.workflow or own))
     if not workflow.is_file():
-        raise DevError(f"There is no workflow at {workflow}; name another one with --workflow FILE.")
+        raise DevError(f"There is no workflow at {workflow}; name another with --workflow FILE.")
     if options.url:
-        photos = photos_of(folder, pack.root / PHOTOS)
-        asyncio.run(demo_client(options.url, workflow, photos, pack.root / "output" / "mm-diff-demo.png"))
+        photos, save = photos_of(folder, pack.root / PHOTOS), pack.root / "output" / PICTURE
+        asyncio.run(demo_client(options.url, workflow, photos, save))
         return 0
     host = ensure_host(pack)
     host = replace(host, device=probe(host)["device"]) if host.own else host
-    with running_server(pack, host) as url:
-        note = folder / "NOTE.txt"
-        print(f"\n{note.read_text(encoding='utf-8').strip()}\n" if note.is_file() else "", flush=True)
-        client = [str(host.python), str(pack.root / "dev.py"), "demo", "--url", url, "--workflow", str(workflow)]
-        code = subprocess.call([*client, *(["--portrait"] if options.portrait else [])], env=child_env(pack, host))
+    code = run_in_server(pack, host, folder, workflow, options.portrait)
     if not code and not options.workflow and not options.portrait:
         code = draw_sheet(pack, host, folder, workflow)
     if code:
-        print(f"The end of {pack.work / 'server.log'}:\n{tail(pack.work / 'server.log')}", file=sys.stderr)
+        log = pack.work / "server.log"
+        print(f"The end of {log}:\n{tail(log)}", file=sys.stderr)
     return code
 
 
+def run_in_server(pack: Pack, host: Host, folder: Path, workflow: Path, portrait: bool) -> int:
+    """Start a server, and the client beside it; the client's exit status."""
+    note = folder / "NOTE.txt"
+    with running_server(pack, host) as url:
+        print(f"\n{note.read_text(encoding='utf-8').strip()}\n" if note.is_file() else "", flush=True)
+        client = [str(host.python), str(pack.root / "dev.py"), "demo", "--url", url]
+        client += ["--workflow", str(workflow), *(["--portrait"] if portrait else [])]
+        return subprocess.call(client, env=child_env(pack, host))
+
+
 def draw_sheet(pack: Pack, host: Host, folder: Path, workflow: Path) -> int:
-    """The contact sheet: the demo's references and prompt, eight seeds, and where each subject was read."""
+    """The contact sheet: the demo's references and prompt, eight seeds, and where each subject was
+    read.
+    """
     nodes = json.loads(workflow.read_text(encoding="utf-8")).values()
     prompt = next(node["inputs"]["text"] for node in nodes if node["class_type"] == "MMDiffTextEncode")
     photos = [str(folder / "photos" / node["inputs"]["image"]) for node in nodes if node["class_type"] == "LoadImage"]

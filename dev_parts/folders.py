@@ -26,7 +26,9 @@ def ensure(stamp: Path, parts: Sequence[str], work: Callable[[], None]) -> bool:
 
 
 def unlink_folder(link: Path) -> None:
-    """Remove a link to a folder (a junction on Windows), but never a real folder with something in it."""
+    """Remove a link to a folder (a junction on Windows), but never a real folder with something in
+    it.
+    """
     if link.is_symlink():
         link.unlink()
     elif os.path.lexists(link):
@@ -61,7 +63,10 @@ def keep_models(old: Path, new: Path) -> None:
 
 
 def replace_tree(tree: Path, new: Path) -> None:
-    """Put `new` in the place of `tree` by renames; an old tree goes only after its models have been carried over."""
+    """Put `new` in the place of `tree` by renames.
+
+    An old tree goes only after its models have been carried over.
+    """
     old = tree.with_name(f"{tree.name}.old")
     if old.exists():  # left by a run that was interrupted below
         keep_models(old, tree)

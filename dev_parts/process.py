@@ -38,7 +38,9 @@ def stop(process: subprocess.Popen[bytes], patience: float = 10) -> None:
 
 
 def step(label: str, command: Sequence[str | Path], log: Path, every: float = 10) -> None:
-    """Run one long command with its output in a log, show that it is alive, and show the log's end if it fails."""
+    """Run one long command with its output in a log, show that it is alive, and show the log's end
+    if it fails.
+    """
     begin = time.monotonic()
     say(f"{label} ...")
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -17,11 +17,13 @@ from .process import DevError, say, stop, tail
 
 TINY_MODELS = Path("tests/tiny/models")  # one folder for each of ComfyUI's model folder names
 
-TINY_NODES = Path("tests/host_nodes")  # a folder of node packs that only the tests and the demo need
+# a folder of node packs that only the tests and the demo need
+TINY_NODES = Path("tests/host_nodes")
 
 SERVER_FOLDERS = ("output", "input", "temp", "user")
 
-START_LIMIT = 600  # seconds for the server to answer: custom nodes of a person's own can take minutes
+# seconds for the server to answer: custom nodes of a person's own can take minutes
+START_LIMIT = 600
 
 
 # ---------------------------------------------------------------- stamps, links, yaml
@@ -46,7 +48,10 @@ def extra_paths(host: Host, pack: Pack, with_tiny: bool) -> dict[str, list[Path]
 
 
 def paths_yaml(paths: Mapping[str, Sequence[Path]]) -> str:
-    """The text of an extra_model_paths.yaml; JSON strings are YAML strings, so any path is quoted rightly."""
+    """The text of an extra_model_paths.yaml.
+
+    JSON strings are YAML strings, so any path is quoted rightly.
+    """
     lines = [f"  {name}: {json.dumps(chr(10).join(map(str, folders)), ensure_ascii=False)}"
              for name, folders in paths.items()]
     return "\n".join(["mm_diff_dev:", *lines, ""])

@@ -1,4 +1,6 @@
-"""Shared set-up: ComfyUI on the path (COMFYUI_PATH), CPU mode where there is no GPU, the small model, the reference folder."""
+"""Shared set-up: ComfyUI on the path (COMFYUI_PATH), CPU mode where there is no GPU, the small
+model, the reference folder.
+"""
 from __future__ import annotations
 
 import os
@@ -7,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")      # the tests' matrices are tiny: on a busy machine threads wait for each other, ten times as long
+# the tests' matrices are tiny: on a busy machine threads wait for each other, ten times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TESTS = Path(__file__).resolve().parent
 PACK = TESTS.parent

@@ -1,4 +1,7 @@
-"""Which ComfyUI and which Python dev.py chooses, and how it sets them up; nothing is installed or downloaded here."""
+"""Which ComfyUI and which Python dev.py chooses, and how it sets them up.
+
+Nothing is installed or downloaded here.
+"""
 from __future__ import annotations
 
 import sys

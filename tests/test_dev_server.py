@@ -126,4 +126,5 @@ def test_each_demo_has_one_workflow_its_pictures_and_a_note(folder: Path) -> Non
     workflow, = root.glob("*.api.json")
     nodes = json.loads(workflow.read_text(encoding="utf-8")).values()
     assert (root / "NOTE.txt").is_file()
-    assert {n["inputs"]["image"] for n in nodes if n["class_type"] == "LoadImage"} <= {photo.name for photo in photos_of(root, Path(dev.HERE).parent / demo.PHOTOS)}
+    there = {photo.name for photo in photos_of(root, dev.HERE.parent / demo.PHOTOS)}
+    assert {n["inputs"]["image"] for n in nodes if n["class_type"] == "LoadImage"} <= there

@@ -1,4 +1,6 @@
-"""Both checkpoint layouts: every key accounted for, nothing executed, errors that name what is wrong."""
+"""Both checkpoint layouts: every key accounted for, nothing executed, errors that name what is
+wrong.
+"""
 from __future__ import annotations
 
 import json
@@ -23,7 +25,8 @@ def listed(file: str) -> dict:
     return MANIFEST["files"][file]
 
 
-# ---------------------------------------------------------------- the table against the manifest, both ways
+# ---------------------------------------------------------------- the table against the manifest,
+# both ways
 
 def upstream(shapes: dict, table: dict) -> dict:
     return {f"{table[k.rsplit('.', 1)[0]]}.{k.rsplit('.', 1)[1]}.weight": list(v) for k, v in shapes.items()}
@@ -69,7 +72,8 @@ def test_the_processor_order_is_the_manifests():
 def test_sd15_has_its_sixteen_layers():
     slots = [b.slot[:2] for b in transformer_blocks("sd15")]
     assert len(slots) == 16 and ("middle", 0) in slots
-    assert {i for b, i in slots if b == "input"} == {1, 2, 4, 5, 7, 8} and {i for b, i in slots if b == "output"} == set(range(3, 12))
+    assert {i for b, i in slots if b == "input"} == {1, 2, 4, 5, 7, 8}
+    assert {i for b, i in slots if b == "output"} == set(range(3, 12))
 
 
 # ---------------------------------------------------------------- reading and writing
@@ -160,17 +164,21 @@ def changed_group(group: str, edit):
     return lambda sd: sd | {group: edit(dict(sd[group]))}
 
 
+def only(keep):
+    return lambda sd: {key: value for key, value in sd.items() if keep(key)}
+
+
 KEY = "7.to_k_lora_image.down.weight"
 
 
 @pytest.mark.parametrize("file, edit, message", [
-    (official.UNET_FILE, lambda sd: {k: v for k, v in sd.items() if k != KEY}, r"missing key unet\.\S+to_k_image\.down"),
+    (official.UNET_FILE, only(lambda key: key != KEY), r"missing key unet\.\S+to_k_image\.down"),
     (official.UNET_FILE, lambda sd: sd | {"7.to_k_ip.weight": torch.zeros(2)}, r"unknown key 7\.to_k_ip\.weight \(2,\)"),
     (official.UNET_FILE, lambda sd: sd | {KEY: sd[KEY][:, :9]}, r"to_k_image\.down has the shape \(64, 9\), expected \(64, 256\)"),
-    (official.UNET_FILE, lambda sd: {k: v for k, v in sd.items() if int(k.split(".")[0]) < 20}, "20? attention layers|known bases"),
+    (official.UNET_FILE, only(lambda key: int(key.split(".")[0]) < 20), "20? attention layers|known bases"),
     (official.TEXT_FILE, lambda sd: sd | {"lora_te_text_model.alpha": torch.ones(1)}, r"unknown key lora_te_text_model\.alpha"),
     (official.TEXT_FILE, lambda sd: dict(list(sd.items())[:-1]), r"missing key text\.g\.layers\.2"),
-    (official.CUSTOM_FILE, lambda sd: {k: v for k, v in sd.items() if k != "mm_fuse_two"}, r"groups missing \['mm_fuse_two'\]"),
+    (official.CUSTOM_FILE, only(lambda key: key != "mm_fuse_two"), r"groups missing \['mm_fuse_two'\]"),
     (official.CUSTOM_FILE, changed_group("image_encoder", lambda g: g | {"text_model.x": torch.ones(1)}), r"unknown key vision\.text_model\.x"),
     (official.CUSTOM_FILE, changed_group("obj_embeds_proj", lambda g: g | {"fc3.weight": torch.ones(1)}), r"unknown key obj_embeds_proj\.fc3\.weight"),
     (official.CUSTOM_FILE, changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(5)}), r"fuse\.l\.hidden\.bias has the shape \(5,\)"),

@@ -64,7 +64,8 @@ def test_a_spherical_mixture_keeps_the_length_that_an_average_loses():
     a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 3.0]])
     assert slerp(a, b, 0.5).norm().item() == pytest.approx(3, abs=1e-5) and blend([a, b], [0.5, 0.5], "average").norm().item() < 2.2
     assert torch.allclose(slerp(a, b, 0.0), a, atol=1e-5) and torch.allclose(slerp(a, b, 1.0), b, atol=1e-5)
-    assert torch.allclose(slerp(a, 2 * a, 0.5), 1.5 * a, atol=1e-5)             # the same direction: no division by zero
+    # the same direction: no division by zero
+    assert torch.allclose(slerp(a, 2 * a, 0.5), 1.5 * a, atol=1e-5)
     thirds = blend([a, b, a], [1 / 3] * 3, "spherical")
     assert thirds[0, 0] > thirds[0, 1] > 0
 

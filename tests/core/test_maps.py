@@ -1,4 +1,6 @@
-"""Where subjects are read: true probabilities, added up rightly, and the regions and pictures made from them. Pure torch."""
+"""Where subjects are read: true probabilities, added up rightly, and the regions and pictures made
+from them. Pure torch.
+"""
 from __future__ import annotations
 
 import pytest

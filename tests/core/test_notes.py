@@ -1,4 +1,7 @@
-"""The card's failure modes are told before the picture shows them: blurred references, an unlike face, subjects that look alike."""
+"""The card's failure modes are told before the picture shows them.
+
+Blurred references, an unlike face, subjects that look alike.
+"""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -53,7 +56,8 @@ def test_the_face_that_is_unlike_the_others_is_named():
     pictures = torch.rand(4, 3, 224, 224)
     (note,) = reference_notes("ann", pictures, faces, PORTRAIT_SDXL)
     assert note.startswith("ann, picture 2: the face is unlike the others")
-    assert not reference_notes("ann", pictures[:2], faces[:2], PORTRAIT_SDXL)       # of two, who is to say
+    # of two, who is to say
+    assert not reference_notes("ann", pictures[:2], faces[:2], PORTRAIT_SDXL)
     assert not reference_notes("ann", pictures, faces, GENERAL_SDXL)
 
 

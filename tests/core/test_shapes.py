@@ -1,4 +1,6 @@
-"""Where subjects may act: boxes, masks and what is done to them, and the node Multi-Subject Constraint Masks around it."""
+"""Where subjects may act: boxes, masks and what is done to them, and the node Multi-Subject
+Constraint Masks around it.
+"""
 from __future__ import annotations
 
 import json
@@ -58,7 +60,8 @@ def test_wrong_boxes_are_told_by_number(text, message):
 ])
 def test_found_boxes_are_the_subjects_in_order(found, subjects):
     boxes = found_boxes(found, 200, 100, 2)
-    assert [box.subject for box in boxes] == subjects and all(box.width == 0.25 and box.height == 1 for box in boxes)
+    assert [box.subject for box in boxes] == subjects
+    assert all(box.width == 0.25 and box.height == 1 for box in boxes)
 
 
 @pytest.mark.parametrize("found, message", [

@@ -1,4 +1,7 @@
-"""Scenes, and the small model of the recorded cases. ComfyUI is not on the path yet when this file is read."""
+"""Scenes, and the small model of the recorded cases.
+
+ComfyUI is not on the path yet when this file is read.
+"""
 from __future__ import annotations
 
 import pytest

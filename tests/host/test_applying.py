@@ -58,7 +58,10 @@ def test_a_patch_that_held_the_slot_is_kept_as_the_base(scene):
 
 
 def test_user_lora_on_keys_acts_on_both_branches(scene):
-    """K_i is the layer as it stands in the model, less our text LoRA: what a user's own LoRA adds to to_k stays in."""
+    """K_i is the layer as it stands in the model, less our text LoRA.
+
+    What a user's own LoRA adds to to_k stays in.
+    """
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     styled = scene.model.clone()
     delta = torch.randn(128, make.CONTEXT) * 0.5

@@ -81,7 +81,10 @@ def test_the_sampling_loop_adds_no_host_sync(scene, masked):
 
 
 def test_a_window_stays_a_tensor_on_an_accelerator():
-    """On anything but the CPU the decision is a tensor; here the meta device, which cannot be read at all."""
+    """On anything but the CPU the decision is a tensor.
+
+    Here the meta device, which cannot be read at all.
+    """
     window = host_unet.Window(2.0, 1.0)
     factor = window.factor(torch.empty(1, device="meta"))
     assert torch.is_tensor(factor) and factor.device.type == "meta"

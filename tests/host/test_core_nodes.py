@@ -51,7 +51,9 @@ def rescale_cfg(model):
 
 
 def mixed_self_attention(model):
-    """A patch on the self-attention's output that looks at both rows, as NAGuidance of newer hosts sets it."""
+    """A patch on the self-attention's output that looks at both rows, as NAGuidance of newer hosts
+    sets it.
+    """
     def away_from_uncond(out, extra_options):
         kinds = extra_options["cond_or_uncond"]
         if sorted(kinds) == [0, 1]:
@@ -92,7 +94,10 @@ def test_core_nodes_before_and_after_ours_act_and_leave_the_subjects(scene, node
 
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_merging_models_keeps_the_subjects(scene, ours_first):
-    """ModelMergeSimple takes the first model's options and clones it; its weights blend with the second's."""
+    """ModelMergeSimple takes the first model's options and clones it.
+
+    Its weights blend with the second's.
+    """
     other = style_lora(scene.model)
     ours = apply(scene.model, scene.adapter, BOTH)
     merged = nodes_model_merging.ModelMergeSimple().merge(ours, other, 0.5)[0] if ours_first else apply(
@@ -108,7 +113,9 @@ def test_a_users_lora_before_or_after_ours_makes_the_same_picture(scene):
 
 
 def test_a_lora_hook_acts_on_its_prompts_text_and_the_subjects_show(scene):
-    """Create Hook LoRA: the subjects' keys and values are made once a run, from the weights without hooks."""
+    """Create Hook LoRA: the subjects' keys and values are made once a run, from the weights without
+    hooks.
+    """
     import comfy.hooks
     generator, lora = torch.Generator().manual_seed(6), {}
     for key, weight in scene.model.model.state_dict().items():

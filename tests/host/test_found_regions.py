@@ -27,7 +27,8 @@ def test_before_they_settle_subjects_are_free(scene, model):
 
 
 def test_found_regions_change_the_picture_once_they_are_settled(scene, model):
-    sharp = finding(scene, FindRegions(settle=0.5, sharpness=500.0))        # random weights read everywhere nearly alike
+    # random weights read everywhere nearly alike
+    sharp = finding(scene, FindRegions(settle=0.5, sharpness=500.0))
     assert not torch.allclose(scene.sample(model, prompt(scene, sharp)), scene.sample(model, prompt(scene)), atol=1e-3)
 
 

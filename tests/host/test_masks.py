@@ -100,7 +100,9 @@ def grid_of(size: tuple[int, int], positions: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("size", [(7, 9), (8, 12), (13, 5)])
 def test_masks_fit_latents_of_any_size(scene15, size):
-    """In every layer a subject is seen where its mask reaches on the layer's own grid, and only there."""
+    """In every layer a subject is seen where its mask reaches on the layer's own grid, and only
+    there.
+    """
     left = torch.zeros(24, 40)
     left[:, :12] = left[18:] = 1
     model = apply(scene15.model, scene15.adapter, IMAGE_ONLY)

@@ -1,4 +1,7 @@
-"""Other packs on the same model, before and after ours: nothing crashes, both act, nobody is poisoned."""
+"""Other packs on the same model, before and after ours.
+
+Nothing crashes, both act, nobody is poisoned.
+"""
 from __future__ import annotations
 
 import inspect
@@ -21,11 +24,15 @@ from support.scene import IMAGE_ONLY, STEPS, close
 
 LIKE = "sd15"       # fewer layers than SDXL, so more graphs
 
-# ---------------------------------------------------------------- packs that add to a slot (IPAdapter_plus, InstantID, PuLID)
+# ---------------------------------------------------------------- packs that add to a slot
+# (IPAdapter_plus, InstantID, PuLID)
 
 class TheirSlot:
-    """A stand-in for what those packs put into a slot: a list of callbacks that each add to plain attention, and an `add` that they call
-    on whatever they find there (host.md 3.6)."""
+    """A stand-in for what those packs put into a slot.
+
+    A list of callbacks that each add to plain attention, and an `add` that they call on whatever
+    they find there (host.md 3.6).
+    """
 
     def __init__(self, callback, **kwargs):
         self.callbacks = [(callback, kwargs)]
@@ -115,7 +122,8 @@ def test_a_function_that_took_our_slots_is_an_error_that_names_it_and_says_what_
     ours.set_model_attn2_replace(someone_elses_attention, "middle", 0, 0)
     with pytest.raises(RuntimeError, match=r"1 of 16 cross-attention layers.*someone_elses_attention.*before Apply MM-Diff Attention"):
         draw(scene, ours, scene.bound())
-    assert torch.isfinite(draw(scene, ours, scene.plain)).all()         # without subjects there is nothing to lose
+    # without subjects there is nothing to lose
+    assert torch.isfinite(draw(scene, ours, scene.plain)).all()
 
 
 def test_a_function_that_keeps_our_slot_as_its_base_is_none_of_our_business(scene):
@@ -136,7 +144,8 @@ def test_a_function_that_keeps_our_slot_as_its_base_is_none_of_our_business(scen
         assert torch.equal(draw(scene, clone, scene.bound()), expected)
 
 
-# ---------------------------------------------------------------- attention functions and compilation
+# ---------------------------------------------------------------- attention functions and
+# compilation
 
 def test_an_override_of_attention_serves_the_text_and_not_the_subjects(scene):
     """Sage and flash overrides are made for long keys; a subject's few tokens go through SDPA."""
@@ -155,8 +164,11 @@ def test_an_override_of_attention_serves_the_text_and_not_the_subjects(scene):
 
 
 def test_compiling_the_unet_makes_one_graph_for_all_steps_as_for_the_plain_model(scene):
-    """TorchCompileModel's way, with a backend that only counts graphs. The host's attention for CPUs reads the free memory, which no graph
-    can; its pytorch attention, which every GPU has, stands in."""
+    """TorchCompileModel's way, with a backend that only counts graphs.
+
+    The host's attention for CPUs reads the free memory, which no graph can; its pytorch attention,
+    which every GPU has, stands in.
+    """
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
     def graphs_of(model, positive) -> tuple[int, torch.Tensor]:

@@ -1,32 +1,30 @@
-"""The pack computes what the official code computed: recorded cases, stage by stage and through whole samplings.
+"""The pack computes what the official code computed.
+
+Recorded cases, stage by stage and through whole samplings.
 
     python dev.py test tests/host/test_reference.py --reference FOLDER      runs it on another folder of cases
 """
 from __future__ import annotations
 
-import comfy.sample
-import comfy.samplers
+import contextlib
+
 import pytest
 import torch
 
 from mmdiff_core.host import text as text_side
-from mmdiff_core.host.encode import encode_prompt
 from mmdiff_core.host.unet import Strength, apply
 from mmdiff_core.host.vision import cls_embeddings, patch_embeddings
 from mmdiff_core.vision import normalise, object_pixels
 
 from support.recorded import (
-    LATENTS,
     LAYER,
     NOISE,
     STAGE,
     VARIANTS,
     close,
     mixed_prompt,
-    plain_prompt,
     probe,
     recorded_prompt,
-    sample,
     sized,
 )
 
@@ -120,24 +118,37 @@ def test_noise_predictions_are_the_recorded_ones(case, world, subjects, variant,
         close(found, case[f"{variant}/noise_pred/{name}/t{timestep}"], NOISE, f"{variant} {name} t{timestep}")
 
 
+# diffusers' name of a probed layer -> the host's block
+PROBED = {
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn2": "input_blocks.4.1",
+    "mid_block.attentions.0.transformer_blocks.1.attn2": "middle_block.1",
+}
+
+
+@contextlib.contextmanager
+def layers_seen(unet, case):
+    """(number of the probe, projection) -> [(input, output)] of each of its calls."""
+    seen, handles = {}, []
+
+    def keep(key):
+        return lambda m, args, out: seen.setdefault(key, []).append((args[0].clone(), out.clone()))
+
+    for number, name in case.meta["attn_probes"].items():
+        layer = name.partition("transformer_blocks")
+        attn = unet.get_submodule(f"{PROBED[name]}.{layer[1]}{layer[2]}")
+        for part in ("to_q", "to_k", "to_v", "to_out"):
+            handles.append(attn.get_submodule(part).register_forward_hook(keep((number, part))))
+    yield seen
+    for handle in handles:
+        handle.remove()
+
+
 def test_attention_layers_give_the_recorded_keys_values_and_outputs(case, world, subjects):
     model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
     positive, negative = mixed_prompt(case, world, subjects, "official", fuse_negative=True)
-    paths = {
-        "down_blocks.1.attentions.0.transformer_blocks.0.attn2": "input_blocks.4.1.transformer_blocks.0.attn2",
-        "mid_block.attentions.0.transformer_blocks.1.attn2": "middle_block.1.transformer_blocks.1.attn2",
-    }
-    unet, seen, handles = model.model.diffusion_model, {}, []
-    for number, diffusers_name in case.meta["attn_probes"].items():
-        attn = unet.get_submodule(paths[diffusers_name])
-        for part in ("to_q", "to_k", "to_v", "to_out"):
-            handles.append(attn.get_submodule(part).register_forward_hook(
-                lambda m, args, out, key=(number, part): seen.setdefault(key, []).append((args[0].clone(), out.clone()))))
-    try:
-        probe(model, sized(case, positive), sized(case, negative), case["input/probe_sample"], case.meta["attn_probe_timestep"])
-    finally:
-        for handle in handles:
-            handle.remove()
+    sides = sized(case, positive), sized(case, negative)
+    with layers_seen(model.model.diffusion_model, case) as seen:
+        probe(model, *sides, case["input/probe_sample"], case.meta["attn_probe_timestep"])
     for number in case.meta["attn_probes"]:
         # to_k and to_v ran first on the subjects (before the loop), last on the text
         (_, k_text), (_, v_text) = seen[number, "to_k"][-1], seen[number, "to_v"][-1]
@@ -171,78 +182,3 @@ def test_subject_keys_and_values_are_the_recorded_ones(case, world, subjects, nu
     shown = torch.cat([torch.arange(4 * i, 4 * i + 4) for s in case.slots() for i in s])
     for part, found in zip(("k_image", "v_image"), state.keys[slot], strict=True):
         close(found.transpose(1, 2).flatten(2), case[f"official/attn2/{number}/{part}"][1:2, shown], LAYER, f"attn2/{number}/{part}")
-
-
-# ---------------------------------------------------------------- whole samplings
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("fuse_negative", [True, False], ids=["negative_fused", "negative_pure"])
-def test_whole_samplings_end_in_the_recorded_latents(case, world, subjects, variant, fuse_negative):
-    model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
-    positive, negative = mixed_prompt(case, world, subjects, variant, fuse_negative, case.start(model))
-    name = "latents_final" if fuse_negative else "latents_final_neg_pure"
-    close(sample(case, model, positive, negative), case[f"{variant}/run/{name}"], LATENTS, f"{variant} {name}")
-
-
-def test_sampling_without_guidance_ends_in_the_recorded_latents(case, world, subjects):
-    if not case.has("official/run/latents_final_guidance_1"):
-        return
-    model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
-    positive, negative = mixed_prompt(case, world, subjects, "official", True, case.start(model))
-    close(sample(case, model, positive, negative, 1.0), case["official/run/latents_final_guidance_1"], LATENTS, "guidance 1")
-
-
-def test_an_empty_negative_prompt_is_fused_as_recorded(case, world, subjects):
-    if not case.has("official/run/latents_final_negative_empty"):
-        return
-    model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
-    encoded = encode_prompt(world["clip"], world["mmdiff"], recorded_prompt(case), "", subjects, case.start(model), "released")
-    close(sample(case, model, encoded.positive, encoded.negative), case["official/run/latents_final_negative_empty"], LATENTS, "empty")
-
-
-def test_a_zeroed_negative_ends_in_the_recorded_latents(case, world, subjects):
-    """ConditioningZeroOut of the personalised prompt is what the official code does without a negative prompt (quirk 3)."""
-    if not case.has("official/run/latents_final_negative_none"):
-        return
-    model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
-    positive = encode_prompt(world["clip"], world["mmdiff"], recorded_prompt(case), "", subjects, case.start(model), "released").positive
-    zeroed = [[torch.zeros_like(c), {**o, "pooled_output": torch.zeros_like(o["pooled_output"])}] for c, o in positive]
-    close(sample(case, model, positive, zeroed), case["official/run/latents_final_negative_none"], LATENTS, "no negative")
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("fuse_negative", [True, False], ids=["negative_fused", "negative_pure"])
-@pytest.mark.parametrize("plain_steps", [1, 2, 3])
-def test_delayed_conditioning_is_plain_steps_followed_by_personalised_steps(
-    case, world, subjects, variant, fuse_negative, plain_steps
-):
-    """One run with a delayed start equals the official loop spelled out.
-
-    First the plain prompt and no image branch, with the LoRA on, then the personalised prompt.
-    """
-    model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
-    times, sigmas = case.meta["timesteps"], case["official/run/sigmas"]
-    start = 1.0 - (times[plain_steps - 1] + times[plain_steps]) / 2 / 999.0
-    whole = sample(case, model, *mixed_prompt(case, world, subjects, variant, fuse_negative, start))
-    fused = mixed_prompt(case, world, subjects, variant, fuse_negative)
-    first = case["input/latents"] * (sigmas[0].item() ** 2 + 1) ** 0.5 / sigmas[0].item()
-
-    def steps(prompt, part, noise, latent):
-        positive, negative = (sized(case, side) for side in prompt)
-        return comfy.sample.sample_custom(
-            model, noise, case.call["guidance_scale"], comfy.samplers.sampler_object("euler"), part,
-            positive, negative, latent, disable_pbar=True, seed=0,
-        )
-
-    nothing = torch.zeros_like(first)
-    halfway = steps(plain_prompt(case, world, variant), sigmas[: plain_steps + 1], first, nothing)
-    out = steps(fused, sigmas[plain_steps:], nothing, halfway)
-    close(whole, out * 0.13025, LATENTS, f"delayed by {plain_steps} steps")
-
-
-def test_a_wrong_variant_is_told_apart(case, world, subjects):
-    """The tests can fail: without the UNet LoRA the same input gives numbers far from the recorded ones."""
-    key = "wrong/noise_pred_delayed_without_unet_lora/t501"
-    if not case.has(key):
-        return
-    assert (case[key] - case["official/noise_pred/delayed/t501"]).abs().max() > 100 * NOISE

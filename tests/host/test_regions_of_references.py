@@ -1,4 +1,7 @@
-"""Where the subject is on a reference: by mask or box instead of our detector, and portraits before there is a detector at all."""
+"""Where the subject is on a reference.
+
+By mask or box instead of our detector, and portraits before there is a detector at all.
+"""
 from __future__ import annotations
 
 import pytest
@@ -102,7 +105,8 @@ def test_found_faces_are_drawn_numbered_and_given_as_boxes(analyser):
     image = torch.from_numpy(picture(*THREE).copy())[None].float() / 255
     drawn, boxes, said = find_faces(image, analyser)
     assert drawn.shape == image.shape and not torch.equal(drawn, image) and said == "picture 1: 3 faces"
-    assert len(boxes[0]) == 3 and [b["x"] for b in boxes[0]] == sorted(b["x"] for b in boxes[0])
+    edges = [box["x"] for box in boxes[0]]
+    assert len(edges) == 3 and edges == sorted(edges)
     assert all(regions_of(image, None, [[box]])[0].any() for box in boxes[0])
     assert find_faces(torch.zeros(1, 64, 64, 3), analyser)[2] == "picture 1: no face"
 

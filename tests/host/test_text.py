@@ -1,4 +1,7 @@
-"""Nouns, markers and prompts: which word is bound to which subject, and what cannot be read is an error."""
+"""Nouns, markers and prompts.
+
+Which word is bound to which subject, and what cannot be read is an error.
+"""
 from __future__ import annotations
 
 import pytest
@@ -201,7 +204,10 @@ def test_released_fuses_the_negative_prompt_and_corrected_does_not(clip, mmdiff,
 
 @pytest.mark.parametrize("negative", ["", "ugly", "ugly, blurry"])
 def test_a_fused_row_on_or_after_the_end_token_does_not_move_the_pooled_output(clip, mmdiff, pair, negative):
-    """Pooled is read at the prompt's own end: a noun further right leaves it as it was, one on the end token changes it."""
+    """Pooled is read at the prompt's own end.
+
+    A noun further right leaves it as it was, one on the end token changes it.
+    """
     far = encode_prompt(clip, mmdiff, "a b c d e f g man<|subj|>", negative, pair[:1], behaviour="released")
     plain = encode_prompt(clip, mmdiff, "x", negative, (), behaviour="released")
     assert torch.allclose(far.negative[0][1]["pooled_output"], plain.negative[0][1]["pooled_output"], atol=1e-5)
@@ -210,7 +216,8 @@ def test_a_fused_row_on_or_after_the_end_token_does_not_move_the_pooled_output(c
 def test_the_clip_that_came_in_is_unchanged(clip, mmdiff, pair):
     import comfy.model_management
     comfy.model_management.unload_all_models()
-    def as_bytes():        # the host leaves a projection that the file lacks unset: it may hold NaN, which equals nothing
+    # the host leaves a projection that the file lacks unset: it may hold NaN, which equals nothing
+    def as_bytes():
         return {k: v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).clone() for k, v in clip.cond_stage_model.state_dict().items()}
     before = as_bytes()
     encode_prompt(clip, mmdiff, "a man<|subj|> and a man<|subj|>", "bad", pair)

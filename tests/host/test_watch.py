@@ -1,4 +1,7 @@
-"""Looking at attention while sampling: recordings tell the truth and cost nothing when off; found regions keep subjects apart."""
+"""Looking at attention while sampling: recordings tell the truth and cost nothing when off.
+
+Found regions keep subjects apart.
+"""
 from __future__ import annotations
 
 import pytest
@@ -104,9 +107,8 @@ def test_live_maps_are_sent_throttled_and_after_the_last_step(scene, model):
     sent, now = [], iter([0.0, 0.0, 0.1, 0.7, 0.7, 0.8, 0.8])
     view = live_view("7", lambda event, data: sent.append((event, data)), lambda: next(now))
     scene.sample(watch(model, Recorder(WatchPlan(layers="middle"), view)), prompt(scene))
-    assert [(event, data["node"], data["step"], data["steps"], data["names"]) for event, data in sent] == [
-        ("mmdiff.maps", "7", step, 4, ["ann", "bob"]) for step in (1, 3, 4)
-    ]
+    told = [(event, data["node"], data["step"], data["steps"], data["names"]) for event, data in sent]
+    assert told == [("mmdiff.maps", "7", step, 4, ["ann", "bob"]) for step in (1, 3, 4)]
     assert all(data["image"].startswith("data:image/png;base64,") for _, data in sent)
 
 

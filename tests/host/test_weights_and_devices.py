@@ -1,5 +1,9 @@
-"""Half precisions, fp8 storage, partial loading, unloading between runs, users' LoRA on the text encoder: subjects stay what they are."""
+"""Half precisions, fp8 storage, partial loading, unloading between runs, users' LoRA on the text
+encoder: subjects stay what they are.
+"""
 from __future__ import annotations
+
+import itertools
 
 import comfy.model_management
 import comfy.ops
@@ -33,7 +37,9 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 # ---------------------------------------------------------------- how weights are stored
 
 def fp8_model(scene):
-    """The scene's model with its linear weights stored as float8_e4m3fn and computed in float32, as the host does it."""
+    """The scene's model with its linear weights stored as float8_e4m3fn and computed in float32, as
+    the host does it.
+    """
     model = make.narrow_model("sd15", operations=comfy.ops.manual_cast)
     for module in model.model.diffusion_model.modules():
         if isinstance(module, torch.nn.Linear):
@@ -58,7 +64,9 @@ def test_weights_stored_in_fp8_show_the_subjects_as_the_same_weights_in_full_do(
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_partly_loaded_model_draws_what_the_whole_one_draws(scene, share):
-    """--lowvram: the host keeps weights without their patches and patches them as a layer is called; keys and values go that way too."""
+    """--lowvram: the host keeps weights without their patches and patches them as a layer is
+    called; keys and values go that way too.
+    """
     bound = scene.bound()
     expected = draw(scene, apply(scene.model, scene.adapter, BOTH), bound)
     comfy.model_management.unload_all_models()
@@ -149,7 +157,10 @@ OTHER = torch.device("meta")
 
 
 def devices_of_a_run(scene, positive):
-    """What a sampling over the CPU and another device has made when its loop begins: (the application, its run). Nothing is sampled."""
+    """What a sampling over the CPU and another device has made when its loop begins.
+
+    (the application, its run). Nothing is sampled.
+    """
     key, seen = "test-devices", []
 
     def two_devices(executor, guider, sigmas, extra_args, *args, **kwargs):
@@ -184,4 +195,5 @@ def test_rows_on_another_device_show_the_subjects_from_that_device(scene):
     options = {**options, "sigmas": torch.tensor([2.0])}
     for device in (torch.device("cpu"), OTHER):
         (group,) = application.groups((Row(prompt),), 1, device, options)
-        assert {t.device for pair in group.state.keys.values() for t in pair} | {m.device for m in group.state.sides["tokens"].masks} == {device}
+        held = [*itertools.chain.from_iterable(group.state.keys.values()), *group.state.sides["tokens"].masks]
+        assert {tensor.device for tensor in held} == {device}

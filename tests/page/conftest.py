@@ -1,8 +1,9 @@
-"""The pack's page, in a real Chromium on a real server, with a real mouse and keyboard, in both of ComfyUI's ways to draw nodes, with the
-frontend that the host's ComfyUI pins and with the newest one (python dev.py test fetches it and names its folder in MMDIFF_NEWEST_FRONTEND).
+"""The pack's page, in a real Chromium on a real server, with a real mouse and keyboard, in both of
+ComfyUI's ways to draw nodes, with the frontend that the host's ComfyUI pins and with the newest
+one (python dev.py test fetches it and names its folder in MMDIFF_NEWEST_FRONTEND).
 
-Needs Chromium on the machine (MMDIFF_TEST_BROWSER names another one) and the package playwright. Without them the tests are skipped, but
-where CI is set they fail: there both belong.
+Needs Chromium on the machine (MMDIFF_TEST_BROWSER names another one) and the package playwright.
+Without them the tests are skipped, but where CI is set they fail: there both belong.
 """
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def loaded(request, chromium, server, tmp_path_factory):
     page.set_default_timeout(15_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda said: said.type == "error" and "mmdiff." in said.text and errors.append(said.text))    # an extension of ours failed
+    # an extension of ours failed
+    page.on("console", lambda said: said.type == "error" and "mmdiff." in said.text and errors.append(said.text))
     open_page(page, server)
     page.shots = tmp_path_factory.mktemp("screenshots") / request.param.replace(" ", "_")
     page.errors = errors

@@ -17,9 +17,11 @@ def test_boxes_are_drawn_moved_resized_and_deleted_with_the_mouse(editor, page):
     assert close_to(first, 1, 0.1, 0.1, 0.3, 0.8) and close_to(second, 2, 0.6, 0.2, 0.3, 0.6)
     editor.drag((0.75, 0.6), (0.65, 0.7))
     assert close_to(editor.boxes[1], 2, 0.5, 0.3, 0.3, 0.6) and editor.boxes[0] == first
-    editor.drag((0.8, 0.9), (0.95, 1.2))                                    # its lower right handle, out of the picture
+    # its lower right handle, out of the picture
+    editor.drag((0.8, 0.9), (0.95, 1.2))
     assert close_to(editor.boxes[1], 2, 0.5, 0.3, 0.45, 0.7)
-    editor.drag((0.72, 0.6), (2.0, -2.0))                                   # moved as far as there is room
+    # moved as far as there is room
+    editor.drag((0.72, 0.6), (2.0, -2.0))
     assert close_to(editor.boxes[1], 2, 0.55, 0.0, 0.45, 0.7)
     shot(page, "boxes")
     editor.shown.nth(0).locator(".remove").click()
@@ -42,14 +44,19 @@ def test_each_box_says_whose_it_is_in_its_subjects_colour(editor, page):
 def test_the_drawing_has_the_pictures_shape(editor, page):
     area = editor.stage.bounding_box()
     assert area["width"] / area["height"] == pytest.approx(128 / 96, rel=0.02) and area["width"] > 150
-    page.evaluate("""() => { const width = nodes.masks.widgets.find((w) => w.name === "width"); width.value = 64; width.callback(64); }""")
+    page.evaluate("""() => {
+      const width = nodes.masks.widgets.find((w) => w.name === "width");
+      width.value = 64;
+      width.callback(64);
+    }""")
     area = editor.stage.bounding_box()
     assert area["width"] / area["height"] == pytest.approx(64 / 96, rel=0.02)
 
 
 def test_the_drawing_has_the_shape_of_a_connected_latent_and_without_one_of_the_typed_size(editor, page):
     page.evaluate("""() => {
-      nodes.latent.connect(0, nodes.masks, nodes.masks.inputs.findIndex((i) => i.name === "latent"));
+      const { inputs } = nodes.masks;
+      nodes.latent.connect(0, nodes.masks, inputs.findIndex((i) => i.name === "latent"));
       nodes.latent.widgets.find((w) => w.name === "width").value = 256;
     }""")
     page.mouse.move(5, 5)
@@ -57,7 +64,10 @@ def test_the_drawing_has_the_shape_of_a_connected_latent_and_without_one_of_the_
     page.wait_for_timeout(200)
     area = editor.stage.bounding_box()
     assert area["width"] / area["height"] == pytest.approx(256 / 128, rel=0.05)
-    page.evaluate("() => nodes.masks.disconnectInput(nodes.masks.inputs.findIndex((i) => i.name === 'latent'))")
+    page.evaluate("""() => {
+      const { inputs } = nodes.masks;
+      nodes.masks.disconnectInput(inputs.findIndex((i) => i.name === "latent"));
+    }""")
     page.wait_for_timeout(200)
     area = editor.stage.bounding_box()
     assert area["width"] / area["height"] == pytest.approx(128 / 96, rel=0.05)
@@ -94,7 +104,8 @@ def test_the_box_editor_speaks_the_language_that_comfyui_is_set_to(chromium, ser
         open_page(page, server)
         page.evaluate(BUILD)
         editor = Editor(page)
-        assert editor.root.locator(".hint").inner_text() == "拖动鼠标画方框" and "Shift+方向键" in editor.stage.get_attribute("title")
+        assert editor.root.locator(".hint").inner_text() == "拖动鼠标画方框"
+        assert "Shift+方向键" in editor.stage.get_attribute("title")
         assert editor.root.locator(".bar button").nth(1).get_attribute("title") == "主体 2：Teal"
     finally:
         page.close()

@@ -23,10 +23,18 @@ def test_boxes_are_in_the_saved_graph_and_come_back_from_it(editor, page):
 
 def test_boxes_are_copied_with_their_node(editor, page):
     editor.draw_both()
-    page.evaluate("() => { app.canvas.selectItems([nodes.masks]); app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard(); }")
+    page.evaluate("""() => {
+      app.canvas.selectItems([nodes.masks]);
+      app.canvas.copyToClipboard();
+      app.canvas.pasteFromClipboard();
+    }""")
     page.wait_for_function("document.querySelectorAll('.mmdiff-boxes').length === 2")
-    found = page.evaluate("app.graph.nodes.filter((n) => n.comfyClass === 'MMDiffConstraintMasks').map((n) => n.widgets.find((w) => w.name === 'boxes').value)")
-    assert len(found) == 2 and found[0] == found[1] and page.locator(".mmdiff-boxes").nth(1).locator(".box").count() == 2
+    found = page.evaluate("""() => {
+      const both = app.graph.nodes.filter((n) => n.comfyClass === 'MMDiffConstraintMasks');
+      return both.map((n) => n.widgets.find((w) => w.name === 'boxes').value);
+    }""")
+    assert len(found) == 2 and found[0] == found[1]
+    assert page.locator(".mmdiff-boxes").nth(1).locator(".box").count() == 2
 
 
 def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page, server):
@@ -43,7 +51,8 @@ def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page,
       app.canvas.setGraph(subgraph);
       app.canvas.ds.offset = [200 - subgraph.nodes[0].pos[0], 130 - subgraph.nodes[0].pos[1]];
       await new Promise((then) => setTimeout(then, 800));
-      return subgraph.nodes.find((n) => n.comfyClass === "MMDiffConstraintMasks").widgets.find((w) => w.name === "boxes").value;
+      const masks = subgraph.nodes.find((n) => n.comfyClass === "MMDiffConstraintMasks");
+      return masks.widgets.find((w) => w.name === "boxes").value;
     }""")
     assert json.loads(inner) == boxes
     page.mouse.move(5, 5)
@@ -55,23 +64,33 @@ def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page,
     (sent,) = (n["inputs"]["boxes"] for n in page.evaluate("async () => (await app.graphToPrompt()).output").values()
                if n["class_type"] == "MMDiffConstraintMasks")
     assert json.loads(sent) == boxes
-    open_page(page, server)                 # clearing a graph leaves the elements of its subgraphs behind
+    # clearing a graph leaves the elements of its subgraphs behind
+    open_page(page, server)
 
 
 def test_every_finished_change_can_be_undone_and_done_again(page):
-    page.evaluate("""async () => {                  // as a graph is that was loaded: the page arranges one that a script built when it first undoes
+    page.evaluate("""async () => {
+      // as a graph is that was loaded: one that a script built is arranged by the page's first undo
       const saved = JSON.parse(JSON.stringify(app.graph.serialize()));
       await app.loadGraphData(saved, true, false, app.extensionManager.workflow.activeWorkflow);
     }""")
     page.wait_for_timeout(500)
-    page.evaluate("() => { const it = app.extensionManager.workflow.activeWorkflow.changeTracker; (it.captureCanvasState ?? it.checkState).call(it); }")
+    page.evaluate("""() => {
+      const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+      (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+    }""")
     editor = Editor(page)
     editor.draw_both()
     two = editor.boxes
     look = """() => {
-      const { activeState, undoQueue, redoQueue } = app.extensionManager.workflow.activeWorkflow.changeTracker;
-      const count = (graph) => JSON.parse(graph.nodes.find((n) => n.type === "MMDiffConstraintMasks")?.widgets_values[1] ?? "[]").length;
-      return { saved: count(activeState), shown: document.querySelectorAll(".mmdiff-boxes .box").length, back: undoQueue.map(count), on: redoQueue.map(count) };
+      const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+      const { activeState, undoQueue, redoQueue } = tracker;
+      const count = (graph) => {
+        const masks = graph.nodes.find((n) => n.type === "MMDiffConstraintMasks");
+        return JSON.parse(masks?.widgets_values[1] ?? "[]").length;
+      };
+      const shown = document.querySelectorAll(".mmdiff-boxes .box").length;
+      return { saved: count(activeState), shown, back: undoQueue.map(count), on: redoQueue.map(count) };
     }"""
 
     def wait(count: int) -> dict:
@@ -100,7 +119,8 @@ def test_a_graph_saved_before_there_were_boxes_opens_with_none(editor, page):
     old = Editor(page)
     assert old.boxes == [] and old.stage.bounding_box()["width"] > 150
     page.wait_for_timeout(200)
-    assert page.evaluate(f"(() => {{ const n = {FIND}('MMDiffConstraintMasks'); return n.size[1] >= n.computeSize()[1]; }})()"), "the node has room for it"
+    room = page.evaluate(f"[{FIND}('MMDiffConstraintMasks')].map((n) => n.size[1] - n.computeSize()[1])[0]")
+    assert room >= 0, "the node has room for it"
     inputs = page.evaluate("async () => (await app.graphToPrompt()).output")
     (sent,) = (n["inputs"] for n in inputs.values() if n["class_type"] == "MMDiffConstraintMasks")
     assert sent["feather"] == 8 and sent["width"] == 1024 and sent["free_subjects"] == "everywhere" and sent["boxes"] == "[]"
@@ -108,7 +128,8 @@ def test_a_graph_saved_before_there_were_boxes_opens_with_none(editor, page):
 
 def test_the_drawn_boxes_reach_the_server_and_the_node_shows_the_regions(editor, page, server):
     editor.draw_both()
-    page.evaluate("(feather) => { nodes.masks.widgets.find((w) => w.name === 'feather').value = feather; }", time.time() % 4)     # not cached
+    # not cached
+    page.evaluate("(feather) => { nodes.masks.widgets.find((w) => w.name === 'feather').value = feather; }", time.time() % 4)
     sent = page.evaluate("async () => (await app.graphToPrompt()).output")
     (masks,) = (n["inputs"] for n in sent.values() if n["class_type"] == "MMDiffConstraintMasks")
     assert json.loads(masks["boxes"]) == editor.boxes and "box_editor" not in masks

@@ -8,13 +8,20 @@ from support.page import run_and_wait, shot
 from support.page_graphs import FIND
 from support.paths import PACK
 
+SHOWS_MAPS = f"""([node, file]) => {{
+  if ({FIND}('MMDiffAttentionMaps').imgs?.length === 4) return true;
+  const shown = [...document.querySelectorAll(`[data-node-id='${{node}}'] img`)];
+  return shown.some((image) => image.src.includes(file));
+}}"""
+
 
 def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, server):
     graph = json.loads((PACK / "workflows/small_world_attention_maps.json").read_text(encoding="utf-8"))
     for node in graph["nodes"]:
         if node["type"] == "KSampler":
             node["widgets_values"][:3] = [int(time.time()), "fixed", 6]         # not cached
-    graph["extra"]["ds"]["scale"] = 0.3                                         # all of it in view: what is not is not drawn
+    # all of it in view: what is not is not drawn
+    graph["extra"]["ds"]["scale"] = 0.3
     page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
     page.wait_for_timeout(300)
     entry = run_and_wait(page, server)
@@ -24,8 +31,8 @@ def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, se
     (maps,) = (node["id"] for node in graph["nodes"] if node["type"] == "MMDiffAttentionMaps")
     files = [image["filename"] for image in entry["outputs"][str(maps)]["images"]]
     assert len(files) == 4
-    page.wait_for_function(f"([node, file]) => {FIND}('MMDiffAttentionMaps').imgs?.length === 4 || "         # Nodes 2.0 may show one at a time
-                           "[...document.querySelectorAll(`[data-node-id='${node}'] img`)].some((i) => i.src.includes(file))", arg=[maps, files[0]])
+    # Nodes 2.0 may show one at a time
+    page.wait_for_function(SHOWS_MAPS, arg=[maps, files[0]])
     page.wait_for_timeout(300)
     shot(page, "maps")
 
@@ -34,17 +41,21 @@ def test_no_two_nodes_of_a_bundled_graph_overlap_as_the_page_draws_them(loaded):
     """Nodes 2.0 draws nodes larger than the file says, and those with pictures larger still."""
     look = """() => {
       const boxes = app.graph.nodes.map((n) => {
-        const shown = document.querySelector(`[data-node-id="${n.id}"]`)?.getBoundingClientRect(), scale = app.canvas.ds.scale;
-        const [width, height] = shown ? [shown.width / scale, shown.height / scale - 30] : n.size;     // a title is 30 high, above pos
+        const element = document.querySelector(`[data-node-id="${n.id}"]`);
+        const shown = element?.getBoundingClientRect(), scale = app.canvas.ds.scale;
+        // a title is 30 high, above pos
+        const [width, height] = shown ? [shown.width / scale, shown.height / scale - 30] : n.size;
         return [n.title, n.pos[0], n.pos[1] - 30, n.pos[0] + width, n.pos[1] + height];
       });
       const over = (a, b) => a[1] < b[3] && b[1] < a[3] && a[2] < b[4] && b[2] < a[4];
-      return boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => over(a, b)).map((b) => `${a[0]} and ${b[0]}`));
+      const hit = (a, others) => others.filter((b) => over(a, b)).map((b) => `${a[0]} and ${b[0]}`);
+      return boxes.flatMap((a, i) => hit(a, boxes.slice(i + 1)));
     }"""
     for path in sorted((PACK / "workflows").glob("*.json")):
         graph = json.loads(path.read_text(encoding="utf-8"))
         for node in graph["nodes"]:
-            node["properties"].pop("models", None)          # the page asks about those that are missing, over everything else
+            # the page asks about those that are missing, over everything else
+            node["properties"].pop("models", None)
         loaded.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
         loaded.wait_for_timeout(400)
         assert loaded.evaluate(look) == [], path.stem
@@ -56,10 +67,15 @@ def test_a_bundled_graph_opens_with_its_photo_in_the_input_folder(page, server):
     page.evaluate("async () => { await app.refreshComboInNodes(); }")
     graph = json.loads((PACK / "workflows/two_people_boxes.json").read_text(encoding="utf-8"))
     for node in graph["nodes"]:
-        node["properties"].pop("models", None)              # the page asks about those that are missing, over everything else
+        # the page asks about those that are missing, over everything else
+        node["properties"].pop("models", None)
     page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
-    page.wait_for_function("() => app.graph.nodes.some((n) => n.comfyClass === 'LoadImage' && "
-                           "n.widgets[0].options.values.includes('grace_hopper.jpg') && n.widgets[0].value === 'grace_hopper.jpg')")
+    page.wait_for_function("""() => {
+      const offers = (w) => w.value === 'grace_hopper.jpg' && w.options.values.includes(w.value);
+      const loads = app.graph.nodes.filter((n) => n.comfyClass === 'LoadImage');
+      return loads.some((n) => offers(n.widgets[0]));
+    }""")
     assert photo.read_bytes() == (PACK / "web/photos/grace_hopper.jpg").read_bytes()
     page.wait_for_timeout(700)
-    shot(page, "photos")                                    # both boxes show their person: only the eye can tell that a background has loaded
+    # both boxes show their person: only the eye can tell that a background has loaded
+    shot(page, "photos")

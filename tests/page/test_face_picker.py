@@ -4,10 +4,10 @@ from __future__ import annotations
 import pytest
 
 from support.page import shot
-from support.page_picker import THREE, TWO, Picker, draw_faces
+from support.page_picker import FACE, THREE, TWO, Picker, draw_faces
 
 
-def test_a_click_on_a_face_makes_the_next_run_use_it_and_undo_takes_it_back(page, server):
+def test_the_faces_that_were_found_lie_on_the_picture_after_a_run(page, server):
     picker = Picker(page, server, draw_faces(server, "two", TWO))
     assert page.locator(".mmdiff-faces:visible").count() == 0, "nothing to pick before a run"
     assert picker.run()["faces"][0]["used"] == 2
@@ -19,13 +19,21 @@ def test_a_click_on_a_face_makes_the_next_run_use_it_and_undo_takes_it_back(page
     left = picker.faces.nth(0).bounding_box()
     assert (left["x"] + left["width"] / 2 - stage["x"]) / stage["width"] == pytest.approx(TWO[0][0] / 900, abs=0.03)
     shot(page, "faces")
-    where = page.evaluate("[...nodes.ann.pos]")
+
+
+def test_a_click_on_a_face_makes_the_next_run_use_it_and_undo_takes_it_back(page, server):
+    picker = Picker(page, server, draw_faces(server, "two", TWO))
+    picker.run()
+    picker.faces.nth(1).wait_for()
+    where, left = page.evaluate("[...nodes.ann.pos]"), picker.faces.nth(0).bounding_box()
     page.mouse.click(left["x"] + left["width"] / 2, left["y"] + left["height"] / 2)
-    assert picker.number == 1 and picker.says.inner_text() == "next run: face 1" and picker.faces.nth(0).get_attribute("aria-pressed") == "true"
-    assert picker.marked("used") == ["2"] and picker.marked("next") == ["1"] and page.evaluate("[...nodes.ann.pos]") == where
+    assert picker.number == 1 and picker.says.inner_text() == "next run: face 1"
+    assert picker.faces.nth(0).get_attribute("aria-pressed") == "true"
+    assert picker.marked("used") == ["2"] and picker.marked("next") == ["1"]
+    assert page.evaluate("[...nodes.ann.pos]") == where, "the node stays where it is"
     shot(page, "faces_picked")
     page.keyboard.press("Control+z")
-    page.wait_for_function("app.graph.getNodeById(nodes.ann.id).widgets.find((w) => w.name === 'face').value === 0")
+    page.wait_for_function(f"{FACE}.value === 0")
     page.wait_for_timeout(500)
     assert picker.faces.count() == 2 and picker.marked("next") == ["2"], "the picker is still there and follows"
     picker.faces.nth(0).click()
@@ -53,9 +61,9 @@ def test_faces_are_picked_with_the_keyboard(page, server):
 def test_the_widget_changed_by_hand_shows_on_the_picture(page, server):
     picker = Picker(page, server, draw_faces(server, "three", THREE))
     picker.run()
-    page.evaluate("""() => { const face = nodes.ann.widgets.find((w) => w.name === "face"); face.value = 3; face.callback(3); }""")
+    page.evaluate(f"() => {{ const face = {FACE}; face.value = 3; face.callback(3); }}")
     assert picker.marked("next") == ["3"]
-    page.evaluate("""() => { const face = nodes.ann.widgets.find((w) => w.name === "face"); face.value = 9; face.callback(9); }""")
+    page.evaluate(f"() => {{ const face = {FACE}; face.value = 9; face.callback(9); }}")
     assert picker.marked("next") == [] and picker.says.inner_text() == "there is no face 9 here"
 
 

@@ -27,7 +27,10 @@ def test_after_an_opened_marker_the_prompt_offers_the_subjects_names(page):
 
 def test_the_offer_follows_the_graph_and_goes_away_again(page):
     box, names = prompt_box(page), page.locator(".mmdiff-names")
-    page.evaluate("() => { nodes.subject0.mode = 4; const name = nodes.subject1.widgets.find((w) => w.name === 'name'); name.value = 'Sea'; }")
+    page.evaluate("""() => {
+      nodes.subject0.mode = 4;
+      nodes.subject1.widgets.find((w) => w.name === "name").value = "Sea";
+    }""")
     box.click()
     page.keyboard.press("Control+a")
     page.keyboard.type("a ghost<|")

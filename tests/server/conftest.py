@@ -22,7 +22,10 @@ def info(server: Server) -> dict:
 
 @pytest.fixture(scope="module")
 def nodes(server: Server) -> dict[str, dict]:
-    """/object_info of the nodes that the pack's source declares: the host may have another copy of the pack beside it."""
+    """/object_info of the nodes that the pack's source declares.
+
+    The host may have another copy of the pack beside it.
+    """
     declared = {name for path in (PACK / "nodes").glob("*.py") for name in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))}
     info = server.get("/object_info")
     assert declared <= set(info), f"not served: {sorted(declared - set(info))}"

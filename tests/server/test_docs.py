@@ -1,4 +1,7 @@
-"""What the documentation promises can be looked up: the tests it names exist, help pages name what the nodes have and quote what they say."""
+"""What the documentation promises can be looked up.
+
+The tests it names exist, help pages name what the nodes have and quote what they say.
+"""
 from __future__ import annotations
 
 import ast

@@ -1,4 +1,7 @@
-"""MM-Diff Doctor reports: what is there, what is not and where it comes from; and it is never stopped by what it finds."""
+"""MM-Diff Doctor reports: what is there, what is not and where it comes from.
+
+And it is never stopped by what it finds.
+"""
 from __future__ import annotations
 
 import os

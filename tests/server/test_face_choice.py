@@ -1,4 +1,6 @@
-"""Which face of several: what the encoder tells of its choice, at no cost of a second look, and what the page is given to choose from."""
+"""Which face of several: what the encoder tells of its choice, at no cost of a second look, and
+what the page is given to choose from.
+"""
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,4 +1,7 @@
-"""The nodes in a real ComfyUI server: the recorded pictures come out of a graph, and mistakes are told to the person."""
+"""The nodes in a real ComfyUI server.
+
+The recorded pictures come out of a graph, and mistakes are told to the person.
+"""
 from __future__ import annotations
 
 import shutil
@@ -129,7 +132,9 @@ def test_a_checkpoint_that_is_not_there_is_told_with_the_folders_searched(server
 
 
 def test_a_face_that_is_not_there_is_an_error_that_names_the_picture(server: Server):
-    """The real face analyser in the server, on a stand-in detector that sees nothing in a black picture."""
+    """The real face analyser in the server, on a stand-in detector that sees nothing in a black
+    picture.
+    """
     prompt = a_case_graph()
     prompt["faces"] = node("MMDiffLoadFaceAnalysis", model="stand_in", device="cpu")
     prompt["black"] = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
@@ -179,7 +184,9 @@ def test_mixing_and_weighing_run_in_the_server_and_encode_nothing_again(server: 
 
 
 def test_boxes_stay_a_socket_where_the_web_page_has_a_widget_for_them(server: Server):
-    """Frontend 1.58 draws a BOUNDING_BOX input as a widget unless told otherwise, and sends its box of 512 x 512 px unasked."""
+    """Frontend 1.58 draws a BOUNDING_BOX input as a widget unless told otherwise, and sends its box
+    of 512 x 512 px unasked.
+    """
     found = {(name, key): options for name, node in server.get("/object_info").items() if name.startswith("MMDiff")
              for group in ("required", "optional") for key, (kind, options) in node["input"].get(group, {}).items() if kind == "BOUNDING_BOX"}
     assert found and all(options.get("forceInput") for options in found.values()), found

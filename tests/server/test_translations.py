@@ -16,8 +16,10 @@ from support.server import Server
 
 ZH = PACK / "locales/zh/nodeDefs.json"
 
-# Looked at in a browser: frontend 1.58.1 shows them; 1.32.9 loses every pack's texts when it loads a language besides English, its own fault.
-# What vue-i18n, which shows these texts, reads as its own syntax: plural forms, links, places to fill in
+# Looked at in a browser: frontend 1.58.1 shows them; 1.32.9 loses every pack's texts when it loads
+# a language besides English, its own fault.
+# What vue-i18n, which shows these texts, reads as its own syntax: plural forms, links, places to
+# fill in
 SYNTAX = set("|@{}$")
 
 
@@ -28,7 +30,10 @@ def keys_of(table: dict, above: str = "") -> set[str]:
 
 
 def keys_wanted(nodes: dict[str, dict]) -> set[str]:
-    """The same for what the schemas have: names and descriptions, and a tooltip where the English one is."""
+    """The same for what the schemas have.
+
+    Names and descriptions, and a tooltip where the English one is.
+    """
     wanted = set()
     for name, node in nodes.items():
         wanted |= {f"{name}.display_name", f"{name}.description"}
@@ -47,7 +52,7 @@ def translated() -> dict:
 def test_the_chinese_texts_are_those_of_the_schemas_none_missing_and_none_unknown(nodes):
     have, wanted = keys_of(translated()), keys_wanted(nodes)
     missing, unknown = sorted(wanted - have), sorted(have - wanted)
-    assert not missing and not unknown, "\n".join([f"{ZH.name}:", *(f"missing {k}" for k in missing), *(f"unknown {k}" for k in unknown)])
+    assert not missing and not unknown, f"{ZH.name}: missing {missing}, unknown {unknown}"
 
 
 def test_a_text_that_is_missing_or_unknown_would_be_noticed(nodes):
@@ -61,7 +66,8 @@ def test_no_translation_has_a_character_that_the_web_page_reads_as_syntax():
         for value in table.values():
             yield from texts(value) if isinstance(value, dict) else (value,)
     every = list(texts(translated()))
-    assert [text for text in every if SYNTAX & set(text)] == [] and all(text.strip() for text in every)
+    assert [text for text in every if SYNTAX & set(text)] == []
+    assert all(text.strip() for text in every)
 
 
 def test_the_server_gives_the_translations_out(server: Server):
@@ -113,7 +119,9 @@ def test_a_text_that_cannot_be_looked_up_would_be_noticed():
 
 
 def test_bold_words_of_the_chinese_pages_are_shown_bold():
-    """Markdown keeps the stars where punctuation comes before the closing ones and a character right after, which only Chinese does."""
+    """Markdown keeps the stars where punctuation comes before the closing ones and a character
+    right after, which only Chinese does.
+    """
     for path in PAGES.glob("*/zh.md"):
         spans = path.read_text(encoding="utf-8").split("**")[1::2]
         assert spans and [span for span in spans if not re.fullmatch(r"\w|\w.*\w", span)] == [], path

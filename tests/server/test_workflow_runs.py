@@ -25,7 +25,9 @@ DEMO_GHOSTS = {"violet_ghost": Identity(0.74, 0.17, "stripes", "white", "crown")
 
 @pytest.fixture(scope="session")
 def files_of_the_graphs(server: Server) -> None:
-    """The demo photos, a style LoRA and a general adapter, both random and as wide as the tiny model."""
+    """The demo photos, a style LoRA and a general adapter, both random and as wide as the tiny
+    model.
+    """
     for photo in PHOTOS.glob("*.jpg"):
         server.upload(photo)
     generator = torch.Generator().manual_seed(11)

@@ -1,4 +1,6 @@
-"""The bundled workflows are sound, are offered as templates, and run in a real server (on the tiny model)."""
+"""The bundled workflows are sound, are offered as templates, and run in a real server (on the tiny
+model).
+"""
 from __future__ import annotations
 
 import re
@@ -31,7 +33,8 @@ def test_every_node_exists_and_has_the_widgets_it_was_saved_with(workflow, info)
         for socket in node["inputs"]:
             assert sockets[socket["name"]] == socket["type"], f"{node['type']}.{socket['name']}"
         known, saved = info[node["type"]]["output"], [o["type"] for o in node["outputs"]]
-        assert saved == (known if node["type"].startswith("MMDiff") else known[:len(saved)]), node["type"]       # newer ComfyUI may add some
+        # newer ComfyUI may add some
+        assert saved == (known if node["type"].startswith("MMDiff") else known[:len(saved)]), node["type"]
 
 
 def test_links_fit_at_both_ends(workflow):
@@ -67,7 +70,8 @@ def test_models_are_named_as_their_loader_asks_for_them(workflow):
 
 def chain_of_subjects(workflow: dict) -> list[str]:
     """Types of the nodes that the text node's `subjects` come through, last first."""
-    nodes, source = {n["id"]: n for n in workflow["nodes"]}, {link[0]: link[1] for link in workflow["links"]}
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    source = {link[0]: link[1] for link in workflow["links"]}
     (node,) = (n for n in workflow["nodes"] if n["type"] == "MMDiffTextEncode")
     chain = []
     while links := [i["link"] for i in node["inputs"] if i["type"] == "MMDIFF_SUBJECTS" and i["link"] is not None]:
@@ -77,7 +81,10 @@ def chain_of_subjects(workflow: dict) -> list[str]:
 
 
 def names_in_the_chain(workflow: dict) -> list[str]:
-    """What the prompt can call: the subjects' names as markers write them; a mix stands for all that it was made of."""
+    """What the prompt can call: the subjects' names as markers write them.
+
+    A mix stands for all that it was made of.
+    """
     nodes = {n["id"]: n for n in workflow["nodes"]}
     names = [Path(n["widgets_values"][0]).stem if n["type"] == "MMDiffLoadSubject" else n["widgets_values"][0]
              for n in nodes.values() if n["type"] in ("MMDiffSubjectEncoder", "MMDiffLoadSubject")]
@@ -92,7 +99,8 @@ def test_the_prompt_has_a_marker_for_every_chained_subject(workflow):
         return
     makers = ("MMDiffSubjectEncoder", "MMDiffLoadSubject")
     chain = chain_of_subjects(workflow)
-    assert sum(chain.count(m) for m in makers) == sum(n["type"] in makers for n in workflow["nodes"]) > 0
+    made = [node for node in workflow["nodes"] if node["type"] in makers]
+    assert sum(chain.count(m) for m in makers) == len(made) > 0
     marked = [m.strip("<|>").lower() for m in MARKERS.findall(texts[0])]
     assert sorted(marked) == sorted(names_in_the_chain(workflow)) or marked == ["subj"] * len(names_in_the_chain(workflow))
 
@@ -134,9 +142,11 @@ def test_a_small_world_graph_needs_no_file_and_its_note_and_prompt_know_the_worl
     (text,) = (n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MMDiffTextEncode")
     drawn_kinds = [n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MMDiffSmallWorldSprite"]
     if any(n["type"] == "MMDiffMixSubjects" for n in workflow["nodes"]):
-        (mixed,) = set(drawn_kinds)                                         # several of a class become one
+        # several of a class become one
+        (mixed,) = set(drawn_kinds)
         drawn_kinds = [mixed]
-    captions = {" and ".join(f"a {kind}<|subj|>" for kind in drawn_kinds) + f" {place}" for place in sprites.PLACES.values()}
+    individuals = " and ".join(f"a {kind}<|subj|>" for kind in drawn_kinds)
+    captions = {f"{individuals} {place}" for place in sprites.PLACES.values()}
     assert MARKERS.sub("<|subj|>", text) in captions
 
 

@@ -12,7 +12,10 @@ from support.photos import CAPTION
 
 
 class Fakes:
-    """A captioner, grounder and segmenter that know `picture`. `calls` counts what they were asked; `fail` names an error to raise."""
+    """A captioner, grounder and segmenter that know `picture`.
+
+    `calls` counts what they were asked; `fail` names an error to raise.
+    """
 
     def __init__(self, caption: str = CAPTION, extra: tuple[command.Found, ...] = (), fail: Exception | None = None) -> None:
         self.text, self.extra, self.fail, self.calls = caption, extra, fail, Counter()

@@ -1,7 +1,8 @@
-"""Recorded cases of the official code, and the pack run on one of them through its own public functions.
+"""Recorded cases of the official code, and the pack run on one of them through its own public
+functions.
 
-A case is `case_X.json` + `case_X.safetensors` as described in reference/NUMBERS.md. Weights and configs come from the case's
-folder where it brings them, else from ours.
+A case is `case_X.json` + `case_X.safetensors` as described in reference/NUMBERS.md. Weights and
+configs come from the case's folder where it brings them, else from ours.
 """
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-TESTS = Path(__file__).resolve().parents[1]     # a test node in the server reads this file too, alone
+# a test node in the server reads this file too, alone
+TESTS = Path(__file__).resolve().parents[1]
 OURS = TESTS / "reference"
 CHECKPOINT = TESTS / "tiny/models/mmdiff/tiny-portrait"
 
@@ -42,7 +44,9 @@ def checkpoint_folder(folder: Path) -> Path:
 
 
 class RecordedFaces:
-    """A face source that answers with the case's recorded embeddings and crops, picture after picture."""
+    """A face source that answers with the case's recorded embeddings and crops, picture after
+    picture.
+    """
 
     def __init__(self, embeddings: torch.Tensor, crops: list[torch.Tensor]):
         self.answers = [(e.numpy(), c.movedim(0, -1).numpy()) for e, c in zip(embeddings, crops, strict=True)]
@@ -74,14 +78,18 @@ class Case:
     @property
     def variants(self) -> list[str]:
         """Recorded variants: "official" (second text encoder's LoRA unused) and "te2lora" (used)."""
-        return [v for v in ("official", "te2lora") if any(k.startswith(f"{v}/") for k in self.tensors)]
+        recorded = {name.partition("/")[0] for name in self.tensors}
+        return [variant for variant in ("official", "te2lora") if variant in recorded]
 
     @property
     def call(self) -> dict:
         return self.meta["call"]
 
     def slots(self) -> list[list[int]]:
-        """Reference numbers of each bound subject. One mask column takes all references (quirks 8 and 9)."""
+        """Reference numbers of each bound subject.
+
+        One mask column takes all references (quirks 8 and 9).
+        """
         mask = self["input/image_token_idx_mask"][0].tolist()
         count = len(self["input/face_embeds"])
         if len(mask) == 1:
@@ -89,13 +97,19 @@ class Case:
         return [[i] for i, bound in enumerate(mask) if bound]
 
     def object_image(self, reference: int) -> torch.Tensor:
-        """IMAGE [1 H W 3] of one reference; references beyond the recorded ones repeat the first (only it is read)."""
+        """IMAGE [1 H W 3] of one reference.
+
+        References beyond the recorded ones repeat the first (only it is read).
+        """
         name = f"input/object_raw_{reference}"
         raw = self[name] if self.has(name) else self["input/object_raw_0"]
         return (raw.float() / 255).movedim(0, -1)[None]
 
     def images(self, slot: list[int]) -> torch.Tensor:
-        """IMAGE batch of a slot. Its first picture is the recorded one; the others' pixels are never read by the text."""
+        """IMAGE batch of a slot.
+
+        Its first picture is the recorded one; the others' pixels are never read by the text.
+        """
         first = self.object_image(slot[0])
         return first.repeat(len(slot), 1, 1, 1)
 

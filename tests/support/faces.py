@@ -14,7 +14,10 @@ SQUARES = ((255, 255, 0), (0, 0, 0), (0, 255, 255))
 
 
 def picture(*discs: tuple[int, int, int], size: tuple[int, int] = (600, 900)) -> np.ndarray:
-    """Discs (x, y, radius) on grey; each before a square of its own colour, so that embeddings differ."""
+    """Discs (x, y, radius) on grey.
+
+    Each before a square of its own colour, so that embeddings differ.
+    """
     image = np.full((*size, 3), GREY, np.uint8)
     for (x, y, radius), behind in zip(discs, SQUARES, strict=False):
         cv2.rectangle(image, (x - radius, y - radius), (x + radius, y + radius), behind, -1)

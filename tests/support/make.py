@@ -1,4 +1,6 @@
-"""Random adapters and narrow models with the true layer layouts, for tests that need no recorded numbers."""
+"""Random adapters and narrow models with the true layer layouts, for tests that need no recorded
+numbers.
+"""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -66,21 +68,33 @@ def random_subject(mmdiff: LoadedMMDiff, name: str = "someone", seed: int = 0, r
     )
 
 
+SHARED = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_heads": -1,
+    "num_head_channels": 16, "use_spatial_transformer": True, "legacy": False, "context_dim": CONTEXT,
+    "use_temporal_attention": False, "use_temporal_resblock": False,
+}
+UNETS = {
+    "sdxl": {
+        "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10,
+        "use_linear_in_transformer": True, "adm_in_channels": 1696, "num_classes": "sequential",
+    },
+    "sd15": {
+        "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4],
+        "transformer_depth": [1] * 6 + [0, 0], "transformer_depth_output": [1] * 9 + [0] * 3,
+        "transformer_depth_middle": 1, "use_linear_in_transformer": False, "adm_in_channels": None,
+    },
+}
+
+
 def narrow_model(like: str, dtype: torch.dtype = torch.float32, operations=None):
-    """MODEL with the true number of layers of SDXL (70) or SD1.5 (16), a tenth as wide, random weights; `operations` as in comfy.ops."""
-    shared = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_heads": -1, "num_head_channels": 16,
-              "use_spatial_transformer": True, "legacy": False, "context_dim": CONTEXT, "use_temporal_attention": False,
-              "use_temporal_resblock": False}
-    if like == "sdxl":
-        config = shared | {"num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
-                           "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10,
-                           "use_linear_in_transformer": True, "adm_in_channels": 1696, "num_classes": "sequential"}
-        supported = comfy.supported_models.SDXL(dict(config))
-    else:
-        config = shared | {"num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0, 0],
-                           "transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1,
-                           "use_linear_in_transformer": False, "adm_in_channels": None}
-        supported = comfy.supported_models.SD15(dict(config))
+    """MODEL with all layers of SDXL (70) or SD1.5 (16), a tenth as wide, with random weights.
+
+    `operations` as in comfy.ops.
+    """
+    config = SHARED | UNETS[like]
+    kind = comfy.supported_models.SDXL if like == "sdxl" else comfy.supported_models.SD15
+    supported = kind(dict(config))
     supported.unet_config.clear()
     supported.unet_config.update(config | {"dtype": dtype})
     supported.set_inference_dtype(dtype, None)

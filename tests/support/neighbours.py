@@ -13,7 +13,9 @@ def draw(scene, model, positive, cfg=1.0, sigmas=ONE_STEP, size=(8, 8), negative
 
 
 def check_beside_ours(scene, theirs):
-    """`theirs` (MODEL -> MODEL) acts before and after ours alike, the subjects show, and the model is called as often as without us."""
+    """`theirs` (MODEL -> MODEL) acts before and after ours alike, the subjects show, and the model
+    is called as often as without us.
+    """
     bound = scene.bound()
 
     def sample(model, positive):

@@ -1,7 +1,9 @@
-"""Small ONNX files that speak the interfaces of InsightFace's SCRFD detector and ArcFace recogniser.
+"""Small ONNX files that speak the interfaces of InsightFace's SCRFD detector and ArcFace
+recogniser.
 
-They are no face models. "coloured_discs" finds magenta discs, so tests can draw "faces" of any size; "centre" sees one
-face in the middle of every picture, for demonstrations with photographs where the real pack is not installed.
+They are no face models. "coloured_discs" finds magenta discs, so tests can draw "faces" of any
+size; "centre" sees one face in the middle of every picture, for demonstrations with photographs
+where the real pack is not installed.
 """
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def _disc_head(graph: Graph, magenta: str, stride: int) -> tuple[str, str, str]:
 
 
 def _moments(graph: Graph, cells: str) -> tuple[str, str]:
-    """[1 1 h w] how many of the 9 x 9 cells around are magenta, and [1 2 h w] where their middle is (x, y)."""
+    """[1 1 h w] how many of the 9 x 9 cells around are magenta, and [1 2 h w] where their middle is
+    (x, y).
+    """
     ramp = np.tile(np.arange(-4.0, 5.0), (9, 1))
     sums = graph.op("Conv", cells, graph.constant(np.stack([ramp, ramp.T])[:, None]), pads=[4] * 4)
     area = graph.op("Conv", cells, graph.constant(np.ones((1, 1, 9, 9))), pads=[4] * 4)
@@ -96,7 +100,9 @@ def _moments(graph: Graph, cells: str) -> tuple[str, str]:
 
 
 def _disc_score(graph: Graph, cells: str, middle: str) -> str:
-    """High where the near cells are magenta, the further ones are not, and the disc's middle is here."""
+    """High where the near cells are magenta, the further ones are not, and the disc's middle is
+    here.
+    """
     contrast = graph.op("Sub", _mean_around(graph, cells, 5), _mean_around(graph, cells, 9))
     distance = graph.op("ReduceSumSquare", middle, axes=[1], keepdims=1)
     score = graph.op("Mul", contrast, graph.constant(2.2))
@@ -110,7 +116,10 @@ def _mean_around(graph: Graph, cells: str, width: int) -> str:
 
 
 def _box_distances(graph: Graph, radius: str, middle: str) -> str:
-    """Left, top, right, bottom. SCRFD counts from the cell's top left corner, half a cell from its middle."""
+    """Left, top, right, bottom.
+
+    SCRFD counts from the cell's top left corner, half a cell from its middle.
+    """
     corner = graph.op("Add", middle, graph.constant(0.5))
     sides = graph.op("Concat", graph.op("Neg", corner), corner, axis=1)
     return graph.op("Add", sides, radius)
@@ -130,7 +139,10 @@ def _two_anchors(graph: Graph, values: str, channels: int, output: str) -> str:
 
 
 def _centre(path: Path) -> None:
-    """One face in the middle of the picture: width and height are where the detector's input is not black padding."""
+    """One face in the middle of the picture.
+
+    Width and height are where the detector's input is not black padding.
+    """
     graph = Graph()
     size = _content_size(graph)
     middle = graph.op("Mul", size, graph.constant([[0.5, 0.42]]))
@@ -151,7 +163,10 @@ def _content_size(graph: Graph) -> str:
 
 
 def _middle_head(graph: Graph, middle: str, radius: str, stride: int) -> tuple[str, str, str]:
-    """Every cell tells the same box, counted from the first cell; only the first cell of the coarsest stride fires."""
+    """Every cell tells the same box, counted from the first cell.
+
+    Only the first cell of the coarsest stride fires.
+    """
     count = _cell_count(graph, stride)
     scale = graph.constant(1 / stride)
     middle = graph.op("Mul", middle, scale)

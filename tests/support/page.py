@@ -1,4 +1,7 @@
-"""A page of ComfyUI in a real Chromium: how it is opened, what graphs are built there, and how nodes are seen and used."""
+"""A page of ComfyUI in a real Chromium.
+
+How it is opened, what graphs are built there, and how nodes are seen and used.
+"""
 from __future__ import annotations
 
 import importlib.util
@@ -15,7 +18,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--mute-audio")
 
-NEWEST = "MMDIFF_NEWEST_FRONTEND"      # the folder of the newest frontend, for ComfyUI's --front-end-root
+# the folder of the newest frontend, for ComfyUI's --front-end-root
+NEWEST = "MMDIFF_NEWEST_FRONTEND"
 
 SIZE = {"width": 1500, "height": 1100}
 
@@ -29,9 +33,12 @@ def browser() -> str | None:
 def lacking() -> str | None:
     """What this machine lacks for these tests."""
     if browser() is None:
-        return "the page was not tested: no Chromium on this machine (apt-get install chromium, or name one in MMDIFF_TEST_BROWSER)"
+        return (
+            "the page was not tested: no Chromium on this machine (apt-get install chromium, or "
+            "name one in MMDIFF_TEST_BROWSER)"
+        )
     if importlib.util.find_spec("playwright") is None:
-        return "the page was not tested: the Python package playwright is not installed (pip install playwright)"
+        return "the page was not tested: playwright is not installed (pip install playwright)"
     return None
 
 
@@ -40,7 +47,10 @@ def lacking_newest() -> str | None:
     folder = os.environ.get(NEWEST)
     if folder and os.path.isfile(os.path.join(folder, "index.html")):
         return None
-    return f"the page was not tested with ComfyUI's newest frontend: {NEWEST} is {folder!r}, and no frontend is there (python dev.py test fetches one)"
+    return (
+        f"the page was not tested with ComfyUI's newest frontend: {NEWEST} is {folder!r}, and no "
+        "frontend is there (python dev.py test fetches one)"
+    )
 
 
 def open_page(page, server) -> None:

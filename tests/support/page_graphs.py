@@ -4,7 +4,8 @@ from __future__ import annotations
 # An empty graph, and how nodes are put there: `window.nodes` holds them by short names.
 EMPTY = """
   app.graph.clear();
-  // new numbers each time, after a reload too: Nodes 2.0 takes a number that it knows for the node that had it before
+  // new numbers each time, after a reload too: to Nodes 2.0 a number that it knows is the node
+  // that had it before
   app.graph.state.lastNodeId = window.lastId = (window.lastId ?? Date.now() % 1e9) + 100;
   const nodes = window.nodes = {};
   const add = (name, kind, x, y, values = {}) => {
@@ -12,26 +13,32 @@ EMPTY = """
     node.pos = [x, y];
     for (const [key, value] of Object.entries(values)) {
       const widget = node.widgets.find((w) => w.name === key);
-      if (!widget) throw new Error(`${kind} has no widget ${key}: ${node.widgets.map((w) => w.name)}`);
+      const names = node.widgets.map((w) => w.name);
+      if (!widget) throw new Error(`${kind} has no widget ${key}: ${names}`);
       widget.value = value;
     }
     app.graph.add(node);
   };
-  const link = (from, out, to, into) => nodes[from].connect(out, nodes[to], nodes[to].inputs.findIndex((i) => i.name === into));
+  const link = (from, out, to, into) => {
+    const number = nodes[to].inputs.findIndex((i) => i.name === into);
+    return nodes[from].connect(out, nodes[to], number);
+  };
 """
 
 # The small world's two subjects with regions, built in the page.
 BUILD = """async () => {""" + EMPTY + """
   add("world", "MMDiffSmallWorldLoader", -1200, 0);
   for (const [i, [name, hue]] of [["Violet", 0.74], ["Teal", 0.5]].entries()) {
-    add(`sprite${i}`, "MMDiffSmallWorldSprite", -900, i * 500, { kind: "ghost", first_colour: hue });
+    const look = { kind: "ghost", first_colour: hue };
+    add(`sprite${i}`, "MMDiffSmallWorldSprite", -900, i * 500, look);
     add(`subject${i}`, "MMDiffSubjectEncoder", -500, i * 500, { name });
     link("world", 4, `subject${i}`, "mmdiff");
     link("world", 3, `subject${i}`, "clip_vision");
     link(`sprite${i}`, 0, `subject${i}`, "image");
   }
   add("masks", "MMDiffConstraintMasks", 0, 0, { width: 128, height: 96 });
-  add("text", "MMDiffTextEncode", 420, 0, { text: "a ghost<|subj|> and a ghost<|subj|> at night", negative: "" });
+  const text = "a ghost<|subj|> and a ghost<|subj|> at night";
+  add("text", "MMDiffTextEncode", 420, 0, { text, negative: "" });
   add("apply", "MMDiffApplyAttention", 900, 0);
   add("latent", "EmptyLatentImage", 900, 260, { width: 128, height: 128 });
   add("sample", "KSampler", 1300, 0, { steps: 4, cfg: 3, sampler_name: "dpmpp_2m", seed: 1 });
@@ -55,7 +62,8 @@ BUILD = """async () => {""" + EMPTY + """
   app.canvas.ds.offset = [200, 130];
   app.canvas.setDirty(true, true);
   const tracker = app.extensionManager.workflow.activeWorkflow?.changeTracker;
-  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);         // the newest frontend's name, the older one's
+  // the newest frontend's name, the older one's
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }"""
 
 FIND = "((kind) => app.graph.nodes.find((n) => n.comfyClass === kind))"
@@ -91,7 +99,8 @@ PORTRAIT = """async (names) => {""" + EMPTY + """
   link("masks", 1, "show", "images");
   app.canvas.ds.scale = 1;
   app.canvas.ds.offset = [200, 130];
-  const saved = JSON.parse(JSON.stringify(app.graph.serialize()));      // as a graph is that was loaded, for the page's undo
+  // as a graph is that was loaded, for the page's undo
+  const saved = JSON.parse(JSON.stringify(app.graph.serialize()));
   await app.loadGraphData(saved, true, false, app.extensionManager.workflow.activeWorkflow);
   for (const [name, { id }] of Object.entries(nodes)) nodes[name] = app.graph.getNodeById(id);
   await new Promise((then) => setTimeout(then, 500));

@@ -6,6 +6,8 @@ import time
 from support.page import run_and_wait
 from support.page_graphs import PORTRAIT
 
+# the widget `face` of Ann's encoder
+FACE = "app.graph.getNodeById(nodes.ann.id).widgets.find((w) => w.name === 'face')"
 TWO, THREE = ((150, 260, 60), (620, 300, 110)), ((120, 200, 60), (460, 300, 100), (780, 400, 70))
 
 
@@ -38,7 +40,7 @@ class Picker:
 
     @property
     def number(self) -> int:
-        return self.page.evaluate("app.graph.getNodeById(nodes.ann.id).widgets.find((w) => w.name === 'face').value")
+        return self.page.evaluate(f"{FACE}.value")
 
     def marked(self, what: str) -> list[str]:
         return self.root.locator(f".face.{what} b").all_inner_texts()

@@ -53,7 +53,9 @@ def write_jsonl(folder: Path, count: int = 9, change=lambda number, facts: None)
 
 
 def write_tar(path: Path, count: int, masks_as: str) -> Path:
-    """The same data set as a WebDataset shard, with masks as .png files or as the demo's map of ids."""
+    """The same data set as a WebDataset shard, with masks as .png files or as the demo's map of
+    ids.
+    """
     with tarfile.open(path, "w") as tar:
         def add(name: str, data: bytes) -> None:
             member = tarfile.TarInfo(name)

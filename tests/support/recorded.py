@@ -52,7 +52,9 @@ def recorded_prompt(case: Case) -> str:
 
 
 def mixed_prompt(case, world, subjects, variant: str, fuse_negative: bool, start: float = 0.0):
-    """Both sides as recorded, also for the combinations that are neither "released" nor "corrected"."""
+    """Both sides as recorded, also for the combinations that are neither "released" nor
+    "corrected".
+    """
     args = (world["clip"], world["mmdiff"], recorded_prompt(case), case.meta["negative_prompt"] or "", subjects, start)
     if (variant, fuse_negative) in BEHAVIOURS:
         encoded = encode_prompt(*args, BEHAVIOURS[variant, fuse_negative])
@@ -84,7 +86,9 @@ def sized(case, conditioning):
 # ---------------------------------------------------------------- the UNet
 
 class ProbeSampler(comfy.samplers.Sampler):
-    """One model call on a recorded input at a recorded timestep, both rows of it, through ComfyUI's sampling path."""
+    """One model call on a recorded input at a recorded timestep, both rows of it, through ComfyUI's
+    sampling path.
+    """
 
     def __init__(self, sample: torch.Tensor, layer=None):
         self.input, self.seen = sample, {}

@@ -23,7 +23,10 @@ RUN_LIMIT = 300
 
 
 class Server:
-    """ComfyUI on a free port with its own folders below `home`; further arguments go to its command line."""
+    """ComfyUI on a free port with its own folders below `home`.
+
+    Further arguments go to its command line.
+    """
 
     def __init__(self, home: Path, *arguments: str):
         self.home, self.output, self.log = home, home / "output", home / "server.log"
@@ -50,7 +53,8 @@ class Server:
 
     def _extra_paths(self, host: Path) -> Path:
         write_model_pack(self._folder("insightface"), "stand_in", detector="centre")
-        write_model_pack(self._folder("insightface"), "discs", detector="coloured_discs")       # finds as many faces as were drawn
+        # finds as many faces as were drawn
+        write_model_pack(self._folder("insightface"), "discs", detector="coloured_discs")
         self.models.mkdir(exist_ok=True)
         self.loras.mkdir(exist_ok=True)
         subjects = self._folder("mmdiff_subjects")
@@ -60,7 +64,10 @@ class Server:
             linked = self._folder("custom_nodes")
             (linked / PACK_NAME).symlink_to(PACK, target_is_directory=True)
             paths["pack"] = {"custom_nodes": linked}
-        text = "".join(f"{group}:\n" + "".join(f"  {k}: {json.dumps(str(v))}\n" for k, v in entries.items()) for group, entries in paths.items())
+        text = ""
+        for group, entries in paths.items():
+            text += f"{group}:\n"
+            text += "".join(f"  {name}: {json.dumps(str(folder))}\n" for name, folder in entries.items())
         path = self.home / "extra_model_paths.yaml"
         path.write_text(text, encoding="utf-8")
         return path
@@ -91,7 +98,10 @@ class Server:
             return json.load(answer)
 
     def run(self, prompt: dict) -> dict:
-        """Queue an API graph and wait for it; its history entry. RuntimeError with the server's words where it failed."""
+        """Queue an API graph and wait for it; its history entry.
+
+        RuntimeError with the server's words where it failed.
+        """
         try:
             number = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})["prompt_id"]
         except urllib.error.HTTPError as error:
@@ -115,7 +125,10 @@ class Server:
         return path.name
 
     def offer_checkpoint(self, folder: Path | None) -> str:
-        """A name for the checkpoint in a folder, by which this server loads it; None: the tests' own checkpoint."""
+        """A name for the checkpoint in a folder, by which this server loads it; None.
+
+        The tests' own checkpoint.
+        """
         if folder is None:
             return CHECKPOINT.name
         name = f"brought-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"

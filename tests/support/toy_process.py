@@ -34,8 +34,9 @@ def half(folder: Path, config: LoopConfig) -> None:
 
 
 def two(folder: Path) -> None:
-    """One of two processes: the second gets a SIGTERM in the fourth step of the first fit, the first one's disk is full in the
-    third, and the second one's example 6 is bad in the fourth."""
+    """One of two processes: the second gets a SIGTERM in the fourth step of the first fit, the
+    first one's disk is full in the third, and the second one's example 6 is bad in the fourth.
+    """
     accelerator = Accelerator(cpu=True)
     number, config, told = accelerator.process_index, replace(CONFIG, steps=8), []
     for source in (Source(at={14: ask_to_stop} if number else {}), Source()):

@@ -23,7 +23,10 @@ CONFIG = LoopConfig(
 
 
 class Toy(nn.Module):
-    """Trained: a small network. Frozen: its output scale. Noise follows from the example's number. `spoil`: {index: loss}."""
+    """Trained: a small network.
+
+    Frozen: its output scale. Noise follows from the example's number. `spoil`: {index: loss}.
+    """
 
     def __init__(self, spoil: dict[int, float] | None = None) -> None:
         super().__init__()
@@ -43,7 +46,10 @@ class Toy(nn.Module):
 
 
 class Source:
-    """Example number i is made from i alone. `seen` notes what was asked; `at` = {start: called when that batch is asked}."""
+    """Example number i is made from i alone.
+
+    `seen` notes what was asked; `at` = {start: called when that batch is asked}.
+    """
 
     def __init__(self, at: dict | None = None, pause: float = 0) -> None:
         self.seen, self.at, self.pause = [], at or {}, pause
@@ -81,7 +87,8 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
     """Everything in a folder's newest state by one flat name each."""
     state = run_state.RunStates(folder, 1).newest()
     names = ("weights", "ema") if state.facts["ema_decay"] else ("weights",)
-    found = {f"{name}.{k}": v.clone() for name in names for k, v in state.tensors(name).items()}     # not the mapped file
+    # not the mapped file
+    found = {f"{name}.{k}": v.clone() for name in names for k, v in state.tensors(name).items()}
     for number, values in state.optimizer()["optimizer"]["state"].items():
         found |= {f"optimizer.{number}.{k}": v for k, v in values.items()}
     return found | {"step": torch.tensor(state.facts["step"])}

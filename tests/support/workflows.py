@@ -15,7 +15,8 @@ BUNDLED = {"single_portrait", "several_references", "two_people_free", "two_peop
          "small_world_one_subject", "small_world_several_references", "small_world_two_subjects", "small_world_three_subjects",
          "small_world_boxes", "small_world_masks", "small_world_mixing", "small_world_attention_maps"}
 
-# how the graphs run without the real models: node type -> (stand-in, {output: output of the stand-in}); the LoRA and the general
+# how the graphs run without the real models: node type -> (stand-in, {output: output of the
+# stand-in}); the LoRA and the general
 # adapter are real files of the tiny model's size, under the names that the graphs ask for
 TINY = "MMDiffLoadTinyReferenceModel"
 
@@ -26,7 +27,8 @@ FILES = {"portrait_generation": "tiny-portrait", "buffalo_l": "stand_in", "auto"
 
 SMALL = {"EmptyLatentImage": {"width": 192, "height": 128}, "ImageScale": {"width": 192, "height": 128}, "KSampler": {"steps": 2}}
 
-SMALL_WORLD = {"KSampler": {"steps": 4}, "EmptyLatentImage": {"batch_size": 1}}     # its graphs run as they are, only shorter
+# its graphs run as they are, only shorter
+SMALL_WORLD = {"KSampler": {"steps": 4}, "EmptyLatentImage": {"batch_size": 1}}
 
 
 def load(path: Path) -> dict:
@@ -56,7 +58,9 @@ def in_the_small_world(workflow: dict) -> bool:
 
 
 def to_api(workflow: dict, info: dict) -> dict:
-    """The saved graph as the server takes it, with SDXL's loaders exchanged for the tiny model's, small pictures and few steps."""
+    """The saved graph as the server takes it, with SDXL's loaders exchanged for the tiny model's,
+    small pictures and few steps.
+    """
     prompt: dict = {}
     instead = SMALL_WORLD if in_the_small_world(workflow) else SMALL
     kinds = {n["id"]: n["type"] for n in workflow["nodes"]}

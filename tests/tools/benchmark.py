@@ -1,19 +1,23 @@
-"""What the pack costs a sampling: time, dispatched operations, FLOP, waits for the device, memory. Random weights.
+"""What the pack costs a sampling: time, dispatched operations, FLOP, waits for the device, memory.
+
+Random weights.
 
     python tests/tools/benchmark.py                                     SDXL's 70 layers at a fifth of the width, on the CPU
     python tests/tools/benchmark.py --device cuda --scale full --masks  true SDXL in fp16
     python tests/tools/benchmark.py --looks                             also regions found, nouns held, and maps watched
     python tests/tools/benchmark.py --pack FOLDER                       also a checkout of ComfyUI_IPAdapter_plus
 
-COMFYUI_PATH is a ComfyUI folder. All arms share one UNet in one process. Every timed step of an arm runs twice on the
-same input, with what the pack added to the model call and without it, in turns one or the other first, so that the
-ratio of the two does not depend on how fast the machine is at that minute. Times are those of the guider's model call,
-one per step of Euler. Where other programs keep the machine busy, look at the ratio of the CPU time (all cores) too.
-Operations and FLOP are counted in samplings of their own; what a pack does before the loop is timed beside the plain
+COMFYUI_PATH is a ComfyUI folder. All arms share one UNet in one process. Every timed step of an arm
+runs twice on the same input, with what the pack added to the model call and without it, in turns
+one or the other first, so that the ratio of the two does not depend on how fast the machine is at
+that minute. Times are those of the guider's model call, one per step of Euler. Where other programs
+keep the machine busy, look at the ratio of the CPU time (all cores) too. Operations and FLOP are
+counted in samplings of their own; what a pack does before the loop is timed beside the plain
 model's samplings.
 
-What is counted as a wait: an operation that makes the host wait for a GPU (reading a number, sizes that depend on data,
-a blocking copy between devices). On the CPU the copies cannot be seen, the others can.
+What is counted as a wait: an operation that makes the host wait for a GPU (reading a number, sizes
+that depend on data, a blocking copy between devices). On the CPU the copies cannot be seen, the
+others can.
 """
 from __future__ import annotations
 
@@ -41,6 +45,12 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pack", type=Path, help="a checkout of ComfyUI_IPAdapter_plus to measure beside ours")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     args = parser.parse_args(argv)
+    check_arguments(parser, args)
+    return args
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Fill in what follows from other arguments, and refuse what cannot be measured."""
     args.size = args.size or {"full": 1024, "reduced": 512}[args.scale]
     try:
         args.subjects = [int(number) for number in args.subjects.split(",")]
@@ -50,11 +60,13 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("there must be at least 1 subject, 2 steps and 1 repeat")
     if args.size < 64 or args.size % 64:
         parser.error(f"--size is {args.size}, expected a multiple of 64")
-    return args
 
 
 def main() -> None:
-    """Measure with the ComfyUI that COMFYUI_PATH names: nothing of it can be imported before it is found."""
+    """Measure with the ComfyUI that COMFYUI_PATH names.
+
+    Nothing of it can be imported before it is found.
+    """
     args = read_arguments()
     try:
         use_host(args.device)

@@ -1,9 +1,13 @@
-"""What encoding subjects costs: seconds and memory, from 1 to 8 references and from 1 to 8 subjects. Random weights of the true sizes.
+"""What encoding subjects costs.
+
+Seconds and memory, from 1 to 8 references and from 1 to 8 subjects. Random weights of the true
+sizes.
 
     COMFYUI_PATH=FOLDER python tests/tools/benchmark_encoding.py [--device cuda] [--threads N] [--repeats N]
 
-CLIP ViT-L/14 and the portrait adapter for SDXL with a wholly fine-tuned image encoder, as released. Finding faces is left out: that is
-InsightFace's own time. `again` is the same reference under another name: nothing is encoded.
+CLIP ViT-L/14 and the portrait adapter for SDXL with a wholly fine-tuned image encoder, as released.
+Finding faces is left out: that is InsightFace's own time. `again` is the same reference under
+another name: nothing is encoded.
 """
 from __future__ import annotations
 
@@ -66,35 +70,59 @@ def main() -> None:
     except BenchmarkError as error:
         sys.exit(f"benchmark: {error}")
     import torch
-
-    from mmdiff_core.host.encode import encode_subject
-    from mmdiff_core.host.models import Encodings
-    from mmdiff_core.subjects import add_subject
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    mmdiff, clip_vision = build()
-    faces, pictures = Faces(), torch.rand(max(REFERENCES), 512, 512, 3)
+    measure = Measure(torch.rand(max(REFERENCES), 512, 512, 3))
+    measure.encode(1)
+    print_references(measure, args)
+    print_subjects(measure, args)
+    print(f"\n{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
-    def encode(images, name: str = "ann", forget: bool = True) -> tuple[float, object]:
-        if forget:
-            mmdiff.encodings = Encodings()
-        begun = time.perf_counter()
-        subject, *_ = encode_subject(mmdiff, clip_vision, images, faces, name)
+
+class Measure:
+    """Encodes pictures with the released sizes, and takes the time."""
+
+    def __init__(self, pictures):
+        self.pictures, self.faces = pictures, Faces()
+        self.mmdiff, self.clip_vision = build()
+
+    def forget(self) -> None:
+        from mmdiff_core.host.models import Encodings
+        self.mmdiff.encodings = Encodings()
+
+    def encode(self, count: int, name: str = "ann", first: int = 0) -> tuple[float, object]:
+        """(seconds, subject) of `count` references."""
+        from mmdiff_core.host.encode import encode_subject
+        images, begun = self.pictures[first:first + count], time.perf_counter()
+        subject, *_ = encode_subject(self.mmdiff, self.clip_vision, images, self.faces, name)
         return time.perf_counter() - begun, subject
 
-    encode(pictures[:1])
-    print("| references of one subject | seconds | again, seconds | tokens | peak of the process, MB |\n| --- | --- | --- | --- | --- |")
+
+def print_references(measure: Measure, args: argparse.Namespace) -> None:
+    print("| references of one subject | seconds | again, seconds | tokens | peak, MB |")
+    print("| --- | --- | --- | --- | --- |")
     for count in REFERENCES:
-        first = [encode(pictures[:count]) for _ in range(args.repeats)]
-        again = [encode(pictures[:count], "ben", forget=False)[0] for _ in range(args.repeats)]
-        print(f"| {count} | {statistics.median(s for s, _ in first):.2f} | {statistics.median(again):.3f} | {len(first[0][1].tokens)} | "
-              f"{peak_mb(args.device):.0f} |", flush=True)
-    print("\n| subjects of one reference | seconds | tokens | peak of the process, MB |\n| --- | --- | --- | --- |")
+        first, again = [], []
+        for _ in range(args.repeats):
+            measure.forget()
+            seconds, subject = measure.encode(count)
+            first.append(seconds)
+        for _ in range(args.repeats):
+            again.append(measure.encode(count, "ben")[0])
+        cells = (count, f"{statistics.median(first):.2f}", f"{statistics.median(again):.3f}",
+                 len(subject.tokens), f"{peak_mb(args.device):.0f}")
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def print_subjects(measure: Measure, args: argparse.Namespace) -> None:
+    from mmdiff_core.subjects import add_subject
+    print("\n| subjects of one reference | seconds | tokens | peak, MB |\n| --- | --- | --- | --- |")
     for count in SUBJECTS:
-        mmdiff.encodings, chain, begun = Encodings(), (), time.perf_counter()
+        measure.forget()
+        chain, begun = (), time.perf_counter()
         for i in range(count):
-            chain = add_subject(chain, encode(pictures[i:i + 1], f"subject {i}", forget=False)[1])
-        print(f"| {count} | {time.perf_counter() - begun:.2f} | {sum(len(s.tokens) for s in chain)} | {peak_mb(args.device):.0f} |", flush=True)
-    print(f"\n{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+            chain = add_subject(chain, measure.encode(1, f"subject {i}", first=i)[1])
+        seconds, tokens = time.perf_counter() - begun, sum(len(s.tokens) for s in chain)
+        print(f"| {count} | {seconds:.2f} | {tokens} | {peak_mb(args.device):.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ class BenchmarkError(Exception):
 
 
 def use_host(device: str) -> None:
-    """ComfyUI, the pack and the tests' helpers on the path; the device is chosen before ComfyUI looks for one."""
+    """ComfyUI, the pack and the tests' helpers on the path.
+
+    The device is chosen before ComfyUI looks for one.
+    """
     host = os.environ.get("COMFYUI_PATH")
     if not host or not (Path(host) / "comfy").is_dir():
         raise BenchmarkError(f"COMFYUI_PATH is {host!r}: no ComfyUI there. Set it to the folder that holds comfy/.")

@@ -1,4 +1,7 @@
-"""The benchmark's counts are right: held to what is computed by hand, and to what one sampling really holds."""
+"""The benchmark's counts are right.
+
+Held to what is computed by hand, and to what one sampling really holds.
+"""
 from __future__ import annotations
 
 import dataclasses
@@ -20,7 +23,10 @@ SIZE, CFG = 64, 5.0
 
 @pytest.fixture(scope="module")
 def counted():
-    """World, meter and counts of plain, one subject, and two masked subjects; one thread, for the layers are tiny."""
+    """World, meter and counts of plain, one subject, and two masked subjects.
+
+    One thread, for the layers are tiny.
+    """
     meter, threads = Meter("cpu"), torch.get_num_threads()
     torch.set_num_threads(1)
     with layout(SMALL), torch.inference_mode():
@@ -31,8 +37,11 @@ def counted():
 
 
 def branch_flop(tokens: int) -> int:
-    """Q K' and the product with V, two operations a term, for one row at every layer. SDXL's layers of width 640 see a
-    quarter of the latent's positions, those of width 1280 a sixteenth."""
+    """Q K' and the product with V, two operations a term, for one row at every layer.
+
+    SDXL's layers of width 640 see a quarter of the latent's positions, those of width 1280 a
+    sixteenth.
+    """
     latent = (SIZE // 8) ** 2
     blocks = transformer_blocks("sdxl")
     return sum(4 * tokens * (b.width * SMALL.channels // 320) * latent // (4 if b.width == 640 else 16) for b in blocks)

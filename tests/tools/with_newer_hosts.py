@@ -25,7 +25,10 @@ def test_nag_before_and_after_ours_acts_and_leaves_the_subjects(scene):
 
 
 def test_a_sampling_shared_between_two_devices_draws_what_one_device_draws(scene):
-    """The host's own scheduler and threads; both its devices are the CPU, which is all that is needed to take that way."""
+    """The host's own scheduler and threads.
+
+    Both its devices are the CPU, which is all that is needed to take that way.
+    """
     one = apply(scene.model, scene.adapter, BOTH)
     expected = scene.sample(one, scene.bound())
     second = torch.device("cpu", 1)

@@ -1,5 +1,7 @@
-"""The real IPAdapter_plus, InstantID and PuLID beside ours, with random weights. Their code is not ours to ship: put checkouts of
-ComfyUI_IPAdapter_plus, ComfyUI_InstantID and PuLID_ComfyUI (cubiq's, on GitHub) into one folder and name it. Run only when asked for by name:
+"""The real IPAdapter_plus, InstantID and PuLID beside ours, with random weights.
+
+Their code is not ours to ship: put checkouts of ComfyUI_IPAdapter_plus, ComfyUI_InstantID and
+PuLID_ComfyUI (cubiq's, on GitHub) into one folder and name it. Run only when asked for by name:
 
     MMDIFF_PACKS=FOLDER python dev.py test tests/tools/with_real_packs.py
 """

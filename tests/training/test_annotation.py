@@ -22,7 +22,9 @@ def test_an_annotated_folder_reads_as_records_with_the_right_masks(album, tmp_pa
     annotated(album, tmp_path / "out.jsonl", fakes)
     read = read_records(tmp_path / "out.jsonl")
     assert len(read.records) == 4 and not read.broken and fakes.calls["caption"] == 3
-    assert [[s.word for s in r.segments] for r in read.records] == [["dog", "ball"], ["ball"], ["dog", "ball"], ["dog", "ball"]]
+    words = [(n, segment.word) for n, record in enumerate(read.records) for segment in record.segments]
+    both = ("dog", "ball")
+    assert words == [*zip((0, 0), both), (1, "ball"), *zip((2, 2), both), *zip((3, 3), both)]
     pixels, masks = read.records[0].load()
     assert torch.equal(masks, torch.from_numpy(np.stack(picture(0, SIZES[0])[1])))
     line = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
@@ -49,7 +51,8 @@ def test_annotation_goes_on_where_it_stopped(album, tmp_path):
 def test_a_truncated_last_line_is_repaired(album, tmp_path, cut, caplog):
     out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     annotated(album, whole, Fakes())
-    out.write_bytes(whole.read_bytes()[:-cut])                             # one byte: only the line's end is missing
+    # one byte: only the line's end is missing
+    out.write_bytes(whole.read_bytes()[:-cut])
     progress = annotated(album, out, Fakes())
     assert out.read_text() == whole.read_text() and progress.total == (0 if cut == 1 else 1)
     assert any("taken off" in r.message for r in caplog.records) == (cut > 1)

@@ -41,7 +41,8 @@ def test_the_grounder_loads_from_a_folder_and_finds_what_transformers_finds(tiny
     expected = grounder.processor.post_process_grounded_object_detection(
         out, inputs["input_ids"], threshold=0.0, text_threshold=0.0, target_sizes=[image.size[::-1]])[0]
     assert torch.allclose(torch.tensor([f.box for f in found]), expected["boxes"], atol=1e-3)
-    probability = out.logits[0].sigmoid()                               # [CLS] dog . hot dog . [SEP]
+    # [CLS] dog . hot dog . [SEP]
+    probability = out.logits[0].sigmoid()
     for query, f in enumerate(found):
         assert f.score == pytest.approx(float(max(probability[query, 1], probability[query, [3, 4]].mean())))
 
@@ -55,7 +56,8 @@ def test_a_segmenter_loads_from_a_folder_and_gives_a_mask_for_each_box(tiny_mode
 def test_the_command_runs_from_folders_to_records_and_says_what_it_did(tiny_models, album, tmp_path, capsys, monkeypatch):
     for number in range(4):
         (album / f"{number}.txt").write_text("a dog")
-    monkeypatch.setattr(command, "fits", lambda mask, rules: mask.any())            # untrained masks may be any size
+    # untrained masks may be any size
+    monkeypatch.setattr(command, "fits", lambda mask, rules: mask.any())
     args = [str(album), str(tmp_path / "out.jsonl"), "--grounder", str(tiny_models / "dino"), "--segmenter", str(tiny_models / "sam2"),
             "--device", "cpu", "--threshold", "0", "--previews", "1"]
     assert command.main(args) == 0

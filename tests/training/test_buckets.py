@@ -27,7 +27,7 @@ def test_masks_and_boxes_follow_the_crop():
     _, masks = picture(0, (96, 64))
     masks = torch.from_numpy(np.stack(masks)).float()
     pixels = torch.cat([masks, masks[:1]])                          # the picture shows its masks
-    boxes = torch.tensor([s["box"] for s in segments([m.numpy() > 0 for m in masks])])
+    boxes = torch.tensor([segment["box"] for segment in segments(list(masks.numpy() > 0))])
     shown, inside, moved, kept = fit(pixels, masks, boxes, (48, 48))
     assert shown.shape == (3, 48, 48) and inside.shape == (2, 48, 48)
     assert torch.equal(shown[:2], inside)
@@ -41,12 +41,15 @@ def test_the_crop_goes_where_the_subjects_are():
     masks = torch.zeros(2, 64, 200)
     masks[0, 10:50, 150:160], masks[1, 20:30, 190:200] = 1, 1
     top, left, height, width = crop_window(masks, (64, 200), (64, 64))
-    assert (top, height, width) == (0, 64, 64) and left == 136                       # both are whole only at the right end
+    # both are whole only at the right end
+    assert (top, height, width) == (0, 64, 64) and left == 136
     masks[1] = 0
-    masks[1, 20:30, 0:10] = 1                                                      # too far apart: the worst kept is lost either way
+    # too far apart: the worst kept is lost either way
+    masks[1, 20:30, 0:10] = 1
     _, left, _, _ = crop_window(masks, (64, 200), (64, 64))
     assert fit(torch.zeros(3, 64, 200), masks, torch.zeros(2, 4), (64, 64))[3].max() == 1
-    assert crop_window(torch.zeros(0, 64, 200), (64, 200), (64, 64))[1] == 68        # nobody: the middle
+    # nobody: the middle
+    assert crop_window(torch.zeros(0, 64, 200), (64, 200), (64, 64))[1] == 68
 
 
 def test_every_picture_comes_equally_often_and_groups_share_a_bucket():
@@ -57,4 +60,4 @@ def test_every_picture_comes_equally_often_and_groups_share_a_bucket():
     count = Counter((p.bucket, p.position) for p in places)
     assert set(count.values()) == {12} and len(count) == 11
     assert len(set(places)) == len(places)
-    assert [order.at(i) for i in (100, 5, 77)] == [places[i] for i in (100, 5, 77)]
+    assert all(order.at(i) == places[i] for i in (100, 5, 77))

@@ -22,14 +22,16 @@ def test_an_example_follows_from_seed_and_number_alone(records):
     one, two = FileExamples(records, 5, CONFIG), FileExamples(records, 5, CONFIG)
     forward = [one.example(i) for i in range(12)]
     assert all(same(forward[i], two.example(i)) for i in reversed(range(12)))
-    assert not any(same(a, b) for a, b in zip(forward, (FileExamples(records, 6, CONFIG).example(i) for i in range(12))))
+    other = FileExamples(records, 6, CONFIG)
+    assert not any(same(example, other.example(i)) for i, example in enumerate(forward))
     for example in forward:
         assert example.pixels.dtype == torch.float32 and example.pixels.min() >= 0 and example.pixels.max() <= 1
         for subject in example.subjects:
             assert example.caption[slice(*subject.span)] in ("dog", "ball") and subject.mask.shape == example.pixels.shape[1:]
             count, *shape = subject.references.shape
             assert 1 <= count <= 5 and shape == [3, 24, 24] and subject.references.min() >= 0 and subject.references.max() <= 1
-    assert [len(e.subjects) for e in forward] == [2] * 12 and {len(s.references) for e in forward for s in e.subjects} == {1, 2, 3, 4, 5}
+    assert len(forward) == 12 and all(len(example.subjects) == 2 for example in forward)
+    assert {len(s.references) for example in forward for s in example.subjects} == {1, 2, 3, 4, 5}
 
 
 def test_a_batch_is_its_two_halves_and_has_one_size(records):
@@ -92,14 +94,16 @@ def test_a_picture_that_breaks_later_is_replaced_the_same_way_every_time(tmp_pat
             facts["segments"][1]["mask"]["counts"] = [64 * 96]          # empty; only decoding tells
     path = write_jsonl(tmp_path, 9, spoil)
     data = (tmp_path / "7.png").read_bytes()
-    (tmp_path / "7.png").write_bytes(data[: len(data) // 2])                # cut short; the header is whole
+    # cut short; the header is whole
+    (tmp_path / "7.png").write_bytes(data[: len(data) // 2])
     records = read_jsonl(path).records
     assert len(records) == 9
     one, two = FileExamples(records, 0, CONFIG), FileExamples(records, 0, CONFIG)
     drawn = [one.example(i) for i in range(24)]
     assert all(same(drawn[i], two.example(i)) for i in reversed(range(24)))
     assert sorted(one.broken) == [4, 7] and "mask of 'ball' is empty" in one.broken[4] and "cannot be read" in one.broken[7]
-    assert sum("data.jsonl:5" in r.message for r in caplog.records) == 2        # one line in each of the two sources
+    # one line in each of the two sources
+    assert sum("data.jsonl:5" in r.message for r in caplog.records) == 2
 
 
 def test_data_that_turns_out_mostly_broken_ends_the_run(tmp_path):
@@ -129,7 +133,8 @@ def test_a_subject_that_the_crop_loses_is_left_out_and_of_many_subjects_some_are
 
 def test_faces_are_asked_for_each_reference_and_a_subject_without_one_is_left_out(records):
     def faces(crop):
-        if crop[1].max() > crop[0].max():                                   # the green ball has no face
+        # the green ball has no face
+        if crop[1].max() > crop[0].max():
             return None
         return torch.full((512,), float(crop.mean())), crop.new_zeros(3, 8, 8)
     example = FileExamples(records, 0, replace(CONFIG, references=(3, 3)), faces).example(0)

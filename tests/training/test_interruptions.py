@@ -36,7 +36,8 @@ def test_the_third_signal_acts_as_before(tmp_path):
         for _ in range(3):
             signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)       # a shell's background job begins with SIGINT ignored
+    # a shell's background job begins with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, source=Source(at={14: three}))
@@ -155,7 +156,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(t
 
 
 class Scaled(Accelerator):
-    """accelerate with the loss scaler it has on a GPU in fp16, from a scale at which the gradients overflow."""
+    """accelerate with the loss scaler it has on a GPU in fp16, from a scale at which the gradients
+    overflow.
+    """
 
     def __init__(self, **options) -> None:
         super().__init__(**options)
@@ -175,6 +178,7 @@ def test_an_overflow_of_the_loss_scale_is_no_error_and_the_scale_is_resumed(tmp_
     _, once, _ = train(tmp_path / "one", replace(CONFIG, log_every=1), model=half_gradients(Toy()))
     told = lines(tmp_path / "two")
     assert told[0]["gradient_norm"] is None and told[-1]["gradient_norm"] > 0
-    assert same(resumed, once) and once["optimizer.0.step"] < 20          # skipped steps are not counted by AdamW
+    # skipped steps are not counted by AdamW
+    assert same(resumed, once) and once["optimizer.0.step"] < 20
     scales = [torch.load(tmp_path / n / "state-00000020" / "optimizer.pt")["scaler"] for n in ("one", "two")]
     assert scales[0] == scales[1] and scales[0]["scale"] < 2.0**20

@@ -35,7 +35,10 @@ def test_two_micro_steps_are_one_batch_of_twice_the_size(tmp_path):
 
 
 def test_two_processes_are_one_with_twice_the_batch_also_when_one_is_stopped_between(tmp_path):
-    """Two fits in each of two processes: the second process alone gets the signal in the first fit, both stop; both go on."""
+    """Two fits in each of two processes.
+
+    The second process alone gets the signal in the first fit, both stop; both go on.
+    """
     run = start("two", str(tmp_path / "two"), launcher=(
         "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"))
     shown, _ = run.communicate(timeout=120)

@@ -82,7 +82,8 @@ def test_muon_moves_every_direction_of_a_matrix_alike_and_leaves_the_rest_to_ada
     moved = {kind: train(tmp_path / kind, replace(config, optimizer=kind, muon_rate=4.0))[2] for kind in ("adamw", "muon")}
     step = (moved["muon"].first.weight - begun.first.weight).detach()
     lengths = torch.linalg.svdvals(step) / (4.0 * CONFIG.learning_rate * 0.2 * 12 ** 0.5)
-    assert lengths.min() > 0.5 and lengths.max() < 1.3, lengths      # AdamW's first step goes one way only
+    # AdamW's first step goes one way only
+    assert lengths.min() > 0.5 and lengths.max() < 1.3, lengths
     assert torch.equal(moved["muon"].first.bias, moved["adamw"].first.bias)
     assert not torch.equal(moved["muon"].first.weight, moved["adamw"].first.weight)
 

@@ -127,4 +127,4 @@ def test_masks_of_a_scene_are_the_subjects_dots():
     example = SmallWorldExamples(caption_dropout=0, subject_dropout=0).example(1)
     assert example.pixels.shape == (3, 128, 128) and all(s.mask.shape == (128, 128) for s in example.subjects)
     assert torch.equal(enlarge(example.subjects[0].mask[::4, ::4]), example.subjects[0].mask)
-    assert [example.caption[a:b] for a, b in (s.span for s in example.subjects)] == ["ghost", "tree"]
+    assert [example.caption[slice(*s.span)] for s in example.subjects] == ["ghost", "tree"]

@@ -18,7 +18,10 @@ pytestmark = pytest.mark.usefixtures("without_gpu")
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_stopped_at_fifty_and_resumed_is_a_hundred_bit_for_bit(tmp_path, optimizer):
-    """The first half in a process of its own that a SIGTERM ends; ThreadPool, EMA, clipping, warm-up and cosine on."""
+    """The first half in a process of its own that a SIGTERM ends.
+
+    ThreadPool, EMA, clipping, warm-up and cosine on.
+    """
     config = replace(CONFIG, steps=100, save_every=40, workers=2, optimizer=optimizer)
     half = start("half", str(tmp_path / "two"), json.dumps(config.to_dict()))
     told, _ = half.communicate(timeout=60)

@@ -1,4 +1,7 @@
-"""A short training of the real thing: the command's own path, from a config file to an adapter that samples through the nodes."""
+"""A short training of the real thing.
+
+The command's own path, from a config file to an adapter that samples through the nodes.
+"""
 from __future__ import annotations
 
 import dataclasses
@@ -26,6 +29,10 @@ def short_run(weight: float) -> RunConfig:
     })
 
 
+def numbers(measures: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in measures.items()}
+
+
 @pytest.fixture(scope="module")
 def judged():
     """The same held-out examples for every measurement."""
@@ -34,7 +41,9 @@ def judged():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, judged):
-    """{constraint's weight: (measures before, measures after, folder)} of two short runs that differ in nothing else."""
+    """{constraint's weight: (measures before, measures after, folder)} of two short runs that
+    differ in nothing else.
+    """
     from mmdiff_core.host.build import build_task
     from mmdiff_core.host.train import export_with, load_data
     from mmdiff_core.training.loop import fit
@@ -48,7 +57,7 @@ def trained(tmp_path_factory, judged):
         with torch.no_grad():
             after = task(judged)
         task.bridge.close()
-        found[weight] = ({k: v.item() for k, v in before.items()}, {k: v.item() for k, v in after.items()}, folder)
+        found[weight] = (numbers(before), numbers(after), folder)
     return found
 
 
@@ -59,12 +68,16 @@ def test_the_denoising_loss_on_individuals_it_never_saw_falls(trained):
 
 def test_the_constraint_raises_the_probability_inside_the_own_mask(trained):
     (_, without, _), (_, constrained, _) = trained[0.0], trained[WEIGHT]
-    assert constrained["text_inside"] > without["text_inside"] + 0.1        # the noun's map follows within steps,
+    # the noun's map follows within steps,
+    assert constrained["text_inside"] > without["text_inside"] + 0.1
     assert constrained["text_constraint"] < without["text_constraint"] - 0.1
 
 
 def test_the_constraint_raises_a_trained_adapters_image_map_inside_the_own_mask(judged, tmp_path):
-    """The subject's own map follows its noun's, hundreds of steps later: so from the shipped adapter on."""
+    """The subject's own map follows its noun's, hundreds of steps later.
+
+    So from the shipped adapter on.
+    """
     from safetensors import safe_open
 
     from mmdiff_core import checkpoint

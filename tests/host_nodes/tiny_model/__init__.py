@@ -1,4 +1,7 @@
-"""Nodes for tests and the demo: the small SDXL with random weights of the reference numbers, and the recorded cases as inputs."""
+"""Nodes for tests and the demo.
+
+The small SDXL with random weights of the reference numbers, and the recorded cases as inputs.
+"""
 from __future__ import annotations
 
 import importlib.util

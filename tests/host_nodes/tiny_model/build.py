@@ -1,4 +1,5 @@
-"""Builds the small SDXL of the recorded reference numbers as ordinary ComfyUI objects (MODEL, CLIP, VAE, CLIP_VISION).
+"""Builds the small SDXL of the recorded reference numbers as ordinary ComfyUI objects (MODEL, CLIP,
+VAE, CLIP_VISION).
 
 Its weights are random: it shows that the method is computed right, not what pictures look like.
 """
@@ -28,7 +29,9 @@ ADM_STEP_WIDTH = 32
 
 
 def token_table(seed: int, width: int, rows: int = VOCABULARY) -> torch.Tensor:
-    """The recorded recipe: splitmix64 of (seed << 32) + index, its top 11 bits k -> (k - 1024) / 2048, float32."""
+    """The recorded recipe: splitmix64 of (seed << 32) + index, its top 11 bits k -> (k - 1024) /
+    2048, float32.
+    """
     def shifted(z: torch.Tensor, by: int) -> torch.Tensor:
         return (z >> by) & ((1 << (64 - by)) - 1)       # logical shift of the two's complement bits
 
@@ -44,7 +47,10 @@ def token_table(seed: int, width: int, rows: int = VOCABULARY) -> torch.Tensor:
 
 
 def recipe_tensors(shapes: dict[str, list[int]], seed: int = 100, scale: dict[str, float] | None = None) -> dict[str, torch.Tensor]:
-    """Weights without stored numbers: key i in sorted order is `token_table(seed + i)`, scaled to keep variance."""
+    """Weights without stored numbers.
+
+    Key i in sorted order is `token_table(seed + i)`, scaled to keep variance.
+    """
     out = {}
     for i, (key, shape) in enumerate(sorted(shapes.items())):
         rows = math.prod(shape[:-1]) if len(shape) > 1 else 1
@@ -69,10 +75,14 @@ def read_config(name: str, folder: Path = REFERENCE) -> dict:
 
 
 def model(folder: Path = REFERENCE, dtype: torch.dtype = torch.float32, unet: dict | None = None):
-    """MODEL: the small UNet in ComfyUI's own SDXL wrapper. `unet` overrides the config and leaves weights random."""
+    """MODEL: the small UNet in ComfyUI's own SDXL wrapper.
+
+    `unet` overrides the config and leaves weights random.
+    """
     config = unet or read_config("unet_comfy", folder)
     supported = comfy.supported_models.SDXL({**config, "dtype": dtype})
-    supported.unet_config.update({**config, "dtype": dtype})       # SDXL's extra config forces 64-wide heads: set again
+    # SDXL's extra config forces 64-wide heads: set again
+    supported.unet_config.update({**config, "dtype": dtype})
     supported.set_inference_dtype(dtype, None)
     base = supported.get_model({}, "", device=torch.device("cpu"))
     if unet is None:

@@ -47,7 +47,10 @@ class World:
         return Arm(name, model, carry(self.positive, prompt), carry(self.negative, None))
 
     def looking(self) -> list[Arm]:
-        """What the other nodes of the pack add for two subjects: regions found, nouns held, maps watched."""
+        """What the other nodes of the pack add for two subjects.
+
+        Regions found, nouns held, maps watched.
+        """
         each_step, settled = FindRegions(settle=0.01, update=True), FindRegions(settle=0.01)
         masked = [replace(s, hold_nouns=True) for s in make_subjects(self.adapter, make_masks(2, self.size))]
         free = make_subjects(self.adapter, [None, None])
@@ -57,16 +60,21 @@ class World:
             prompt = BoundPrompt(tuple(subjects), self.adapter.fingerprint, NOUNS)
             return Arm(f"2 subjects, {name}", model, carry(self.positive, prompt), carry(self.negative, None))
 
+        def finding(find: FindRegions, hold_nouns: bool = False) -> list[Subject]:
+            return [replace(s, find=find, hold_nouns=hold_nouns) for s in free]
+
         return [
             arm("masked, nouns held too", masked),
-            arm("regions found at every step", [replace(s, find=each_step) for s in free]),
-            arm("regions found in the first step", [replace(s, find=settled) for s in free]),
-            arm("regions found in the first step, nouns held too", [replace(s, find=settled, hold_nouns=True) for s in free]),
+            arm("regions found at every step", finding(each_step)),
+            arm("regions found in the first step", finding(settled)),
+            arm("regions found in the first step, nouns held too", finding(settled, True)),
             arm("maps watched", free, watch(model, Recorder(WatchPlan()))),
         ]
 
     def peer(self, module: types.ModuleType, subjects: int, masked: bool) -> Arm:
-        """ComfyUI_IPAdapter_plus applied once per subject, with the layers and arguments of its own Apply node."""
+        """ComfyUI_IPAdapter_plus applied once per subject, with the layers and arguments of its own
+        Apply node.
+        """
         model = self.model.clone()
         masks = make_masks(subjects, self.size) if masked else [None] * subjects
         replacements: dict[tuple, Any] = {}
@@ -86,7 +94,10 @@ def label(pack: str, subjects: int, masked: bool) -> str:
 
 
 def make_world(scale: Scale, size: int, dtype: torch.dtype, meter: Meter) -> World:
-    """Model, adapter and prompts; the meter goes on the model before any arm does, and so is outside all of them."""
+    """Model, adapter and prompts.
+
+    The meter goes on the model before any arm does, and so is outside all of them.
+    """
     model = make_model(scale, dtype)
     wrappers = comfy.patcher_extension.WrappersMP
     model.add_wrapper_with_key(wrappers.SAMPLER_SAMPLE, "benchmark", meter.on_run)

@@ -45,9 +45,10 @@ def measure(args: argparse.Namespace) -> None:
     ran = f"{args.repeats} samplings of {args.steps} steps"
     print(f"{machine(args.device)}, {args.scale}, {args.size} px, CFG {args.cfg:g}, {ran}")
     if args.json:
+        arguments = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
         report = {
             "machine": machine(args.device),
-            "arguments": {k: v for k, v in vars(args).items() if not isinstance(v, Path)},
+            "arguments": arguments,
             "plain": {"step_ms": plain_ms, **dataclasses.asdict(plain)},
             "arms": [dataclasses.asdict(line) for line in lines],
             "state_bytes_sdxl_fp16": sizes,

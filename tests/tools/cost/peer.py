@@ -34,7 +34,10 @@ class PeerAdapter(nn.Module):
 
 
 def peer_layers(model, scale: Scale, seed: int, mask: Tensor | None) -> Iterator[tuple[tuple, dict[str, Any]]]:
-    """(layer, arguments) of one application. Its middle block has the number 1, which the host never asks for."""
+    """(layer, arguments) of one application.
+
+    Its middle block has the number 1, which the host never asks for.
+    """
     device, dtype = model.load_device, model.model.get_dtype()
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(2, TOKENS, scale.context, generator=generator).to(device, dtype)

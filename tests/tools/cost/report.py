@@ -48,14 +48,18 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def median_of(timings: Sequence[Timing], name: str) -> float:
+    return statistics.median(getattr(timing, name) for timing in timings)
+
+
 def make_line(arm: Arm, timings: Sequence[Timing], plains: Sequence[Timing], counts: Counts, plain: Counts) -> Line:
     """The first steps count for themselves: masks are made there."""
     ratios = [step / bare for t in timings for step, bare in zip(t.steps[1:], t.bare[1:])]
     cpu_ratios = [step / bare for t in timings for step, bare in zip(t.busy[1:], t.bare_busy[1:])]
-    steps, bare = (statistics.median(s for t in timings for s in getattr(t, kind)[1:]) for kind in ("steps", "bare"))
+    steps = statistics.median(step for t in timings for step in t.steps[1:])
+    bare = statistics.median(step for t in timings for step in t.bare[1:])
     first = statistics.median(t.steps[0] - t.bare[0] for t in timings) - (steps - bare)
-    before = statistics.median(t.before for t in timings) - statistics.median(t.before for t in plains)
-    peak = statistics.median(t.peak for t in timings) - statistics.median(t.peak for t in plains)
+    before, peak = (median_of(timings, name) - median_of(plains, name) for name in ("before", "peak"))
     extra = Counter(counts.operations)
     extra.subtract(plain.operations)
     return Line(

@@ -79,7 +79,10 @@ def layout(scale: Scale) -> Iterator[None]:
 
 
 def make_model(scale: Scale, dtype: torch.dtype):
-    """MODEL with random weights, on its device. The host leaves them unset: they could be slow numbers."""
+    """MODEL with random weights, on its device.
+
+    The host leaves them unset: they could be slow numbers.
+    """
     model = build.model(dtype=dtype, unet=scale.unet)
     comfy.model_management.load_model_gpu(model)
     for name, weight in model.model.diffusion_model.named_parameters():
@@ -92,7 +95,10 @@ def make_model(scale: Scale, dtype: torch.dtype):
 
 
 def make_adapter(scale: Scale, dtype: torch.dtype) -> MMDiffAdapter:
-    """An adapter with random LoRA pairs. What encodes photographs has no part in it: no weights there."""
+    """An adapter with random LoRA pairs.
+
+    What encodes photographs has no part in it: no weights there.
+    """
     generator = torch.Generator().manual_seed(1)
     shapes = official.unet_shapes(scale.config, scale.rank)
     pairs = {key: (torch.randn(shape, generator=generator) * 0.02).to(dtype) for key, shape in shapes.items()}

@@ -29,6 +29,10 @@ class Span:
     busy: float
 
 
+def busy_of(spans: Sequence[Span]) -> list[float]:
+    return [span.busy for span in spans]
+
+
 class Meter:
     """Sees each model call of a sampling from outside, with all that a pack adds to it."""
 
@@ -37,7 +41,10 @@ class Meter:
         self.begin()
 
     def begin(self, probes: Sequence[contextlib.AbstractContextManager] = (), paired: bool = False) -> None:
-        """Forget the last sampling. Step i of the next runs inside probes[i]; when `paired`, also without the pack."""
+        """Forget the last sampling.
+
+        Step i of the next runs inside probes[i]; when `paired`, also without the pack.
+        """
         self.probes, self.paired = list(probes), paired
         self.started: Any = None
         self.steps: list[Span] = []
@@ -53,6 +60,9 @@ class Meter:
 
     def seconds(self, start: Any, end: Any) -> float:
         return start.elapsed_time(end) / 1000 if self.cuda else end - start
+
+    def lengths(self, spans: Sequence[Span]) -> list[float]:
+        return [self.seconds(span.start, span.end) for span in spans]
 
     def on_run(self, executor, *args, **kwargs):
         self.started = self.now()
@@ -87,7 +97,9 @@ def without_packs(model_options: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Timing:
-    """One sampling: seconds before its first step, of each step with the pack and bare, CPU time too, peak memory."""
+    """One sampling: seconds before its first step, of each step with the pack and bare, CPU time
+    too, peak memory.
+    """
 
     before: float
     steps: list[float]
@@ -117,11 +129,12 @@ def time_arm(arm: Arm, meter: Meter, args: argparse.Namespace, paired: bool = Tr
     sample(arm, args.size, args.steps, args.cfg)
     if meter.cuda:
         torch.cuda.synchronize()
-    steps, bare = ([meter.seconds(span.start, span.end) for span in spans] for spans in (meter.steps, meter.bare))
     first = meter.bare[0] if paired else meter.steps[0]
     return Timing(
-        meter.seconds(meter.started, first.start), steps, bare, [span.busy for span in meter.steps],
-        [span.busy for span in meter.bare], torch.cuda.max_memory_allocated() if meter.cuda else 0,
+        before=meter.seconds(meter.started, first.start),
+        steps=meter.lengths(meter.steps), bare=meter.lengths(meter.bare),
+        busy=busy_of(meter.steps), bare_busy=busy_of(meter.bare),
+        peak=torch.cuda.max_memory_allocated() if meter.cuda else 0,
     )
 
 
