@@ -11,6 +11,7 @@ The host is, in this order: the folder in COMFYUI_PATH, the ComfyUI that this pa
 changed: what is missing there goes to .host/. Its Python is taken from COMFYUI_PYTHON, from a
 virtual environment in or beside it, or is the one that runs this file.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -36,8 +37,17 @@ HERE = Path(os.path.abspath(__file__))
 def pytest_arguments(pack: Pack, rest: Sequence[str]) -> list[str]:
     """pytest's command line: all of tests/, unless the person names files of it."""
     tests = pack.root / "tests"
-    named = any((pack.root / part.partition("::")[0]).exists() for part in rest if not part.startswith("-"))
-    return ["-c", str(tests / "pytest.ini"), "--rootdir", str(tests), *rest, *([] if named else [str(tests)])]
+    named = any(
+        (pack.root / part.partition("::")[0]).exists() for part in rest if not part.startswith("-")
+    )
+    return [
+        "-c",
+        str(tests / "pytest.ini"),
+        "--rootdir",
+        str(tests),
+        *rest,
+        *([] if named else [str(tests)]),
+    ]
 
 
 def run_test(pack: Pack, rest: Sequence[str]) -> int:
@@ -74,14 +84,18 @@ def run_host(pack: Pack, rest: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Pack, Sequence[str]], int]] = {
-    "demo": run_demo, "test": run_test, "serve": run_serve, "host": run_host,
+    "demo": run_demo,
+    "test": run_test,
+    "serve": run_serve,
+    "host": run_host,
 }
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The command, and all that follows it untouched (it belongs to pytest, ComfyUI or the demo)."""
-    parser = argparse.ArgumentParser(prog="dev.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=sorted(COMMANDS))
     return parser.parse_args(argv[:1]).command, list(argv[1:])
 
@@ -103,5 +117,7 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     if sys.version_info < (3, 10):  # noqa: UP036
-        sys.exit(f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]} ({sys.executable}).")
+        sys.exit(
+            f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]} ({sys.executable})."
+        )
     sys.exit(main(sys.argv[1:]))

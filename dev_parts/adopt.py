@@ -1,4 +1,5 @@
 """A ComfyUI of a person's own: what it lacks goes beside it, nothing is written into it."""
+
 from __future__ import annotations
 
 import json
@@ -20,8 +21,15 @@ from .server import in_custom_nodes
 
 def pip_for(host: Host) -> list[str | Path]:
     """A pip that looks at the host's environment; ours, pointed at it, when it has none."""
-    has_pip = subprocess.run([str(host.python), "-m", "pip", "--version"], capture_output=True).returncode == 0
-    return [host.python, "-m", "pip"] if has_pip else [sys.executable, "-m", "pip", "--python", host.python]
+    has_pip = (
+        subprocess.run([str(host.python), "-m", "pip", "--version"], capture_output=True).returncode
+        == 0
+    )
+    return (
+        [host.python, "-m", "pip"]
+        if has_pip
+        else [sys.executable, "-m", "pip", "--python", host.python]
+    )
 
 
 def plain(name: str) -> str:
@@ -35,10 +43,15 @@ def truly_missing(report: Mapping[str, Any], installed: Mapping[str, str]) -> li
     For an older one say so and keep the person's.
     """
     have = {plain(name): version for name, version in installed.items()}
-    wanted = [(item["metadata"]["name"], item["metadata"]["version"]) for item in report.get("install", [])]
+    wanted = [
+        (item["metadata"]["name"], item["metadata"]["version"])
+        for item in report.get("install", [])
+    ]
     for name, version in wanted:
         if plain(name) in have:
-            say(f"Your ComfyUI keeps its {name} {have[plain(name)]}; pip would take {version} for this pack")
+            say(
+                f"Your ComfyUI keeps its {name} {have[plain(name)]}; pip would take {version} for this pack"
+            )
     return [f"{name}=={version}" for name, version in wanted if plain(name) not in have]
 
 
@@ -49,17 +62,25 @@ def install_extra(pack: Pack, host: Host, installed: Mapping[str, str]) -> None:
     extra, plan, log = pack.work / "extra", pack.work / "plan.json", pack.work / "install.log"
     file, pip = pack.root / "requirements.txt", pip_for(host)
     named = ["-r", file] if file.is_file() else []
-    step("Looking for packages that your ComfyUI lacks",
-         [*pip, "install", "--dry-run", "--report", plan, *named, *TEST_PACKAGES], log)
+    step(
+        "Looking for packages that your ComfyUI lacks",
+        [*pip, "install", "--dry-run", "--report", plan, *named, *TEST_PACKAGES],
+        log,
+    )
     missing = truly_missing(json.loads(plan.read_text(encoding="utf-8")), installed)
     shutil.rmtree(extra, ignore_errors=True)
     extra.mkdir()
     if missing and any(host.python.parent.glob("*._pth")):
-        raise DevError(f"{host.python} is a portable build that looks for packages in its own folder only, and it lacks"
-                       f" {', '.join(missing)}. Install them with: {host.python} -m pip install {' '.join(missing)}")
+        raise DevError(
+            f"{host.python} is a portable build that looks for packages in its own folder only, and it lacks"
+            f" {', '.join(missing)}. Install them with: {host.python} -m pip install {' '.join(missing)}"
+        )
     if missing:
-        step(f"Installing {', '.join(missing)} into {extra}",
-             [*pip, "install", "--no-deps", "--target", extra, *missing], log)
+        step(
+            f"Installing {', '.join(missing)} into {extra}",
+            [*pip, "install", "--no-deps", "--target", extra, *missing],
+            log,
+        )
 
 
 def adopt_host(pack: Pack, host: Host) -> Host:
@@ -67,8 +88,15 @@ def adopt_host(pack: Pack, host: Host) -> Host:
     say(f"Using your ComfyUI in {host.comfyui} with {host.python}")
     pack.work.mkdir(exist_ok=True)
     found = probe(host)
-    parts = [str(host.python), requirements(pack.root), *TEST_PACKAGES, json.dumps(found["installed"], sort_keys=True)]
-    ensure(pack.work / "stamps" / "extra", parts, lambda: install_extra(pack, host, found["installed"]))
+    parts = [
+        str(host.python),
+        requirements(pack.root),
+        *TEST_PACKAGES,
+        json.dumps(found["installed"], sort_keys=True),
+    ]
+    ensure(
+        pack.work / "stamps" / "extra", parts, lambda: install_extra(pack, host, found["installed"])
+    )
     if not in_custom_nodes(host.comfyui, pack):
         link_folder(pack.root, pack.work / "custom_nodes" / PACK_NAME)
     return replace(host, device=found["device"])

@@ -1,4 +1,5 @@
 """The demo's client, which runs with the host's Python: upload, queue, follow, save."""
+
 from __future__ import annotations
 
 import asyncio
@@ -37,12 +38,18 @@ class Stages:
         bar = f"  {self.titles.get(self.current or '', 'working')} [{'#' * int(share * 30):.<30}] {value}/{total}"
         live = sys.stdout.isatty()
         if live or int(share * 4) != self.shown:
-            print(f"\r{bar}" if live else bar, end="\n" if not live or value >= total else "", flush=True)
+            print(
+                f"\r{bar}" if live else bar,
+                end="\n" if not live or value >= total else "",
+                flush=True,
+            )
         self.shown = int(share * 4)
 
     def table(self) -> str:
         """One line a stage, and their sum."""
-        rows = [(self.titles.get(node, f"node {node}"), spent) for node, spent in self.seconds.items()]
+        rows = [
+            (self.titles.get(node, f"node {node}"), spent) for node, spent in self.seconds.items()
+        ]
         rows.append(("all stages", sum(self.seconds.values())))
         width = max(len(title) for title, _ in rows)
         return "\n".join(f"  {title:<{width}}  {spent:7.2f} s" for title, spent in rows)
@@ -50,15 +57,25 @@ class Stages:
 
 def titles_of(workflow: Mapping[str, Any]) -> dict[str, str]:
     """Node id -> the name to show for it."""
-    return {key: node.get("_meta", {}).get("title") or node["class_type"] for key, node in workflow.items()}
+    return {
+        key: node.get("_meta", {}).get("title") or node["class_type"]
+        for key, node in workflow.items()
+    }
 
 
 def refusal(answer: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     """The server's reasons for refusing a workflow, a line for each fault."""
     error = answer.get("error") or {}
-    first = error if isinstance(error, str) else f"{error.get('message', '')} {error.get('details', '')}".strip()
-    faults = [f"  {titles.get(key, key)}: {fault.get('message', '')}: {fault.get('details', '')}"
-              for key, node in (answer.get("node_errors") or {}).items() for fault in node.get("errors", [])]
+    first = (
+        error
+        if isinstance(error, str)
+        else f"{error.get('message', '')} {error.get('details', '')}".strip()
+    )
+    faults = [
+        f"  {titles.get(key, key)}: {fault.get('message', '')}: {fault.get('details', '')}"
+        for key, node in (answer.get("node_errors") or {}).items()
+        for fault in node.get("errors", [])
+    ]
     return "\n".join([first, *faults]).strip()
 
 
@@ -73,6 +90,7 @@ async def submit(http: Any, url: str, workflow: Mapping[str, Any], client: str) 
         say(f"ComfyUI leaves part of the workflow out: {reasons}")
     return str(answer["prompt_id"])
 
+
 async def follow(socket_: Any, prompt: str, stages: Stages) -> None:
     """Read the server's messages until the workflow is done, and keep time."""
     async for message in socket_:
@@ -85,11 +103,14 @@ async def follow(socket_: Any, prompt: str, stages: Stages) -> None:
         elif kind == "progress":
             stages.progress(int(data["value"]), int(data["max"]))
         elif kind in ("execution_error", "execution_interrupted"):
-            raise DevError(f"Stage {stages.titles.get(str(data.get('node_id')), data.get('node_type'))} failed: "
-                           f"{data.get('exception_type', kind)}: {data.get('exception_message', '')}")
+            raise DevError(
+                f"Stage {stages.titles.get(str(data.get('node_id')), data.get('node_type'))} failed: "
+                f"{data.get('exception_type', kind)}: {data.get('exception_message', '')}"
+            )
         elif kind == "execution_success":
             return stages.enter(None)
     raise DevError("The server closed the connection before the workflow was done.")
+
 
 async def outputs_of(http: Any, url: str, prompt: str) -> dict[str, Any]:
     """What the workflow's nodes put out.

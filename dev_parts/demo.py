@@ -1,4 +1,5 @@
 """The demo: a picture through a real server, and its contact sheet."""
+
 from __future__ import annotations
 
 import argparse
@@ -30,9 +31,17 @@ SHEET = "mmdiff_core.host.sheet"
 
 def demo_parser() -> argparse.ArgumentParser:
     """The demo's own options, which its client shares."""
-    parser = argparse.ArgumentParser(prog="dev.py demo", description="Draw one picture through a real ComfyUI server.")
-    parser.add_argument("--workflow", type=Path, help="another workflow in API format than the pack's own")
-    parser.add_argument("--portrait", action="store_true", help="the portrait graph on a tiny SDXL with random weights: coloured noise")
+    parser = argparse.ArgumentParser(
+        prog="dev.py demo", description="Draw one picture through a real ComfyUI server."
+    )
+    parser.add_argument(
+        "--workflow", type=Path, help="another workflow in API format than the pack's own"
+    )
+    parser.add_argument(
+        "--portrait",
+        action="store_true",
+        help="the portrait graph on a tiny SDXL with random weights: coloured noise",
+    )
     parser.add_argument("--url", help=argparse.SUPPRESS)
     return parser
 
@@ -64,7 +73,9 @@ def run_in_server(pack: Pack, host: Host, folder: Path, workflow: Path, portrait
     """Start a server, and the client beside it; the client's exit status."""
     note = folder / "NOTE.txt"
     with running_server(pack, host) as url:
-        print(f"\n{note.read_text(encoding='utf-8').strip()}\n" if note.is_file() else "", flush=True)
+        print(
+            f"\n{note.read_text(encoding='utf-8').strip()}\n" if note.is_file() else "", flush=True
+        )
         client = [str(host.python), str(pack.root / "dev.py"), "demo", "--url", url]
         client += ["--workflow", str(workflow), *(["--portrait"] if portrait else [])]
         return subprocess.call(client, env=child_env(pack, host))
@@ -75,11 +86,19 @@ def draw_sheet(pack: Pack, host: Host, folder: Path, workflow: Path) -> int:
     read.
     """
     nodes = json.loads(workflow.read_text(encoding="utf-8")).values()
-    prompt = next(node["inputs"]["text"] for node in nodes if node["class_type"] == "MMDiffTextEncode")
-    photos = [str(folder / "photos" / node["inputs"]["image"]) for node in nodes if node["class_type"] == "LoadImage"]
+    prompt = next(
+        node["inputs"]["text"] for node in nodes if node["class_type"] == "MMDiffTextEncode"
+    )
+    photos = [
+        str(folder / "photos" / node["inputs"]["image"])
+        for node in nodes
+        if node["class_type"] == "LoadImage"
+    ]
     sheet = pack.root / "output" / "mm-diff-demo-sheet.png"
     command = [str(host.python), "-m", SHEET, *photos, "--prompt", prompt, "--out", str(sheet)]
-    code = subprocess.call(command, env={**child_env(pack, host), "COMFYUI_PATH": str(host.comfyui)}, cwd=pack.root)
+    code = subprocess.call(
+        command, env={**child_env(pack, host), "COMFYUI_PATH": str(host.comfyui)}, cwd=pack.root
+    )
     if not code:
         print(f"Sheet:   {sheet}", flush=True)
     return code

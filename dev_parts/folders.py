@@ -1,4 +1,5 @@
 """Stamps of what was done, links to folders, and trees that are replaced whole."""
+
 from __future__ import annotations
 
 import hashlib
@@ -12,6 +13,7 @@ from .host import PACK_NAME
 from .process import DevError
 
 # ---------------------------------------------------------------- stamps, links, yaml
+
 
 def ensure(stamp: Path, parts: Sequence[str], work: Callable[[], None]) -> bool:
     """Do `work` unless the stamp says that it was done for the same parts; True if it was done now."""
@@ -35,7 +37,9 @@ def unlink_folder(link: Path) -> None:
         try:
             link.rmdir()
         except OSError as error:
-            raise DevError(f"{link} should be a link to this pack but is a folder; move it away.") from error
+            raise DevError(
+                f"{link} should be a link to this pack but is a folder; move it away."
+            ) from error
 
 
 def link_folder(target: Path, link: Path) -> None:
@@ -45,12 +49,17 @@ def link_folder(target: Path, link: Path) -> None:
     unlink_folder(link)
     link.parent.mkdir(parents=True, exist_ok=True)
     if os.name == "nt":  # a junction, because symbolic links need rights that most people lack
-        subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["cmd", "/c", "mklink", "/J", str(link), str(target)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
     else:
         link.symlink_to(target, target_is_directory=True)
 
 
 # ---------------------------------------------------------------- setting up
+
 
 def keep_models(old: Path, new: Path) -> None:
     """Carry what a person put into the old tree's models and custom_nodes over to its replacement."""

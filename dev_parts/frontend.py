@@ -1,4 +1,5 @@
 """The newest frontend of ComfyUI, which the page is tested with besides the one that ComfyUI pins."""
+
 from __future__ import annotations
 
 import shutil
@@ -26,13 +27,18 @@ def fetch_frontend(pack: Pack, host: Host, folder: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=pack.work) as scratch:
         new = Path(scratch) / "new"
-        label, arguments = "Fetching ComfyUI's newest frontend", ["--no-deps", "--target", new, FRONTEND_PACKAGE]
+        label, arguments = (
+            "Fetching ComfyUI's newest frontend",
+            ["--no-deps", "--target", new, FRONTEND_PACKAGE],
+        )
         if host.own:
             install(pack, label, *arguments)
         else:
             step(label, [*pip_for(host), "install", *arguments], pack.work / "install.log")
         if not (new / FRONTEND_IN_PACKAGE / "index.html").is_file():
-            raise DevError(f"{FRONTEND_PACKAGE} holds no {FRONTEND_IN_PACKAGE.as_posix()}/index.html.")
+            raise DevError(
+                f"{FRONTEND_PACKAGE} holds no {FRONTEND_IN_PACKAGE.as_posix()}/index.html."
+            )
         shutil.rmtree(folder, ignore_errors=True)
         new.replace(folder)
 
@@ -49,8 +55,15 @@ def newest_frontend(pack: Pack, host: Host) -> Path:
     try:
         ensure(stamp, [FRONTEND_PACKAGE], lambda: fetch_frontend(pack, host, folder))
     except DevError as error:
-        say(f"ComfyUI's newest frontend could not be fetched, so the page is not tested with it: {error}")
+        say(
+            f"ComfyUI's newest frontend could not be fetched, so the page is not tested with it: {error}"
+        )
     else:
-        version = next((found.stem.rpartition("-")[2] for found in folder.glob("*.dist-info")), "of unknown version")
-        say(f"The page is tested with ComfyUI's frontend {version} too; remove {folder} to have a newer one")
+        version = next(
+            (found.stem.rpartition("-")[2] for found in folder.glob("*.dist-info")),
+            "of unknown version",
+        )
+        say(
+            f"The page is tested with ComfyUI's frontend {version} too; remove {folder} to have a newer one"
+        )
     return static

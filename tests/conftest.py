@@ -1,6 +1,7 @@
 """Shared set-up: ComfyUI on the path (COMFYUI_PATH), CPU mode where there is no GPU, the small
 model, the reference folder.
 """
+
 from __future__ import annotations
 
 import os
@@ -19,17 +20,25 @@ PACK = TESTS.parent
 def _use_host() -> None:
     host = os.environ.get("COMFYUI_PATH")
     if not host or not (Path(host) / "comfy").is_dir():
-        raise pytest.UsageError(f"COMFYUI_PATH is {host!r}: no ComfyUI there. Run the tests with: python dev.py test")
+        raise pytest.UsageError(
+            f"COMFYUI_PATH is {host!r}: no ComfyUI there. Run the tests with: python dev.py test"
+        )
     sys.path.insert(0, host)
     import comfy.options
+
     comfy.options.enable_args_parsing(False)
     import torch
     from comfy.cli_args import args
+
     args.cpu = not torch.cuda.is_available() or bool(os.environ.get("MMDIFF_TEST_CPU"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--reference", default=None, help="folder with case_*.json/.safetensors in the recorded format")
+    parser.addoption(
+        "--reference",
+        default=None,
+        help="folder with case_*.json/.safetensors in the recorded format",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,13 +52,17 @@ def reference_folder(config: pytest.Config) -> Path:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         from support.cases import find_cases
+
         names = find_cases(reference_folder(metafunc.config))
-        metafunc.parametrize("case", names, indirect=True, ids=[p.stem for p in names], scope="session")
+        metafunc.parametrize(
+            "case", names, indirect=True, ids=[p.stem for p in names], scope="session"
+        )
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
     from support.server import Server
+
     started = Server(tmp_path_factory.mktemp("server"))
     yield started
     started.stop()
@@ -58,6 +71,7 @@ def server(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def case(request: pytest.FixtureRequest):
     from support.cases import Case
+
     return Case(request.param)
 
 
@@ -65,6 +79,7 @@ def case(request: pytest.FixtureRequest):
 def face_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the stand-ins for the face models."""
     from support.onnx_stand_ins import write_model_pack
+
     folder = tmp_path_factory.mktemp("insightface")
     write_model_pack(folder)
     return folder
@@ -73,4 +88,5 @@ def face_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def analyser(face_models: Path):
     from mmdiff_core import faces
+
     return faces.load_analyser(face_models, "stand_in", "cpu")

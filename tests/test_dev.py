@@ -1,4 +1,5 @@
 """What the commands of dev.py promise, and the newest frontend that the tests are given."""
+
 from __future__ import annotations
 
 import shutil
@@ -17,6 +18,7 @@ from dev_parts.process import DevError
 from support.folders import make_pack
 
 # ---------------------------------------------------------------- the newest frontend
+
 
 class Registry:
     """Stands in for pip: puts a frontend of a version into the folder after --target, or fails."""
@@ -50,17 +52,29 @@ def make_working_pack(tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("own", [True, False])
 def test_newest_frontend_is_fetched_once_and_never_into_the_hosts_environment(
-    tmp_path: Path, registry: Registry, own: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    registry: Registry,
+    own: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(packages, "venv_python", lambda venv: Path(sys.executable))
     pack = make_working_pack(tmp_path)
     host = Host(tmp_path, Path(sys.executable), own=own)
     static = newest_frontend(pack, host)
-    assert static.parent.parent == pack.work / "newest_frontend" and (static / "index.html").read_text() == "1.2.3"
+    assert (
+        static.parent.parent == pack.work / "newest_frontend"
+        and (static / "index.html").read_text() == "1.2.3"
+    )
     registry.version = "1.2.4"
-    assert newest_frontend(pack, host) == static and "1.2.3" in capsys.readouterr().out.splitlines()[-1]
+    assert (
+        newest_frontend(pack, host) == static
+        and "1.2.3" in capsys.readouterr().out.splitlines()[-1]
+    )
     (command,) = registry.commands
-    assert {"--no-deps", "--target", "comfyui-frontend-package"} <= set(command), "no version is asked for"
+    assert {"--no-deps", "--target", "comfyui-frontend-package"} <= set(command), (
+        "no version is asked for"
+    )
     shutil.rmtree(pack.work / "newest_frontend")
     newest_frontend(pack, host)
     assert (static / "index.html").read_text() == "1.2.4", "removed by hand, it is fetched again"
@@ -84,21 +98,28 @@ def test_tests_are_told_where_the_newest_frontend_is(
 ) -> None:
     calls: list[Any] = []
     monkeypatch.setenv(NEWEST_FRONTEND, named)
-    monkeypatch.setattr(dev, "ensure_host", lambda pack: Host(tmp_path, Path(sys.executable), own=False))
+    monkeypatch.setattr(
+        dev, "ensure_host", lambda pack: Host(tmp_path, Path(sys.executable), own=False)
+    )
     monkeypatch.setattr(dev, "newest_frontend", lambda pack, host: Path("fetched"))
-    monkeypatch.setattr(dev.subprocess, "call", lambda command, **options: calls.append(options["env"]) or 0)
+    monkeypatch.setattr(
+        dev.subprocess, "call", lambda command, **options: calls.append(options["env"]) or 0
+    )
     assert dev.run_test(make_pack(tmp_path / "mm"), []) == 0
     assert [env[NEWEST_FRONTEND] for env in calls] == [told]
 
 
 # ---------------------------------------------------------------- arguments
 
+
 def test_arguments_after_the_command_are_passed_on_untouched() -> None:
     assert dev.split_arguments(["test", "-k", "x", "--help"]) == ("test", ["-k", "x", "--help"])
 
 
 @pytest.mark.parametrize("argv", [[], ["nonsense"], ["-x"]])
-def test_unknown_command_is_refused_with_the_known_ones(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_is_refused_with_the_known_ones(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         dev.split_arguments(argv)
     assert "serve" in capsys.readouterr().err

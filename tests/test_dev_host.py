@@ -2,6 +2,7 @@
 
 Nothing is installed or downloaded here.
 """
+
 from __future__ import annotations
 
 import sys
@@ -17,6 +18,7 @@ from dev_parts.process import DevError
 from support.folders import make_comfyui, make_pack, make_python
 
 # ---------------------------------------------------------------- which host
+
 
 def test_comfyui_path_wins_over_everything(tmp_path: Path) -> None:
     around, other = make_comfyui(tmp_path / "around"), make_comfyui(tmp_path / "other")
@@ -38,7 +40,9 @@ def test_pack_linked_into_custom_nodes_finds_the_comfyui_around_the_link(tmp_pat
     assert resolve_host(Pack(link), {}).comfyui == around
 
 
-def test_shell_folder_keeps_the_link_that_the_system_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shell_folder_keeps_the_link_that_the_system_resolved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkout, link = make_pack(tmp_path / "checkout"), tmp_path / "link"
     link_folder(checkout.root, link)
     monkeypatch.chdir(link)
@@ -55,11 +59,15 @@ def test_custom_nodes_folder_without_a_comfyui_around_it_is_no_host(tmp_path: Pa
 def test_alone_the_host_is_provided_inside_the_pack(tmp_path: Path) -> None:
     pack = make_pack(tmp_path / "mm")
     host = resolve_host(pack, {"COMFYUI_PATH": ""})
-    assert host == Host(pack.root / ".host" / "ComfyUI", venv_python(pack.root / ".host" / "venv"), own=True)
+    assert host == Host(
+        pack.root / ".host" / "ComfyUI", venv_python(pack.root / ".host" / "venv"), own=True
+    )
 
 
 @pytest.mark.parametrize(("there", "lacking"), [("main.py", "comfy/"), ("comfy", "main.py")])
-def test_wrong_comfyui_path_is_named_with_what_it_lacks(tmp_path: Path, there: str, lacking: str) -> None:
+def test_wrong_comfyui_path_is_named_with_what_it_lacks(
+    tmp_path: Path, there: str, lacking: str
+) -> None:
     wrong = tmp_path / "wrong"
     wrong.mkdir()
     (wrong / there).mkdir() if there == "comfy" else (wrong / there).touch()
@@ -87,7 +95,10 @@ def test_python_that_cannot_run_comfyui_is_an_error_that_says_what_to_set(tmp_pa
 
 # ---------------------------------------------------------------- stamps, links, replacing
 
-def test_unchanged_requirements_are_not_installed_again_and_changed_ones_are(tmp_path: Path) -> None:
+
+def test_unchanged_requirements_are_not_installed_again_and_changed_ones_are(
+    tmp_path: Path,
+) -> None:
     stamp, runs = tmp_path / "stamps" / "packages", []
     assert ensure(stamp, ["a", "b"], lambda: runs.append(1))
     assert not ensure(stamp, ["a", "b"], lambda: runs.append(2))
@@ -107,15 +118,25 @@ def test_failed_installation_is_tried_again(tmp_path: Path) -> None:
     assert ensure(stamp, ["old"], lambda: None)
 
 
-def test_own_packages_are_kept_and_only_missing_ones_are_installed(capsys: pytest.CaptureFixture[str]) -> None:
-    plan = {"install": [{"metadata": {"name": "NumPy", "version": "2.0"}},
-                        {"metadata": {"name": "py_test", "version": "9.0"}}]}
+def test_own_packages_are_kept_and_only_missing_ones_are_installed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = {
+        "install": [
+            {"metadata": {"name": "NumPy", "version": "2.0"}},
+            {"metadata": {"name": "py_test", "version": "9.0"}},
+        ]
+    }
     assert truly_missing(plan, {"numpy": "1.26"}) == ["py_test==9.0"]
     assert "1.26" in capsys.readouterr().out
 
 
 def test_link_follows_a_pack_that_moved_and_spares_a_real_folder(tmp_path: Path) -> None:
-    first, second, link = make_pack(tmp_path / "1").root, make_pack(tmp_path / "2").root, tmp_path / "c" / "link"
+    first, second, link = (
+        make_pack(tmp_path / "1").root,
+        make_pack(tmp_path / "2").root,
+        tmp_path / "c" / "link",
+    )
     link_folder(first, link)
     link_folder(second, link)
     assert link.samefile(second)

@@ -1,4 +1,5 @@
 """The pack's parts import one way only, and from the outside only what each may."""
+
 from __future__ import annotations
 
 import ast
@@ -13,14 +14,30 @@ CORE = PACK / "mmdiff_core"
 # each module may import only modules of earlier rows
 ORDER = (
     ("config", "unet_layers", "subjects"),
-    ("attention", "masks", "vision", "refiner", "heads", "lora", "layer_weights", "mix", "subject_file", "notes", "shapes"),
+    (
+        "attention",
+        "masks",
+        "vision",
+        "refiner",
+        "heads",
+        "lora",
+        "layer_weights",
+        "mix",
+        "subject_file",
+        "notes",
+        "shapes",
+    ),
     ("adapter", "maps"),
     ("official",),
     ("checkpoint",),
     ("convert", "faces", "training", "small_world", "host"),
 )
 # of the folders: what they may not import from the pack
-FOLDERS = {"training": {"small_world", "host", "faces"}, "small_world": {"host", "faces"}, "host": set()}
+FOLDERS = {
+    "training": {"small_world", "host", "faces"},
+    "small_world": {"host", "faces"},
+    "host": set(),
+}
 HOST_ONLY = {"comfy", "folder_paths", "node_helpers", "nodes", "server"}
 FACES_ONLY = {"insightface", "onnxruntime", "cv2"}
 
@@ -74,11 +91,26 @@ def test_only_the_host_part_touches_comfy_and_only_faces_touches_insightface(pat
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=lambda p: str(p.relative_to(PACK)))
 def test_the_pack_imports_itself_relatively(path):
-    assert not {m.split(".")[0] for level, m in imports(path) if level == 0} & {"mmdiff_core", "nodes"}
+    assert not {m.split(".")[0] for level, m in imports(path) if level == 0} & {
+        "mmdiff_core",
+        "nodes",
+    }
 
 
 def test_no_file_names_a_machine():
     pattern = re.compile(r"(^|[^\w.-])/(work|root|home|tmp)/")
-    listed = [p for p in PACK.rglob("*") if p.suffix in (".py", ".md", ".json", ".toml", ".txt", ".yaml") and p.stat().st_size < 200_000]
-    own = [p for p in listed if not {".host", ".git", "output", "node_modules"} & set(p.relative_to(PACK).parts) and p != Path(__file__)]
-    assert [str(p) for p in own if pattern.search(p.read_text(encoding="utf-8", errors="ignore"))] == []
+    listed = [
+        p
+        for p in PACK.rglob("*")
+        if p.suffix in (".py", ".md", ".json", ".toml", ".txt", ".yaml")
+        and p.stat().st_size < 200_000
+    ]
+    own = [
+        p
+        for p in listed
+        if not {".host", ".git", "output", "node_modules"} & set(p.relative_to(PACK).parts)
+        and p != Path(__file__)
+    ]
+    assert [
+        str(p) for p in own if pattern.search(p.read_text(encoding="utf-8", errors="ignore"))
+    ] == []

@@ -1,4 +1,5 @@
 """Set-up for the tests that need no ComfyUI."""
+
 from __future__ import annotations
 
 import socket

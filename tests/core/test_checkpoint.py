@@ -1,6 +1,7 @@
 """Both checkpoint layouts: every key accounted for, nothing executed, errors that name what is
 wrong.
 """
+
 from __future__ import annotations
 
 import json
@@ -28,8 +29,12 @@ def listed(file: str) -> dict:
 # ---------------------------------------------------------------- the table against the manifest,
 # both ways
 
+
 def upstream(shapes: dict, table: dict) -> dict:
-    return {f"{table[k.rsplit('.', 1)[0]]}.{k.rsplit('.', 1)[1]}.weight": list(v) for k, v in shapes.items()}
+    return {
+        f"{table[k.rsplit('.', 1)[0]]}.{k.rsplit('.', 1)[1]}.weight": list(v)
+        for k, v in shapes.items()
+    }
 
 
 def test_unet_keys_and_shapes_are_exactly_the_manifests():
@@ -58,14 +63,18 @@ def test_custom_weights_keys_and_shapes_are_exactly_the_manifests():
         group, theirs = table[stem]
         found[group][f"{theirs}.{part}"] = list(shape)
     assert found == {name: groups[name]["keys"] for name in official.MODULES}
-    assert {k: list(v) for k, v in official.vision_shapes(PORTRAIT_SDXL).items()} == groups["image_encoder"]["subset_of"]
+    assert {k: list(v) for k, v in official.vision_shapes(PORTRAIT_SDXL).items()} == groups[
+        "image_encoder"
+    ]["subset_of"]
 
 
 def test_the_processor_order_is_the_manifests():
     blocks = transformer_blocks("sdxl")
     for number, entry in MANIFEST["attn_processor_order"].items():
         block, attention = blocks[int(number) // 2], ("attn1", "attn2")[int(number) % 2]
-        assert [*block.slot] == entry["comfyui_block"] and f"{block.path}.{attention}" == entry["comfyui_module"]
+        assert [*block.slot] == entry["comfyui_block"] and f"{block.path}.{attention}" == entry[
+            "comfyui_module"
+        ]
     assert len(MANIFEST["attn_processor_order"]) == 2 * len(blocks)
 
 
@@ -77,6 +86,7 @@ def test_sd15_has_its_sixteen_layers():
 
 
 # ---------------------------------------------------------------- reading and writing
+
 
 def test_a_full_size_checkpoint_fits_on_the_meta_device():
     """The released sizes, without their 1.2 GB: keys and shapes of the whole file pass the check."""
@@ -97,11 +107,19 @@ def test_official_to_single_file_and_back_is_the_same_adapter(tmp_path):
     for path in (tmp_path / "one.safetensors", tmp_path / "again"):
         again = checkpoint.load(path)
         assert again.fingerprint == first.fingerprint and again.config == first.config
-        assert all(torch.equal(again.modules.state_dict()[k], v) for k, v in first.modules.state_dict().items())
-        assert all(torch.equal(again.unet[k].up, v.up) and torch.equal(again.unet[k].down, v.down) for k, v in first.unet.items())
+        assert all(
+            torch.equal(again.modules.state_dict()[k], v)
+            for k, v in first.modules.state_dict().items()
+        )
+        assert all(
+            torch.equal(again.unet[k].up, v.up) and torch.equal(again.unet[k].down, v.down)
+            for k, v in first.unet.items()
+        )
         assert set(again.text) == set(first.text) and set(again.vision) == set(first.vision)
     for name in official.FILES:
-        ours, theirs = (torch.load(p / name, weights_only=True) for p in (tmp_path / "again", CHECKPOINT))
+        ours, theirs = (
+            torch.load(p / name, weights_only=True) for p in (tmp_path / "again", CHECKPOINT)
+        )
         assert set(ours) == set(theirs)
 
 
@@ -109,10 +127,14 @@ def test_official_to_single_file_and_back_is_the_same_adapter(tmp_path):
 def test_the_single_file_holds_its_dtype_and_config(tmp_path, dtype):
     checkpoint.convert(CHECKPOINT, tmp_path / "a.safetensors", dtype, "corrected")
     config, flat = checkpoint.read_single(tmp_path / "a.safetensors")
-    assert {t.dtype for t in flat.values()} == {checkpoint.DTYPES[dtype]} and config.behaviour == "corrected"
+    assert {t.dtype for t in flat.values()} == {
+        checkpoint.DTYPES[dtype]
+    } and config.behaviour == "corrected"
 
 
-@pytest.mark.parametrize("config", [PORTRAIT_SDXL, GENERAL_SDXL, GENERAL_SD15], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "config", [PORTRAIT_SDXL, GENERAL_SDXL, GENERAL_SD15], ids=lambda c: c.name
+)
 def test_configs_survive_their_header(config):
     assert MMDiffConfig.from_json(config.to_json()) == config and CONFIGS[config.name] is config
 
@@ -129,27 +151,48 @@ def test_text_encoder_lora_in_upstreams_older_spelling_loads(tmp_path):
     copy_checkpoint(tmp_path)
     new, old = (official.text_keys(checkpoint.load(CHECKPOINT).config, o) for o in (False, True))
     rename = {new[k]: old[k] for k in new}
-    change(tmp_path / official.TEXT_FILE, lambda sd: {
-        f"{rename[k.rsplit('.', 2)[0]]}.{'.'.join(k.rsplit('.', 2)[1:])}": v for k, v in sd.items()})
+    change(
+        tmp_path / official.TEXT_FILE,
+        lambda sd: {
+            f"{rename[k.rsplit('.', 2)[0]]}.{'.'.join(k.rsplit('.', 2)[1:])}": v
+            for k, v in sd.items()
+        },
+    )
     assert checkpoint.load(tmp_path).fingerprint == checkpoint.load(CHECKPOINT).fingerprint
 
 
 @pytest.mark.parametrize("drop", ["mlp", "text_encoder_2", "everything"])
 def test_text_encoder_families_that_were_not_trained_may_be_absent(tmp_path, drop):
     copy_checkpoint(tmp_path)
-    change(tmp_path / official.TEXT_FILE, lambda sd: {k: v for k, v in sd.items() if drop != "everything" and drop not in k})
-    assert len(checkpoint.load(tmp_path).text) == {"mlp": 24, "text_encoder_2": 18, "everything": 0}[drop]
+    change(
+        tmp_path / official.TEXT_FILE,
+        lambda sd: {k: v for k, v in sd.items() if drop != "everything" and drop not in k},
+    )
+    assert (
+        len(checkpoint.load(tmp_path).text)
+        == {"mlp": 24, "text_encoder_2": 18, "everything": 0}[drop]
+    )
 
 
 def test_the_image_encoder_may_be_any_part_of_the_tower(tmp_path):
     copy_checkpoint(tmp_path)
-    change(tmp_path / official.CUSTOM_FILE, lambda sd: sd | {"image_encoder": {
-        "visual_projection.weight": sd["image_encoder"]["visual_projection.weight"],
-        "vision_model.embeddings.position_ids": torch.arange(50)[None]}})
+    change(
+        tmp_path / official.CUSTOM_FILE,
+        lambda sd: (
+            sd
+            | {
+                "image_encoder": {
+                    "visual_projection.weight": sd["image_encoder"]["visual_projection.weight"],
+                    "vision_model.embeddings.position_ids": torch.arange(50)[None],
+                }
+            }
+        ),
+    )
     assert set(checkpoint.load(tmp_path).vision) == {"visual_projection.weight"}
 
 
 # ---------------------------------------------------------------- errors
+
 
 def copy_checkpoint(target: Path) -> None:
     for name in official.FILES:
@@ -171,19 +214,68 @@ def only(keep):
 KEY = "7.to_k_lora_image.down.weight"
 
 
-@pytest.mark.parametrize("file, edit, message", [
-    (official.UNET_FILE, only(lambda key: key != KEY), r"missing key unet\.\S+to_k_image\.down"),
-    (official.UNET_FILE, lambda sd: sd | {"7.to_k_ip.weight": torch.zeros(2)}, r"unknown key 7\.to_k_ip\.weight \(2,\)"),
-    (official.UNET_FILE, lambda sd: sd | {KEY: sd[KEY][:, :9]}, r"to_k_image\.down has the shape \(64, 9\), expected \(64, 256\)"),
-    (official.UNET_FILE, only(lambda key: int(key.split(".")[0]) < 20), "20? attention layers|known bases"),
-    (official.TEXT_FILE, lambda sd: sd | {"lora_te_text_model.alpha": torch.ones(1)}, r"unknown key lora_te_text_model\.alpha"),
-    (official.TEXT_FILE, lambda sd: dict(list(sd.items())[:-1]), r"missing key text\.g\.layers\.2"),
-    (official.CUSTOM_FILE, only(lambda key: key != "mm_fuse_two"), r"groups missing \['mm_fuse_two'\]"),
-    (official.CUSTOM_FILE, changed_group("image_encoder", lambda g: g | {"text_model.x": torch.ones(1)}), r"unknown key vision\.text_model\.x"),
-    (official.CUSTOM_FILE, changed_group("obj_embeds_proj", lambda g: g | {"fc3.weight": torch.ones(1)}), r"unknown key obj_embeds_proj\.fc3\.weight"),
-    (official.CUSTOM_FILE, changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(5)}), r"fuse\.l\.hidden\.bias has the shape \(5,\)"),
-    (official.CUSTOM_FILE, changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(96, dtype=torch.int64)}), "not a float16"),
-])
+@pytest.mark.parametrize(
+    "file, edit, message",
+    [
+        (
+            official.UNET_FILE,
+            only(lambda key: key != KEY),
+            r"missing key unet\.\S+to_k_image\.down",
+        ),
+        (
+            official.UNET_FILE,
+            lambda sd: sd | {"7.to_k_ip.weight": torch.zeros(2)},
+            r"unknown key 7\.to_k_ip\.weight \(2,\)",
+        ),
+        (
+            official.UNET_FILE,
+            lambda sd: sd | {KEY: sd[KEY][:, :9]},
+            r"to_k_image\.down has the shape \(64, 9\), expected \(64, 256\)",
+        ),
+        (
+            official.UNET_FILE,
+            only(lambda key: int(key.split(".")[0]) < 20),
+            "20? attention layers|known bases",
+        ),
+        (
+            official.TEXT_FILE,
+            lambda sd: sd | {"lora_te_text_model.alpha": torch.ones(1)},
+            r"unknown key lora_te_text_model\.alpha",
+        ),
+        (
+            official.TEXT_FILE,
+            lambda sd: dict(list(sd.items())[:-1]),
+            r"missing key text\.g\.layers\.2",
+        ),
+        (
+            official.CUSTOM_FILE,
+            only(lambda key: key != "mm_fuse_two"),
+            r"groups missing \['mm_fuse_two'\]",
+        ),
+        (
+            official.CUSTOM_FILE,
+            changed_group("image_encoder", lambda g: g | {"text_model.x": torch.ones(1)}),
+            r"unknown key vision\.text_model\.x",
+        ),
+        (
+            official.CUSTOM_FILE,
+            changed_group("obj_embeds_proj", lambda g: g | {"fc3.weight": torch.ones(1)}),
+            r"unknown key obj_embeds_proj\.fc3\.weight",
+        ),
+        (
+            official.CUSTOM_FILE,
+            changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(5)}),
+            r"fuse\.l\.hidden\.bias has the shape \(5,\)",
+        ),
+        (
+            official.CUSTOM_FILE,
+            changed_group(
+                "mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(96, dtype=torch.int64)}
+            ),
+            "not a float16",
+        ),
+    ],
+)
 def test_wrong_keys_are_named_with_what_was_found_and_expected(tmp_path, file, edit, message):
     copy_checkpoint(tmp_path)
     change(tmp_path / file, edit)
@@ -224,6 +316,7 @@ def test_a_damaged_download_is_said_to_be_one(tmp_path, damage):
 
 def test_somebody_elses_safetensors_is_refused(tmp_path):
     from safetensors.torch import save_file
+
     save_file({"image_proj.latents": torch.zeros(2)}, tmp_path / "ip.safetensors")
     with pytest.raises(CheckpointError, match="is not an MM-Diff checkpoint"):
         checkpoint.load(tmp_path / "ip.safetensors")
@@ -239,7 +332,9 @@ def test_a_config_that_does_not_fit_its_tensors_is_refused(tmp_path):
 
 
 def test_an_interrupted_write_leaves_no_file_under_its_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        checkpoint, "save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         checkpoint.convert(CHECKPOINT, tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()

@@ -1,4 +1,5 @@
 """Which device the face models run on, and how a broken GPU package is repaired."""
+
 from __future__ import annotations
 
 import logging
@@ -15,13 +16,19 @@ BOTH = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}
 
 
 # providers
-@pytest.mark.parametrize(("offered", "chosen"), [
-    (("AzureExecutionProvider", faces.CPU), (faces.CPU,)),
-    (GPU_BUILD, (faces.CUDA, faces.CPU)),
-    ((faces.CPU, "DmlExecutionProvider"), ("DmlExecutionProvider", faces.CPU)),
-    (("CoreMLExecutionProvider", faces.CPU), (faces.CPU,)),
-    (("MIGraphXExecutionProvider", "ROCMExecutionProvider", faces.CPU), ("ROCMExecutionProvider", faces.CPU)),
-])
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        (("AzureExecutionProvider", faces.CPU), (faces.CPU,)),
+        (GPU_BUILD, (faces.CUDA, faces.CPU)),
+        ((faces.CPU, "DmlExecutionProvider"), ("DmlExecutionProvider", faces.CPU)),
+        (("CoreMLExecutionProvider", faces.CPU), (faces.CPU,)),
+        (
+            ("MIGraphXExecutionProvider", "ROCMExecutionProvider", faces.CPU),
+            ("ROCMExecutionProvider", faces.CPU),
+        ),
+    ],
+)
 def test_auto_follows_what_onnxruntime_offers(monkeypatch, offered, chosen):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(offered))
     assert faces.available_providers() == offered
@@ -30,7 +37,10 @@ def test_auto_follows_what_onnxruntime_offers(monkeypatch, offered, chosen):
 
 
 def test_cuda_asks_for_cuda_and_cpu_only():
-    assert faces.choose_providers("cuda", ("DmlExecutionProvider", *GPU_BUILD), BOTH) == (faces.CUDA, faces.CPU)
+    assert faces.choose_providers("cuda", ("DmlExecutionProvider", *GPU_BUILD), BOTH) == (
+        faces.CUDA,
+        faces.CPU,
+    )
 
 
 def test_the_analyser_tells_the_providers_that_are_active(analyser):
@@ -42,7 +52,12 @@ def test_cuda_where_there_is_none_names_what_is_installed(face_models, monkeypat
     monkeypatch.setattr(faces, "runtimes", lambda: {"onnxruntime": "1.32.0"})
     with pytest.raises(RuntimeError) as error:
         faces.load_analyser(face_models, "stand_in", "cuda")
-    for part in ("onnxruntime 1.32.0", faces.CPU, "-m pip install onnxruntime-gpu", "choose auto or cpu"):
+    for part in (
+        "onnxruntime 1.32.0",
+        faces.CPU,
+        "-m pip install onnxruntime-gpu",
+        "choose auto or cpu",
+    ):
         assert part in str(error.value)
 
 
@@ -65,11 +80,15 @@ def test_there_is_no_advice_where_cuda_is_offered(distributions):
 def test_a_cpu_package_is_fine_until_cuda_is_wanted():
     only = {"onnxruntime": "1.32.0"}
     assert faces.provider_advice(only, [faces.CPU], cuda_wanted=False) is None
-    assert "-m pip install onnxruntime-gpu" in faces.provider_advice(only, [faces.CPU], cuda_wanted=True)
+    assert "-m pip install onnxruntime-gpu" in faces.provider_advice(
+        only, [faces.CPU], cuda_wanted=True
+    )
     assert "no onnxruntime package" in faces.provider_advice({}, [], cuda_wanted=True)
 
 
-def warnings_while_loading(face_models: Path, caplog: pytest.LogCaptureFixture, device: str) -> list[str]:
+def warnings_while_loading(
+    face_models: Path, caplog: pytest.LogCaptureFixture, device: str
+) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.WARNING, "mmdiff_core.faces"):
         faces.load_analyser(face_models, "stand_in", device)

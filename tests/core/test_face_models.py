@@ -1,4 +1,5 @@
 """Loading the face models: what is there, what is missing, and what is said of it."""
+
 from __future__ import annotations
 
 import os
@@ -25,7 +26,12 @@ def message_of_missing(face_models: Path, name: str = "buffalo_l") -> str:
 def test_missing_models_are_named_and_never_downloaded(tmp_path, no_network):
     message = message_of_missing(tmp_path)
     assert str(tmp_path / "models" / "buffalo_l") in message
-    for part in ("det_10g.onnx", "w600k_r50.onnx", "non-commercial research only", "Nothing is downloaded"):
+    for part in (
+        "det_10g.onnx",
+        "w600k_r50.onnx",
+        "non-commercial research only",
+        "Nothing is downloaded",
+    ):
         assert part in message
     assert no_network == []
     assert list(tmp_path.iterdir()) == []
@@ -43,7 +49,9 @@ def test_one_missing_file_is_named(tmp_path):
     assert "has det_10g.onnx but not w600k_r50.onnx" in message_of_missing(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["models/buffalo_l/buffalo_l", "models", "buffalo_l", "buffalo_l/buffalo_l", "."])
+@pytest.mark.parametrize(
+    "place", ["models/buffalo_l/buffalo_l", "models", "buffalo_l", "buffalo_l/buffalo_l", "."]
+)
 def test_models_unpacked_too_deep_or_too_shallow_are_found_and_explained(tmp_path, place):
     folder = tmp_path / place
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,11 +71,15 @@ def test_a_pack_that_is_still_zipped_is_found(tmp_path):
 def test_a_damaged_file_is_reported_with_its_size(tmp_path):
     folder = write_model_pack(tmp_path, "damaged")
     (folder / "det_stand_in.onnx").write_bytes(b"not a model")
-    with pytest.raises(RuntimeError, match=r"damaged could not be loaded.*det_stand_in.onnx \(11 bytes\)"):
+    with pytest.raises(
+        RuntimeError, match=r"damaged could not be loaded.*det_stand_in.onnx \(11 bytes\)"
+    ):
         faces.load_analyser(tmp_path, "damaged", "cpu")
 
 
-@pytest.mark.parametrize(("gone", "task"), [("det_stand_in.onnx", "detection"), ("rec_stand_in.onnx", "recognition")])
+@pytest.mark.parametrize(
+    ("gone", "task"), [("det_stand_in.onnx", "detection"), ("rec_stand_in.onnx", "recognition")]
+)
 def test_a_pack_without_a_needed_model_is_refused(tmp_path, gone, task):
     (write_model_pack(tmp_path, "half") / gone).unlink()
     with pytest.raises(FileNotFoundError, match=f"half has no {task} model"):
@@ -81,7 +93,11 @@ def test_model_packs_are_listed_by_name_and_the_first_root_counts(tmp_path):
         (folder / "x.onnx").touch()
     (tmp_path / "one" / "models" / "empty").mkdir()
     roots = [tmp_path / "absent", tmp_path / "one", tmp_path / "two"]
-    assert faces.list_models(roots) == {"a": tmp_path / "one", "b": tmp_path / "one", "c": tmp_path / "two"}
+    assert faces.list_models(roots) == {
+        "a": tmp_path / "one",
+        "b": tmp_path / "one",
+        "c": tmp_path / "two",
+    }
 
 
 # packages
@@ -98,11 +114,15 @@ except ImportError as error:
 """
 
 
-@pytest.mark.parametrize("absent", [("insightface",), ("onnxruntime",), ("insightface", "onnxruntime")])
+@pytest.mark.parametrize(
+    "absent", [("insightface",), ("onnxruntime",), ("insightface", "onnxruntime")]
+)
 def test_without_the_packages_importing_works_and_loading_says_what_to_install(absent):
     code = WITHOUT.format(absent=absent)
     environment = {**os.environ, "PYTHONPATH": str(PACK)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     assert f'"{sys.executable}" -m pip install {" ".join(absent)}\n' in done.stdout
     assert "models/insightface/models/buffalo_l" in done.stdout
     assert "non-commercial" in done.stdout
@@ -110,7 +130,9 @@ def test_without_the_packages_importing_works_and_loading_says_what_to_install(a
 
 def test_importing_loads_neither_insightface_nor_onnxruntime():
     code = "import sys, mmdiff_core.faces; assert not {'insightface', 'onnxruntime', 'cv2', 'torch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PACK)}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PACK)}, check=True
+    )
 
 
 def test_the_packages_are_installed():

@@ -1,4 +1,5 @@
 """Faces: InsightFace's own code runs on small stand-in models; "faces" are magenta discs on grey."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -46,18 +47,28 @@ def test_no_face_names_the_picture_and_everything_that_was_tried(analyser):
     with pytest.raises(ValueError) as error:
         analyser.pick(empty, label="Anna, picture 1 of 2")
     message = str(error.value)
-    for part in ("Anna, picture 1 of 2", "900 x 600", "25%, 50%, 100%", "0.5", *map(str, faces.DETECTOR_SIZES)):
+    for part in (
+        "Anna, picture 1 of 2",
+        "900 x 600",
+        "25%, 50%, 100%",
+        "0.5",
+        *map(str, faces.DETECTOR_SIZES),
+    ):
         assert part in message
 
 
-@pytest.mark.parametrize("image", [np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8), [[1, 2, 3]]])
+@pytest.mark.parametrize(
+    "image", [np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8), [[1, 2, 3]]]
+)
 def test_what_is_no_rgb_picture_is_refused(analyser, image):
     with pytest.raises(ValueError, match="holiday: expected a uint8 RGB array"):
         analyser.detect(image, "holiday")
 
 
 # the attempts
-def attempts_of(analyser: faces.FaceAnalyser, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], int]]:
+def attempts_of(
+    analyser: faces.FaceAnalyser, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[tuple[int, ...], int]]:
     """Records (shape of the picture, detector size) of every attempt from now on."""
     tried = []
     original = type(analyser._detector).detect
@@ -70,7 +81,9 @@ def attempts_of(analyser: faces.FaceAnalyser, monkeypatch: pytest.MonkeyPatch) -
     return tried
 
 
-def test_a_face_seen_only_at_a_smaller_detector_size_is_found_in_picture_coordinates(analyser, monkeypatch):
+def test_a_face_seen_only_at_a_smaller_detector_size_is_found_in_picture_coordinates(
+    analyser, monkeypatch
+):
     disc = (520, 480, 340)
     tried = attempts_of(analyser, monkeypatch)
     (face,) = analyser.detect(picture(disc, size=(1000, 1000)))
@@ -95,7 +108,12 @@ def test_a_close_up_is_found_with_a_border_and_mapped_back(analyser, monkeypatch
 def test_every_border_is_tried_before_giving_up(analyser, monkeypatch):
     tried = attempts_of(analyser, monkeypatch)
     assert analyser.detect(picture(size=(100, 200))) == ()
-    assert list(dict.fromkeys(shape for shape, _ in tried)) == [(100, 200), (200, 300), (300, 400), (500, 600)]
+    assert list(dict.fromkeys(shape for shape, _ in tried)) == [
+        (100, 200),
+        (200, 300),
+        (300, 400),
+        (500, 600),
+    ]
     assert len(tried) == 4 * len(faces.DETECTOR_SIZES)
 
 
@@ -127,11 +145,14 @@ def test_embeddings_are_unit_length_differ_between_faces_and_repeat(analyser):
 
 def test_a_face_is_what_insightface_itself_returns(face_models, analyser):
     from insightface.app import FaceAnalysis
+
     app = FaceAnalysis(name="stand_in", root=str(face_models), providers=[faces.CPU])
     app.prepare(ctx_id=0, det_size=(640, 640))
     image = picture(*THREE)
     theirs = app.get(np.ascontiguousarray(image[..., ::-1]))
-    for our, their in zip(analyser.detect(image), sorted(theirs, key=lambda face: face.bbox[0]), strict=True):
+    for our, their in zip(
+        analyser.detect(image), sorted(theirs, key=lambda face: face.bbox[0]), strict=True
+    ):
         assert np.allclose(our.box, their.bbox)
         assert np.allclose(our.landmarks, their.kps)
         assert np.allclose(our.embedding, their.normed_embedding, atol=1e-6)
@@ -141,7 +162,9 @@ def test_align_is_insightfaces_crop_in_rgb(analyser):
     image = picture(THREE[1])
     landmarks = analyser.pick(image).landmarks
     crop = faces.align(image, landmarks)
-    theirs = face_align.norm_crop(np.ascontiguousarray(image[..., ::-1]), landmark=landmarks, image_size=224)
+    theirs = face_align.norm_crop(
+        np.ascontiguousarray(image[..., ::-1]), landmark=landmarks, image_size=224
+    )
     assert crop.shape == (224, 224, 3)
     assert crop.dtype == np.uint8
     assert np.array_equal(crop, theirs[..., ::-1])
@@ -168,7 +191,7 @@ def test_draw_marks_every_face_and_leaves_the_picture_alone(analyser):
     assert np.array_equal(image, before)
     assert drawn.shape == image.shape
     for x, y, radius in THREE:
-        part = np.s_[y - radius - 20:y + radius + 20, x - radius - 20:x + radius + 20]
+        part = np.s_[y - radius - 20 : y + radius + 20, x - radius - 20 : x + radius + 20]
         assert (drawn[part] != image[part]).any()
     assert (faces.draw(image, ()) == image).all()
 

@@ -1,4 +1,5 @@
 """Subjects as things people keep: files, mixtures, weights."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -14,38 +15,57 @@ from support.subjects import ADAPTER, subject
 
 # ---------------------------------------------------------------- files
 
+
 def test_a_saved_subject_comes_back_bit_for_bit_without_region_and_picture_weights(tmp_path):
     kept = replace(subject(), mask=torch.ones(4, 4), pictures=(1.0, 0.5))
     save_subject(tmp_path / "family" / "ann.safetensors", kept)
     found = load_subject(tmp_path / "family" / "ann.safetensors", ADAPTER)
     assert (found.name, found.references, found.weight, found.encoder) == ("ann", 2, 0.7, "feed")
-    assert torch.equal(found.tokens, kept.tokens) and all(torch.equal(found.words[k], v) for k, v in kept.words.items())
-    assert torch.equal(found.identity, kept.identity) and torch.equal(found.pictures_seen, kept.pictures_seen)
+    assert torch.equal(found.tokens, kept.tokens) and all(
+        torch.equal(found.words[k], v) for k, v in kept.words.items()
+    )
+    assert torch.equal(found.identity, kept.identity) and torch.equal(
+        found.pictures_seen, kept.pictures_seen
+    )
     assert found.mask is None and found.pictures == () and not list(tmp_path.rglob("*.part"))
 
 
 def test_a_subject_of_another_adapter_is_refused_with_both_named(tmp_path):
     save_subject(tmp_path / "ann.safetensors", subject())
-    with pytest.raises(SubjectFileError, match=r"ann\.safetensors was made by another MM-Diff checkpoint \(0123456789abcdef\) than portrait \(ffff\)"):
+    with pytest.raises(
+        SubjectFileError,
+        match=r"ann\.safetensors was made by another MM-Diff checkpoint \(0123456789abcdef\) than portrait \(ffff\)",
+    ):
         load_subject(tmp_path / "ann.safetensors", "ffff", "portrait")
 
 
 def test_a_file_that_is_no_subject_or_is_damaged_is_refused(tmp_path):
     from safetensors.torch import save_file
+
     save_file({"x": torch.zeros(1)}, str(tmp_path / "lora.safetensors"))
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
-    save_subject(tmp_path / "nan.safetensors", replace(subject(), tokens=torch.full((4, 16), float("nan"))))
-    for name, message in (("lora", "is not a subject"), ("cut", "cannot be read"), ("nan", "not finite"), ("gone", "cannot be read")):
+    save_subject(
+        tmp_path / "nan.safetensors", replace(subject(), tokens=torch.full((4, 16), float("nan")))
+    )
+    for name, message in (
+        ("lora", "is not a subject"),
+        ("cut", "cannot be read"),
+        ("nan", "not finite"),
+        ("gone", "cannot be read"),
+    ):
         with pytest.raises(SubjectFileError, match=message):
             load_subject(tmp_path / f"{name}.safetensors", ADAPTER)
 
 
 # ---------------------------------------------------------------- mixtures
 
+
 def test_mixing_one_subject_alone_leaves_its_mean_reference():
     one = subject(references=3)
     for method in ("average", "spherical"):
-        assert torch.allclose(mix([one], [2.0], method, "m").tokens, one.tokens.unflatten(0, (3, 4)).mean(0))
+        assert torch.allclose(
+            mix([one], [2.0], method, "m").tokens, one.tokens.unflatten(0, (3, 4)).mean(0)
+        )
     assert torch.equal(mix([one], [2.0], "together", "m").tokens, one.tokens)
 
 
@@ -53,17 +73,26 @@ def test_weights_of_a_mixture_are_shares():
     a, b = subject("a", 1), subject("b", 2, references=1)
     found = mix([a, b], [3, 1], "average", "m")
     assert found.name == "m" and found.references == 1 and found.tokens.shape == (4, 16)
-    assert torch.allclose(found.tokens, 0.75 * a.tokens.unflatten(0, (2, 4)).mean(0) + 0.25 * b.tokens, atol=1e-6)
+    assert torch.allclose(
+        found.tokens, 0.75 * a.tokens.unflatten(0, (2, 4)).mean(0) + 0.25 * b.tokens, atol=1e-6
+    )
     assert torch.allclose(found.words["l"], 0.75 * a.words["l"] + 0.25 * b.words["l"], atol=1e-6)
     for method in METHODS[:2]:
         only = mix([a, b], [0, 1], method, "m")
-        assert torch.allclose(only.tokens, b.tokens, atol=1e-5) and torch.allclose(only.words["g"], b.words["g"], atol=1e-5)
+        assert torch.allclose(only.tokens, b.tokens, atol=1e-5) and torch.allclose(
+            only.words["g"], b.words["g"], atol=1e-5
+        )
 
 
 def test_a_spherical_mixture_keeps_the_length_that_an_average_loses():
     a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 3.0]])
-    assert slerp(a, b, 0.5).norm().item() == pytest.approx(3, abs=1e-5) and blend([a, b], [0.5, 0.5], "average").norm().item() < 2.2
-    assert torch.allclose(slerp(a, b, 0.0), a, atol=1e-5) and torch.allclose(slerp(a, b, 1.0), b, atol=1e-5)
+    assert (
+        slerp(a, b, 0.5).norm().item() == pytest.approx(3, abs=1e-5)
+        and blend([a, b], [0.5, 0.5], "average").norm().item() < 2.2
+    )
+    assert torch.allclose(slerp(a, b, 0.0), a, atol=1e-5) and torch.allclose(
+        slerp(a, b, 1.0), b, atol=1e-5
+    )
     # the same direction: no division by zero
     assert torch.allclose(slerp(a, 2 * a, 0.5), 1.5 * a, atol=1e-5)
     thirds = blend([a, b, a], [1 / 3] * 3, "spherical")
@@ -73,15 +102,30 @@ def test_a_spherical_mixture_keeps_the_length_that_an_average_loses():
 def test_together_puts_all_references_side_by_side():
     a, b = subject("a", 1), subject("b", 2, references=1)
     found = mix([a, b], [1, 1], "together", "m")
-    assert found.references == 3 and torch.equal(found.tokens, torch.cat([a.tokens, b.tokens])) and len(found.pictures_seen) == 3
+    assert (
+        found.references == 3
+        and torch.equal(found.tokens, torch.cat([a.tokens, b.tokens]))
+        and len(found.pictures_seen) == 3
+    )
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"weights": [1]}, "1 weights for 2 subjects"), ({"weights": [0, 0]}, "one above 0"), ({"weights": [1, -1]}, "at least 0"),
-    ({"method": "mean"}, "expected one of"), ({"subjects": []}, "no subject to mix"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"weights": [1]}, "1 weights for 2 subjects"),
+        ({"weights": [0, 0]}, "one above 0"),
+        ({"weights": [1, -1]}, "at least 0"),
+        ({"method": "mean"}, "expected one of"),
+        ({"subjects": []}, "no subject to mix"),
+    ],
+)
 def test_mixtures_that_make_no_sense_are_told(change, message):
-    wanted = {"subjects": [subject("a"), subject("b")], "weights": [1, 1], "method": "average", "name": "m"} | change
+    wanted = {
+        "subjects": [subject("a"), subject("b")],
+        "weights": [1, 1],
+        "method": "average",
+        "name": "m",
+    } | change
     with pytest.raises(ValueError, match=message):
         mix(**wanted)
 
@@ -93,9 +137,14 @@ def test_subjects_of_two_adapters_do_not_mix():
 
 # ---------------------------------------------------------------- numbers a person writes
 
+
 def test_numbers_are_read_as_people_write_them():
     assert numbers("1, 0.5;0\n 2", "x") == (1.0, 0.5, 0.0, 2.0) and numbers("  ", "x") == ()
     for text in ("1, a", "-1", "nan", "inf", "11"):
         with pytest.raises(ValueError, match="is not a number from 0"):
             numbers(text, "x", 10)
-    assert [replace(subject(), pictures=(1.0, 0.5)).at_picture(i) for i in (0, 1, 2)] == [1.0, 0.5, 0.5]
+    assert [replace(subject(), pictures=(1.0, 0.5)).at_picture(i) for i in (0, 1, 2)] == [
+        1.0,
+        0.5,
+        0.5,
+    ]

@@ -2,6 +2,7 @@
 
 ComfyUI is not on the path yet when this file is read.
 """
+
 from __future__ import annotations
 
 import pytest
@@ -11,12 +12,14 @@ import pytest
 def scene(request: pytest.FixtureRequest):
     """SDXL's layers, or those that the test's file names in LIKE, a tenth as wide."""
     from support.scene import Scene
+
     return Scene(getattr(request.module, "LIKE", "sdxl"))
 
 
 @pytest.fixture(scope="module")
 def scene15():
     from support.scene import Scene
+
     return Scene("sd15")
 
 
@@ -26,6 +29,7 @@ def model(scene):
     from mmdiff_core.host.unet import apply
 
     from support.scene import BOTH
+
     return apply(scene.model, scene.adapter, BOTH)
 
 
@@ -45,6 +49,7 @@ def bob(scene) -> list:
 def world(case):
     """The small model of the case's folder."""
     from support.recorded import load_world
+
     return load_world(case)
 
 
@@ -52,4 +57,5 @@ def world(case):
 def subjects(case, world):
     """The case's references, encoded."""
     from support.recorded import encode_subjects
+
     return encode_subjects(case, world)

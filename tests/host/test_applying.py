@@ -1,4 +1,5 @@
 """What can be applied to which model, and beside what."""
+
 from __future__ import annotations
 
 import comfy.model_management
@@ -39,8 +40,12 @@ def test_two_adapters_on_one_model_each_show_their_own_subjects(scene):
     both = apply(apply(scene.model, scene.adapter, IMAGE_ONLY), other.adapter, IMAGE_ONLY)
     one = apply(scene.model, scene.adapter, IMAGE_ONLY)
     assert torch.equal(scene.sample(both, scene.bound()), scene.sample(one, scene.bound()))
-    theirs = carry(scene.plain, BoundPrompt((make.random_subject(other),), other.adapter.fingerprint))
-    assert not torch.allclose(scene.sample(both, theirs), scene.sample(scene.model, scene.plain), atol=1e-3)
+    theirs = carry(
+        scene.plain, BoundPrompt((make.random_subject(other),), other.adapter.fingerprint)
+    )
+    assert not torch.allclose(
+        scene.sample(both, theirs), scene.sample(scene.model, scene.plain), atol=1e-3
+    )
 
 
 def test_a_patch_that_held_the_slot_is_kept_as_the_base(scene):
@@ -68,10 +73,16 @@ def test_user_lora_on_keys_acts_on_both_branches(scene):
     styled.add_patches({key: ("diff", (delta,))})
     model = apply(styled, scene.adapter, BOTH)
     comfy.model_management.load_model_gpu(model)
-    application = host_unet.Application(scene.adapter, BOTH, host_unet.check_unet(model, scene.adapter))
+    application = host_unet.Application(
+        scene.adapter, BOTH, host_unet.check_unet(model, scene.adapter)
+    )
     prompt = BoundPrompt(scene.subjects, scene.adapter.fingerprint)
-    k, _ = application.make_state(prompt, model.model.diffusion_model, torch.float32, torch.device("cpu")).keys["middle", 0, 0]
+    k, _ = application.make_state(
+        prompt, model.model.diffusion_model, torch.float32, torch.device("cpu")
+    ).keys["middle", 0, 0]
     tokens = torch.cat([s.tokens for s in scene.subjects])
     base = scene.model.model.state_dict()[key] if not model.backup else model.backup[key].weight
     image = scene.adapter.unet["middle_block.1.transformer_blocks.0.attn2.to_k_image"]
-    assert torch.allclose(k[0].transpose(0, 1).flatten(1), tokens @ (base + delta).T + image(tokens), atol=1e-4)
+    assert torch.allclose(
+        k[0].transpose(0, 1).flatten(1), tokens @ (base + delta).T + image(tokens), atol=1e-4
+    )

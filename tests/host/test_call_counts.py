@@ -1,4 +1,5 @@
 """How often things happen while sampling, and that nothing waits for the device."""
+
 from __future__ import annotations
 
 import pytest
@@ -35,15 +36,21 @@ def test_subject_keys_and_values_are_projected_once_per_run(scene):
     unet = model.model.diffusion_model
     handles = [
         unet.get_submodule(f"{b.path}.attn2.{p}").register_forward_hook(
-            lambda m, a, o, key=(b.slot, p): calls.setdefault(key, []).append(a[0].shape[1]))
-        for b in host_unet.transformer_blocks(scene.adapter.config.base) for p in ("to_k", "to_v")
+            lambda m, a, o, key=(b.slot, p): calls.setdefault(key, []).append(a[0].shape[1])
+        )
+        for b in host_unet.transformer_blocks(scene.adapter.config.base)
+        for p in ("to_k", "to_v")
     ]
     scene.sample(model, scene.bound())
     for handle in handles:
         handle.remove()
     assert len(calls) == 140
     for lengths in calls.values():
-        assert lengths.count(12) == 1 and lengths.count(77) == len(SIGMAS) - 1 and len(lengths) == len(SIGMAS)
+        assert (
+            lengths.count(12) == 1
+            and lengths.count(77) == len(SIGMAS) - 1
+            and len(lengths) == len(SIGMAS)
+        )
 
 
 class Syncs(TorchDispatchMode):
@@ -54,8 +61,12 @@ class Syncs(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default,
-                               torch.ops.aten.is_nonzero.default, torch.ops.aten.equal.default)
+        self.count += func in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+            torch.ops.aten.is_nonzero.default,
+            torch.ops.aten.equal.default,
+        )
         return func(*args, **(kwargs or {}))
 
 

@@ -1,4 +1,5 @@
 """ComfyUI's own nodes on the same model, before and after ours: nothing crashes, and both act."""
+
 from __future__ import annotations
 
 import comfy.cldm.cldm
@@ -30,23 +31,35 @@ from support import make
 from support.neighbours import check_beside_ours, draw
 from support.scene import BOTH, IMAGE_ONLY, STEPS, close
 
-LIKE = "sd15"       # fewer layers than SDXL, so more graphs
+LIKE = "sd15"  # fewer layers than SDXL, so more graphs
 
 
 def downscale(model):
-    return nodes_model_downscale.PatchModelAddDownscale.execute(model, 3, 2.0, 0.0, 1.0, True, "bicubic", "bicubic").args[0]
+    return nodes_model_downscale.PatchModelAddDownscale.execute(
+        model, 3, 2.0, 0.0, 1.0, True, "bicubic", "bicubic"
+    ).args[0]
 
 
 def style_lora(model):
     patched = model.clone()
-    weights = {k: v for k, v in model.model.state_dict().items() if k.endswith(("to_k.weight", "to_v.weight", "to_q.weight"))}
+    weights = {
+        k: v
+        for k, v in model.model.state_dict().items()
+        if k.endswith(("to_k.weight", "to_v.weight", "to_q.weight"))
+    }
     generator = torch.Generator().manual_seed(3)
-    patched.add_patches({k: ("diff", (0.1 * torch.randn(v.shape, generator=generator),)) for k, v in weights.items()})
+    patched.add_patches(
+        {
+            k: ("diff", (0.1 * torch.randn(v.shape, generator=generator),))
+            for k, v in weights.items()
+        }
+    )
     return patched
 
 
 def rescale_cfg(model):
     from comfy_extras.nodes_model_advanced import RescaleCFG
+
     return RescaleCFG().patch(model, 0.7)[0]
 
 
@@ -54,6 +67,7 @@ def mixed_self_attention(model):
     """A patch on the self-attention's output that looks at both rows, as NAGuidance of newer hosts
     sets it.
     """
+
     def away_from_uncond(out, extra_options):
         kinds = extra_options["cond_or_uncond"]
         if sorted(kinds) == [0, 1]:
@@ -76,7 +90,9 @@ CORE_NODES = {
     "HyperTile": lambda m: _first(nodes_hypertile.HyperTile.execute(m, 32, 2, 0, False)),
     "PatchModelAddDownscale": downscale,
     "TomePatchModel": lambda m: _first(nodes_tomesd.TomePatchModel.execute(m, 0.5)),
-    "PerturbedAttentionGuidance": lambda m: _first(nodes_pag.PerturbedAttentionGuidance.execute(m, 3.0)),
+    "PerturbedAttentionGuidance": lambda m: _first(
+        nodes_pag.PerturbedAttentionGuidance.execute(m, 3.0)
+    ),
     "SelfAttentionGuidance": lambda m: _first(nodes_sag.SelfAttentionGuidance.execute(m, 0.8, 2.0)),
     "RescaleCFG": rescale_cfg,
     "a style LoRA": style_lora,
@@ -100,16 +116,31 @@ def test_merging_models_keeps_the_subjects(scene, ours_first):
     """
     other = style_lora(scene.model)
     ours = apply(scene.model, scene.adapter, BOTH)
-    merged = nodes_model_merging.ModelMergeSimple().merge(ours, other, 0.5)[0] if ours_first else apply(
-        nodes_model_merging.ModelMergeSimple().merge(scene.model, other, 0.5)[0], scene.adapter, BOTH)
+    merged = (
+        nodes_model_merging.ModelMergeSimple().merge(ours, other, 0.5)[0]
+        if ours_first
+        else apply(
+            nodes_model_merging.ModelMergeSimple().merge(scene.model, other, 0.5)[0],
+            scene.adapter,
+            BOTH,
+        )
+    )
     found = draw(scene, merged, scene.bound())
-    assert torch.isfinite(found).all() and not close(found, draw(scene, merged, carry(scene.plain, None)))
+    assert torch.isfinite(found).all() and not close(
+        found, draw(scene, merged, carry(scene.plain, None))
+    )
 
 
 def test_a_users_lora_before_or_after_ours_makes_the_same_picture(scene):
-    before, after = apply(style_lora(scene.model), scene.adapter, BOTH), style_lora(apply(scene.model, scene.adapter, BOTH))
+    before, after = (
+        apply(style_lora(scene.model), scene.adapter, BOTH),
+        style_lora(apply(scene.model, scene.adapter, BOTH)),
+    )
     assert close(draw(scene, before, scene.bound()), draw(scene, after, scene.bound()))
-    assert not close(draw(scene, before, scene.bound()), draw(scene, apply(scene.model, scene.adapter, BOTH), scene.bound()))
+    assert not close(
+        draw(scene, before, scene.bound()),
+        draw(scene, apply(scene.model, scene.adapter, BOTH), scene.bound()),
+    )
 
 
 def test_a_lora_hook_acts_on_its_prompts_text_and_the_subjects_show(scene):
@@ -117,28 +148,47 @@ def test_a_lora_hook_acts_on_its_prompts_text_and_the_subjects_show(scene):
     hooks.
     """
     import comfy.hooks
+
     generator, lora = torch.Generator().manual_seed(6), {}
     for key, weight in scene.model.model.state_dict().items():
         if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight", "attn1.to_q.weight")):
-            name = "lora_unet_" + key.removeprefix("diffusion_model.").removesuffix(".weight").replace(".", "_")
+            name = "lora_unet_" + key.removeprefix("diffusion_model.").removesuffix(
+                ".weight"
+            ).replace(".", "_")
             lora[f"{name}.lora_up.weight"] = torch.randn(weight.shape[0], 4, generator=generator)
-            lora[f"{name}.lora_down.weight"] = 0.1 * torch.randn(4, weight.shape[1], generator=generator)
+            lora[f"{name}.lora_down.weight"] = 0.1 * torch.randn(
+                4, weight.shape[1], generator=generator
+            )
     hooks = comfy.hooks.create_hook_lora(lora, 1.0, 0.0)
 
     def hooked(positive):
         return comfy.hooks.set_hooks_for_conditioning(positive, hooks)
 
     ours = apply(scene.model, scene.adapter, BOTH)
-    pictures = [draw(scene, ours, p, cfg=3.0) for p in (scene.bound(), hooked(scene.bound()), hooked(carry(scene.plain, None)))]
+    pictures = [
+        draw(scene, ours, p, cfg=3.0)
+        for p in (scene.bound(), hooked(scene.bound()), hooked(carry(scene.plain, None)))
+    ]
     assert all(torch.isfinite(p).all() for p in pictures)
     assert not any(close(a, b) for a, b in ((pictures[0], pictures[1]), (pictures[1], pictures[2])))
 
 
 def narrow_controlnet():
     config = {
-        "image_size": 32, "in_channels": 4, "model_channels": 32, "hint_channels": 3, "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4],
-        "transformer_depth": [1] * 6 + [0, 0], "transformer_depth_middle": 1, "num_head_channels": 16, "use_spatial_transformer": True,
-        "context_dim": make.CONTEXT, "legacy": False, "use_linear_in_transformer": False, "operations": comfy.ops.manual_cast,
+        "image_size": 32,
+        "in_channels": 4,
+        "model_channels": 32,
+        "hint_channels": 3,
+        "num_res_blocks": [2, 2, 2, 2],
+        "channel_mult": [1, 2, 4, 4],
+        "transformer_depth": [1] * 6 + [0, 0],
+        "transformer_depth_middle": 1,
+        "num_head_channels": 16,
+        "use_spatial_transformer": True,
+        "context_dim": make.CONTEXT,
+        "legacy": False,
+        "use_linear_in_transformer": False,
+        "operations": comfy.ops.manual_cast,
     }
     with torch.random.fork_rng():
         torch.manual_seed(4)
@@ -146,17 +196,24 @@ def narrow_controlnet():
         for parameter in control.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
     control.eval().requires_grad_(False)
-    return comfy.controlnet.ControlNet(control, load_device=comfy.model_management.get_torch_device(), manual_cast_dtype=torch.float32)
+    return comfy.controlnet.ControlNet(
+        control,
+        load_device=comfy.model_management.get_torch_device(),
+        manual_cast_dtype=torch.float32,
+    )
 
 
 def test_a_controlnet_steers_while_the_subjects_show(scene):
     import nodes as host_nodes
+
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(5))
     control = narrow_controlnet()
     ours = apply(scene.model, scene.adapter, IMAGE_ONLY)
 
     def steered(positive):
-        found = host_nodes.ControlNetApplyAdvanced().apply_controlnet(positive, scene.negative, control, hint, 1.0, 0.0, 1.0)
+        found = host_nodes.ControlNetApplyAdvanced().apply_controlnet(
+            positive, scene.negative, control, hint, 1.0, 0.0, 1.0
+        )
         return draw(scene, ours, found[0], cfg=3.0, sigmas=STEPS, negative=found[1])
 
     both, control_alone = steered(scene.bound()), steered(scene.plain)
@@ -174,4 +231,6 @@ def test_patches_in_the_transformer_as_gligen_sets_them_run_beside_ours(scene):
     patched = apply(scene.model, scene.adapter, IMAGE_ONLY).clone()
     patched.set_model_patch(middle, "middle_patch")
     found = draw(scene, patched, scene.bound())
-    assert len(seen) == 16 and not close(found, draw(scene, apply(scene.model, scene.adapter, IMAGE_ONLY), scene.bound()))
+    assert len(seen) == 16 and not close(
+        found, draw(scene, apply(scene.model, scene.adapter, IMAGE_ONLY), scene.bound())
+    )

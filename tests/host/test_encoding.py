@@ -1,4 +1,5 @@
 """Encoding subjects: the general variant, several references, and when an encoding is remembered."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -26,8 +27,14 @@ def world():
 def test_a_general_adapter_needs_no_face(world):
     config = replace(make.narrow_config("sdxl"), variant="general", query_width=96)
     mmdiff = make.random_mmdiff(config)
-    subject, seen, *_ = encode_subject(mmdiff, world["vision"], torch.rand(2, 30, 40, 3), None, "fox")
-    assert subject.tokens.shape == (8, make.CONTEXT) and subject.references == 2 and seen.shape == (2, 224, 224, 3)
+    subject, seen, *_ = encode_subject(
+        mmdiff, world["vision"], torch.rand(2, 30, 40, 3), None, "fox"
+    )
+    assert (
+        subject.tokens.shape == (8, make.CONTEXT)
+        and subject.references == 2
+        and seen.shape == (2, 224, 224, 3)
+    )
 
 
 def test_a_portrait_adapter_without_faces_says_what_to_install(world):
@@ -41,7 +48,9 @@ def test_each_reference_adds_its_own_tokens_and_the_first_speaks_in_the_text(wor
     one, *_ = encode_subject(world["mmdiff"], world["vision"], image, CASE.faces(slot), "a")
     faces = CASE.faces(slot)
     faces.answers = faces.answers * 3
-    three, *_ = encode_subject(world["mmdiff"], world["vision"], torch.cat([image, image.flip(1), image * 0.5]), faces, "a")
+    three, *_ = encode_subject(
+        world["mmdiff"], world["vision"], torch.cat([image, image.flip(1), image * 0.5]), faces, "a"
+    )
     assert three.tokens.shape[0] == 12 and faces.calls == 3
     assert torch.allclose(three.tokens[:4], one.tokens, atol=1e-5)
     assert all(torch.allclose(three.words[e], one.words[e], atol=1e-5) for e in one.words)
@@ -51,6 +60,7 @@ def test_each_reference_adds_its_own_tokens_and_the_first_speaks_in_the_text(wor
 def counted(world, monkeypatch):
     """How often the image encoder has run."""
     from mmdiff_core.host import vision
+
     runs, run = [], vision._run
     monkeypatch.setattr(vision, "_run", lambda *args: runs.append(1) or run(*args))
     return runs
@@ -61,23 +71,34 @@ def test_another_name_or_weight_encodes_no_picture_and_finds_no_face_again(world
     mmdiff, images, faces = load_mmdiff(CHECKPOINT), CASE.images(slot), CASE.faces(slot)
     first, seen, *_ = encode_subject(mmdiff, world["vision"], images, faces, "ann")
     runs = len(counted)
-    again, seen_again, *_ = encode_subject(mmdiff, world["vision"], images.clone(), faces, "ben", 0.5)
+    again, seen_again, *_ = encode_subject(
+        mmdiff, world["vision"], images.clone(), faces, "ben", 0.5
+    )
     assert runs > 0 and len(counted) == runs and faces.calls == 1
     assert (again.name, again.weight, first.weight) == ("ben", 0.5, 1.0)
     assert torch.equal(again.tokens, first.tokens) and torch.equal(seen, seen_again)
 
 
-@pytest.mark.parametrize("change", ["picture", "region", "which face", "clip_only", "faces", "image encoder", "adapter"])
+@pytest.mark.parametrize(
+    "change", ["picture", "region", "which face", "clip_only", "faces", "image encoder", "adapter"]
+)
 def test_whatever_changes_the_encoding_encodes_again(world, counted, change):
     (slot,) = CASE.slots()
-    mmdiff, vision, images, faces = load_mmdiff(CHECKPOINT), world["vision"], CASE.images(slot), CASE.faces(slot)
+    mmdiff, vision, images, faces = (
+        load_mmdiff(CHECKPOINT),
+        world["vision"],
+        CASE.images(slot),
+        CASE.faces(slot),
+    )
     options: dict = {}
     encode_subject(mmdiff, vision, images, faces, "ann")
     runs = len(counted)
     if change == "picture":
         images = images.flip(1)
     elif change == "region":
-        faces.portrait = lambda image, which, label, region: CASE.faces(slot).portrait(image, which, label)
+        faces.portrait = lambda image, which, label, region: CASE.faces(slot).portrait(
+            image, which, label
+        )
         options["regions"] = [torch.ones(images.shape[1:3])] * len(images)
     elif change == "which face":
         options["which_face"] = 1
@@ -104,7 +125,9 @@ def test_only_the_last_encodings_are_remembered_and_no_object_is_kept_alive():
     maker, kept, made = Maker(), Encodings(keep=2), []
 
     def remember(maker, number):
-        return kept.remember((maker, None), (torch.tensor([number]),), (), lambda: made.append(number) or number)
+        return kept.remember(
+            (maker, None), (torch.tensor([number]),), (), lambda: made.append(number) or number
+        )
 
     assert [remember(maker, i) for i in (0, 1, 2, 1, 2, 0)] == [0, 1, 2, 1, 2, 0]
     assert made == [0, 1, 2, 0]
@@ -125,6 +148,7 @@ def test_the_fine_tuned_image_encoder_shares_its_weights_and_leaves_them_as_they
     import comfy.model_management
 
     from mmdiff_core.host.vision import fine_tuned
+
     patcher = fine_tuned(world["vision"], world["mmdiff"].adapter)
     assert patcher.model is world["vision"].model
     comfy.model_management.unload_all_models()
@@ -138,6 +162,7 @@ def test_the_fine_tuned_image_encoder_shares_its_weights_and_leaves_them_as_they
 def test_a_whole_fine_tuned_tower_is_applied_to_the_last_weight(world):
     """Also the class embedding and positions, which are bare parameters of the host's model."""
     from mmdiff_core.host.vision import cls_embeddings
+
     state = world["vision"].model.state_dict()
     whole = {k: v + 0.1 for k, v in state.items()}
     adapter = replace(world["mmdiff"].adapter, vision=whole)
@@ -152,10 +177,17 @@ def test_training_layers_and_casting_layers_give_the_same_subject():
     config = make.narrow_config("sdxl")
     flat = make.random_tensors(config)
     import comfy.ops
-    plain, casting = (checkpoint.build(config, flat, "x", ops) for ops in (torch.nn, comfy.ops.manual_cast))
-    assert isinstance(plain.modules, SubjectModules) and set(plain.modules.state_dict()) == set(casting.modules.state_dict())
+
+    plain, casting = (
+        checkpoint.build(config, flat, "x", ops) for ops in (torch.nn, comfy.ops.manual_cast)
+    )
+    assert isinstance(plain.modules, SubjectModules) and set(plain.modules.state_dict()) == set(
+        casting.modules.state_dict()
+    )
     query, patches = torch.randn(2, 512), torch.randn(2, 50, 64)
-    assert torch.equal(plain.modules.subject_tokens(query, patches), casting.modules.subject_tokens(query, patches))
+    assert torch.equal(
+        plain.modules.subject_tokens(query, patches), casting.modules.subject_tokens(query, patches)
+    )
 
 
 def test_two_subjects_cannot_share_a_name():

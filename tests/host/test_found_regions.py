@@ -1,4 +1,5 @@
 """Regions found while sampling, and nouns held to regions."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -13,9 +14,10 @@ from mmdiff_core.subjects import FindRegions
 from support.scene import BOTH, half_masks
 from support.watching import NOUNS, prompt
 
-LIKE = "sd15"       # fewer layers than SDXL, so more graphs
+LIKE = "sd15"  # fewer layers than SDXL, so more graphs
 
 # ---------------------------------------------------------------- found regions
+
 
 def finding(scene, plan=FindRegions(settle=0.5, sharpness=8.0), **options):  # noqa: B008
     return tuple(replace(s, find=plan, **options) for s in scene.subjects)
@@ -29,12 +31,16 @@ def test_before_they_settle_subjects_are_free(scene, model):
 def test_found_regions_change_the_picture_once_they_are_settled(scene, model):
     # random weights read everywhere nearly alike
     sharp = finding(scene, FindRegions(settle=0.5, sharpness=500.0))
-    assert not torch.allclose(scene.sample(model, prompt(scene, sharp)), scene.sample(model, prompt(scene)), atol=1e-3)
+    assert not torch.allclose(
+        scene.sample(model, prompt(scene, sharp)), scene.sample(model, prompt(scene)), atol=1e-3
+    )
 
 
 def test_without_sharpness_found_regions_change_nothing(scene, model):
     blunt = finding(scene, FindRegions(settle=0.3, sharpness=0.0))
-    assert torch.allclose(scene.sample(model, prompt(scene, blunt)), scene.sample(model, prompt(scene)), atol=1e-4)
+    assert torch.allclose(
+        scene.sample(model, prompt(scene, blunt)), scene.sample(model, prompt(scene)), atol=1e-4
+    )
 
 
 def regions_of(scene, model, subjects, monkeypatch, **options) -> list[torch.Tensor]:
@@ -54,7 +60,14 @@ def regions_of(scene, model, subjects, monkeypatch, **options) -> list[torch.Ten
 
 def test_frozen_regions_are_made_once_and_updated_ones_at_every_step(scene, model, monkeypatch):
     assert len(regions_of(scene, model, finding(scene), monkeypatch)) == 1
-    assert len(regions_of(scene, model, finding(scene, FindRegions(settle=0.5, update=True)), monkeypatch)) > 1
+    assert (
+        len(
+            regions_of(
+                scene, model, finding(scene, FindRegions(settle=0.5, update=True)), monkeypatch
+            )
+        )
+        > 1
+    )
 
 
 def test_regions_are_found_for_every_picture_of_a_batch(scene, model, monkeypatch):
@@ -64,7 +77,10 @@ def test_regions_are_found_for_every_picture_of_a_batch(scene, model, monkeypatc
 
 def test_one_subject_has_nobody_to_be_kept_apart_from(scene, model):
     alone = finding(scene)[:1]
-    assert torch.equal(scene.sample(model, prompt(scene, alone, NOUNS[:1])), scene.sample(model, prompt(scene, scene.subjects[:1], NOUNS[:1])))
+    assert torch.equal(
+        scene.sample(model, prompt(scene, alone, NOUNS[:1])),
+        scene.sample(model, prompt(scene, scene.subjects[:1], NOUNS[:1])),
+    )
 
 
 def test_the_unconditional_row_is_never_touched_by_found_regions(scene, model):
@@ -75,25 +91,42 @@ def test_the_unconditional_row_is_never_touched_by_found_regions(scene, model):
 
 # ---------------------------------------------------------------- nouns held to their regions
 
-def test_a_noun_held_to_a_region_changes_the_picture_and_one_held_to_everywhere_does_not(scene, model):
+
+def test_a_noun_held_to_a_region_changes_the_picture_and_one_held_to_everywhere_does_not(
+    scene, model
+):
     left, right = half_masks(64)
     free = tuple(s.masked(m) for s, m in zip(scene.subjects, (left, right)))
     held = tuple(replace(s, hold_nouns=True) for s in free)
-    assert not torch.allclose(scene.sample(model, prompt(scene, held)), scene.sample(model, prompt(scene, free)), atol=1e-3)
+    assert not torch.allclose(
+        scene.sample(model, prompt(scene, held)),
+        scene.sample(model, prompt(scene, free)),
+        atol=1e-3,
+    )
     everywhere = tuple(replace(s, mask=torch.ones(64, 64), hold_nouns=True) for s in scene.subjects)
-    assert torch.allclose(scene.sample(model, prompt(scene, everywhere)), scene.sample(model, prompt(scene)), atol=1e-4)
+    assert torch.allclose(
+        scene.sample(model, prompt(scene, everywhere)),
+        scene.sample(model, prompt(scene)),
+        atol=1e-4,
+    )
 
 
 def test_tokens_can_be_left_free_while_the_nouns_are_held(scene, model):
     left, right = half_masks(64)
-    neither = tuple(replace(s.masked(m), hold_tokens=False) for s, m in zip(scene.subjects, (left, right)))
-    assert torch.equal(scene.sample(model, prompt(scene, neither)), scene.sample(model, prompt(scene)))
+    neither = tuple(
+        replace(s.masked(m), hold_tokens=False) for s, m in zip(scene.subjects, (left, right))
+    )
+    assert torch.equal(
+        scene.sample(model, prompt(scene, neither)), scene.sample(model, prompt(scene))
+    )
 
 
 def test_nouns_cannot_be_held_where_another_pack_draws_the_text_and_that_is_said(scene):
     other = scene.model.clone()
     other.set_model_attn2_replace(lambda q, k, v, extra_options: q, "middle", 0)
     left, right = half_masks(64)
-    held = tuple(replace(s.masked(m), hold_nouns=True) for s, m in zip(scene.subjects, (left, right)))
+    held = tuple(
+        replace(s.masked(m), hold_nouns=True) for s, m in zip(scene.subjects, (left, right))
+    )
     with pytest.raises(RuntimeError, match="another node draws the text in 1 layers"):
         scene.sample(apply(other, scene.adapter, BOTH), prompt(scene, held))

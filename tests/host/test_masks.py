@@ -1,4 +1,5 @@
 """Where a subject may act, at any size and precision."""
+
 from __future__ import annotations
 
 import pytest
@@ -13,6 +14,7 @@ from support import make
 from support.scene import BOTH, IMAGE_ONLY, Scene, half_masks, predict
 
 # ---------------------------------------------------------------- masks
+
 
 def test_a_subject_cannot_be_seen_from_outside_its_region():
     generator = torch.Generator().manual_seed(0)
@@ -43,19 +45,23 @@ def test_masks_hide_exactly_in_half_precision(dtype):
     seen = see_subjects(q, k, k, 2, bias, gate)
     only = see_subjects(q, k[:, :4], k[:, :4], 2, None, None)
     left = half_masks()[0].flatten().bool()
-    assert torch.isfinite(seen).all() and torch.allclose(seen[:, left].float(), only[:, left].float(), atol=2e-2)
+    assert torch.isfinite(seen).all() and torch.allclose(
+        seen[:, left].float(), only[:, left].float(), atol=2e-2
+    )
 
 
 def test_masks_of_all_white_are_the_same_as_no_masks(scene):
     model = apply(scene.model, scene.adapter, BOTH)
     white = tuple(s.masked(torch.ones(16, 16)) for s in scene.subjects)
-    assert torch.allclose(scene.sample(model, scene.bound(white)), scene.sample(model, scene.bound()), atol=1e-4)
+    assert torch.allclose(
+        scene.sample(model, scene.bound(white)), scene.sample(model, scene.bound()), atol=1e-4
+    )
 
 
 def test_a_mask_is_cropped_to_the_area_a_cond_covers_not_squeezed():
     left, _ = half_masks(16)
     cropped = on_grid(left, (8, 4), (8, 8), (8, 4, 0, 4))
-    assert cropped.max() < 0.1        # the right half of the picture: the mask is not there
+    assert cropped.max() < 0.1  # the right half of the picture: the mask is not there
     assert on_grid(left, (8, 4), (8, 8), (8, 4, 0, 0)).min() > 0.9
 
 
@@ -74,6 +80,7 @@ def image_branch(model, sample) -> dict[str, torch.Tensor]:
         def hook(module, args):
             q, k, v = (seen[path, part] for part in ("to_q", "to_k", "to_v"))
             added[path] = (args[0].float() - optimized_attention(q, k, v, heads).float())[0]
+
         return hook
 
     for path, block in model.model.diffusion_model.named_modules():
@@ -122,6 +129,7 @@ def test_masks_fit_latents_of_any_size(scene15, size):
 
 # ---------------------------------------------------------------- precision
 
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 0.003), (torch.bfloat16, 0.03)])
 def test_half_precision_models_show_subjects(dtype, tolerance):
     """Every layer adds to its text attention what it adds with the same weights in float32."""
@@ -143,10 +151,17 @@ def test_half_precision_models_show_subjects(dtype, tolerance):
 
 # ---------------------------------------------------------------- rows by head
 
+
 def test_rows_seen_by_head_are_the_rows_themselves_however_they_lie_in_memory():
     from mmdiff_core.attention import by_head, rows_by_head
+
     whole = torch.randn(4, 6, 24)
-    for x in (whole, whole.transpose(0, 1).contiguous().transpose(0, 1), torch.randn(5, 6, 48)[1:, :, ::2], torch.randn(4, 24, 6).transpose(1, 2)):
+    for x in (
+        whole,
+        whole.transpose(0, 1).contiguous().transpose(0, 1),
+        torch.randn(5, 6, 48)[1:, :, ::2],
+        torch.randn(4, 24, 6).transpose(1, 2),
+    ):
         for start, stop in ((0, 4), (1, 3), (3, 4)):
             seen = rows_by_head(x, start, stop, 3)
             assert torch.equal(seen, by_head(x[start:stop], 3))

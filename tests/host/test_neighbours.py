@@ -2,6 +2,7 @@
 
 Nothing crashes, both act, nobody is poisoned.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -22,10 +23,11 @@ from support import make
 from support.neighbours import draw
 from support.scene import IMAGE_ONLY, STEPS, close
 
-LIKE = "sd15"       # fewer layers than SDXL, so more graphs
+LIKE = "sd15"  # fewer layers than SDXL, so more graphs
 
 # ---------------------------------------------------------------- packs that add to a slot
 # (IPAdapter_plus, InstantID, PuLID)
+
 
 class TheirSlot:
     """A stand-in for what those packs put into a slot.
@@ -51,11 +53,14 @@ class TheirSlot:
 
 def their_apply(model, amount: float, sigma_start: float = 999999999.9, sigma_end: float = 0.0):
     """How they patch a clone: found slots are added to, in place; empty ones filled."""
+
     def theirs(out, q, k, v, extra_options, amount, **kwargs):
         return amount * 20 * torch.sin(q)
 
     patched = model.clone()
-    options = patched.model_options["transformer_options"] = patched.model_options["transformer_options"].copy()
+    options = patched.model_options["transformer_options"] = patched.model_options[
+        "transformer_options"
+    ].copy()
     replace = options["patches_replace"] = options.get("patches_replace", {}).copy()
     slots = replace["attn2"] = replace.get("attn2", {}).copy()
     kwargs = {"amount": amount, "sigma_start": sigma_start, "sigma_end": sigma_end}
@@ -91,9 +96,13 @@ def test_what_is_added_to_a_clone_is_not_in_the_model_it_was_cloned_from(scene):
     once = their_apply(ours, 0.5)
     added = draw(scene, once, scene.bound())
     their_apply(once, 0.5)
-    two_adapters = apply(once, make.random_mmdiff(make.narrow_config("sd15"), seed=7).adapter, IMAGE_ONLY)
+    two_adapters = apply(
+        once, make.random_mmdiff(make.narrow_config("sd15"), seed=7).adapter, IMAGE_ONLY
+    )
     their_apply(two_adapters, 0.5)
-    assert torch.equal(draw(scene, ours, scene.bound()), expected) and torch.equal(draw(scene, once, scene.bound()), added)
+    assert torch.equal(draw(scene, ours, scene.bound()), expected) and torch.equal(
+        draw(scene, once, scene.bound()), added
+    )
     assert torch.equal(draw(scene, two_adapters, scene.bound()), added)
 
 
@@ -102,17 +111,23 @@ def test_what_others_add_keeps_to_its_own_sigmas(scene):
     plain = draw(scene, ours, scene.bound())
     assert torch.equal(draw(scene, their_apply(ours, 0.5, sigma_start=3.0), scene.bound()), plain)
     assert torch.equal(draw(scene, their_apply(ours, 0.5, sigma_end=5.0), scene.bound()), plain)
-    assert not close(draw(scene, their_apply(ours, 0.5, sigma_start=4.0, sigma_end=4.0), scene.bound()), plain)
+    assert not close(
+        draw(scene, their_apply(ours, 0.5, sigma_start=4.0, sigma_end=4.0), scene.bound()), plain
+    )
 
 
 def test_on_an_accelerator_what_others_add_waits_for_nothing():
     """Their window is decided on the device; here the meta device, which cannot be read at all."""
-    added = Added(lambda out, q, k, v, extra_options, **kwargs: torch.ones_like(q), {"sigma_start": 3.0, "sigma_end": 1.0})
+    added = Added(
+        lambda out, q, k, v, extra_options, **kwargs: torch.ones_like(q),
+        {"sigma_start": 3.0, "sigma_end": 1.0},
+    )
     q = torch.empty(2, 4, 8, device="meta")
     assert added(q, q, q, q, {"sigmas": torch.empty(1, device="meta")}).shape == q.shape
 
 
 # ---------------------------------------------------------------- packs that replace a slot
+
 
 def test_a_function_that_took_our_slots_is_an_error_that_names_it_and_says_what_to_do(scene):
     def someone_elses_attention(q, k, v, extra_options):
@@ -120,7 +135,10 @@ def test_a_function_that_took_our_slots_is_an_error_that_names_it_and_says_what_
 
     ours = apply(scene.model, scene.adapter, IMAGE_ONLY)
     ours.set_model_attn2_replace(someone_elses_attention, "middle", 0, 0)
-    with pytest.raises(RuntimeError, match=r"1 of 16 cross-attention layers.*someone_elses_attention.*before Apply MM-Diff Attention"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"1 of 16 cross-attention layers.*someone_elses_attention.*before Apply MM-Diff Attention",
+    ):
         draw(scene, ours, scene.bound())
     # without subjects there is nothing to lose
     assert torch.isfinite(draw(scene, ours, scene.plain)).all()
@@ -146,6 +164,7 @@ def test_a_function_that_keeps_our_slot_as_its_base_is_none_of_our_business(scen
 
 # ---------------------------------------------------------------- attention functions and
 # compilation
+
 
 def test_an_override_of_attention_serves_the_text_and_not_the_subjects(scene):
     """Sage and flash overrides are made for long keys; a subject's few tokens go through SDPA."""
@@ -181,7 +200,9 @@ def test_compiling_the_unet_makes_one_graph_for_all_steps_as_for_the_plain_model
 
         compiled = model.clone()
         compiled.model_options["transformer_options"]["optimized_attention_override"] = (
-            lambda func, *args, **kwargs: comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+            lambda func, *args, **kwargs: comfy.ldm.modules.attention.attention_pytorch(
+                *args, **kwargs
+            )
         )
         set_torch_compile_wrapper(compiled, backend=backend)
         out = draw(scene, compiled, positive, sigmas=STEPS)
@@ -191,7 +212,9 @@ def test_compiling_the_unet_makes_one_graph_for_all_steps_as_for_the_plain_model
     ours = apply(scene.model, scene.adapter, IMAGE_ONLY)
     plain, _ = graphs_of(scene.model, scene.plain)
     with_subjects, found = graphs_of(ours, scene.bound())
-    assert (plain, with_subjects) == (1, 1) and close(found, draw(scene, ours, scene.bound(), sigmas=STEPS))
+    assert (plain, with_subjects) == (1, 1) and close(
+        found, draw(scene, ours, scene.bound(), sigmas=STEPS)
+    )
 
 
 def test_the_patch_holds_nothing_that_the_host_would_call_by_mistake():

@@ -4,6 +4,7 @@ Recorded cases, stage by stage and through whole samplings.
 
     python dev.py test tests/host/test_reference.py --reference FOLDER      runs it on another folder of cases
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -30,12 +31,18 @@ from support.recorded import (
 
 # ---------------------------------------------------------------- stages
 
+
 def test_reference_pictures_become_the_recorded_pixels(case):
     for slot in case.slots():
         for i in slot[:1] if len(case.slots()) == 1 else slot:
             found = object_pixels(case[f"input/object_raw_{i}"])
             close(found, case["input/object_pixel_values"][i], 1e-6, f"object_pixel_values {i}")
-            close(normalise(found), case["official/stage/object_pixel_values_normalized"][i], 1e-5, "normalised pixels")
+            close(
+                normalise(found),
+                case["official/stage/object_pixel_values_normalized"][i],
+                1e-5,
+                "normalised pixels",
+            )
 
 
 def test_the_fine_tuned_encoder_gives_the_recorded_cls(case, world):
@@ -54,7 +61,10 @@ def test_the_untouched_encoder_gives_the_recorded_patches(case, world):
 
 def test_subjects_have_the_recorded_tokens_and_words(case, world, subjects):
     tokens = case["official/stage/face_tokens/cond"]
-    words = {"l": case["official/stage/obj_embeds_1"][0], "g": case["official/stage/obj_embeds_2"][0]}
+    words = {
+        "l": case["official/stage/obj_embeds_1"][0],
+        "g": case["official/stage/obj_embeds_2"][0],
+    }
     columns = len(case["input/image_token_idx_mask"][0])
     for number, (slot, subject) in enumerate(zip(case.slots(), subjects, strict=True)):
         close(subject.tokens, tokens[slot].flatten(0, 1), STAGE, f"face tokens of {subject.name}")
@@ -67,7 +77,9 @@ def test_subjects_have_the_recorded_tokens_and_words(case, world, subjects):
 @pytest.mark.parametrize("side", ["pos", "neg"])
 @pytest.mark.parametrize("kind", ["fused", "pure"])
 def test_prompts_encode_as_recorded(case, world, subjects, variant, side, kind):
-    adapted = text_side.adapted_clip(world["clip"], world["mmdiff"], "released" if variant == "official" else "corrected")
+    adapted = text_side.adapted_clip(
+        world["clip"], world["mmdiff"], "released" if variant == "official" else "corrected"
+    )
     clean, nouns = text_side.find_nouns(adapted.tokenize, recorded_prompt(case))
     text = clean if side == "pos" else case.meta["negative_prompt"] or ""
     tokens = adapted.tokenize(text, return_word_ids=True)
@@ -76,17 +88,30 @@ def test_prompts_encode_as_recorded(case, world, subjects, variant, side, kind):
     if kind == "fused" and subjects:
         tokens = text_side.fuse_tokens(adapted, world["mmdiff"], tokens, nouns, subjects)
     if not subjects and not case.has(f"{variant}/stage/prompt_embeds/{kind}_{side}"):
-        return              # a prompt without a subject has nothing fused to record
-    (cond, options), = text_side.encode(adapted, tokens)
-    close(cond, case[f"{variant}/stage/prompt_embeds/{kind}_{side}"], STAGE, f"prompt_embeds {kind}_{side}")
-    close(options["pooled_output"], case[f"{variant}/stage/pooled/{kind}_{side}"], STAGE, f"pooled {kind}_{side}")
+        return  # a prompt without a subject has nothing fused to record
+    ((cond, options),) = text_side.encode(adapted, tokens)
+    close(
+        cond,
+        case[f"{variant}/stage/prompt_embeds/{kind}_{side}"],
+        STAGE,
+        f"prompt_embeds {kind}_{side}",
+    )
+    close(
+        options["pooled_output"],
+        case[f"{variant}/stage/pooled/{kind}_{side}"],
+        STAGE,
+        f"pooled {kind}_{side}",
+    )
 
 
 def test_nouns_are_fused_to_the_recorded_rows(case, world, subjects):
     _, nouns = text_side.find_nouns(world["clip"].tokenize, recorded_prompt(case))
     assert [n.places["l"][1] for n in nouns] == case.meta["image_token_positions"][: len(nouns)]
     adapted = text_side.adapted_clip(world["clip"], world["mmdiff"], "released")
-    for side, text in (("pos", case.meta["prompt_without_trigger"]), ("neg", case.meta["negative_prompt"] or "")):
+    for side, text in (
+        ("pos", case.meta["prompt_without_trigger"]),
+        ("neg", case.meta["negative_prompt"] or ""),
+    ):
         tokens = adapted.tokenize(text, return_word_ids=True)
         fused = text_side.fuse_tokens(adapted, world["mmdiff"], tokens, nouns, subjects)
         for encoder, number in (("l", 1), ("g", 2)):
@@ -98,24 +123,42 @@ def test_nouns_are_fused_to_the_recorded_rows(case, world, subjects):
 
 # ---------------------------------------------------------------- the UNet
 
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["merged", "merged_neg_pure", "delayed"])
 def test_noise_predictions_are_the_recorded_ones(case, world, subjects, variant, name):
     if not case.has(f"{variant}/noise_pred/{name}/t{case.meta['probe_timesteps'][0]}"):
         assert variant == "te2lora", f"{case.path.stem} lacks {variant}/noise_pred/{name}"
         return
-    model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
+    model = apply(
+        world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"])
+    )
     if name == "delayed":
-        adapted = text_side.adapted_clip(world["clip"], world["mmdiff"], "released" if variant == "official" else "corrected")
+        adapted = text_side.adapted_clip(
+            world["clip"], world["mmdiff"], "released" if variant == "official" else "corrected"
+        )
         positive, negative = (
             text_side.encode(adapted, adapted.tokenize(t, return_word_ids=True))
             for t in (case.meta["prompt_without_trigger"], case.meta["negative_prompt"] or "")
         )
     else:
-        positive, negative = mixed_prompt(case, world, subjects, variant, fuse_negative=name == "merged")
+        positive, negative = mixed_prompt(
+            case, world, subjects, variant, fuse_negative=name == "merged"
+        )
     for timestep in case.meta["probe_timesteps"]:
-        found = probe(model, sized(case, positive), sized(case, negative), case["input/probe_sample"], timestep)
-        close(found, case[f"{variant}/noise_pred/{name}/t{timestep}"], NOISE, f"{variant} {name} t{timestep}")
+        found = probe(
+            model,
+            sized(case, positive),
+            sized(case, negative),
+            case["input/probe_sample"],
+            timestep,
+        )
+        close(
+            found,
+            case[f"{variant}/noise_pred/{name}/t{timestep}"],
+            NOISE,
+            f"{variant} {name} t{timestep}",
+        )
 
 
 # diffusers' name of a probed layer -> the host's block
@@ -144,7 +187,9 @@ def layers_seen(unet, case):
 
 
 def test_attention_layers_give_the_recorded_keys_values_and_outputs(case, world, subjects):
-    model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
+    model = apply(
+        world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"])
+    )
     positive, negative = mixed_prompt(case, world, subjects, "official", fuse_negative=True)
     sides = sized(case, positive), sized(case, negative)
     with layers_seen(model.model.diffusion_model, case) as seen:
@@ -152,10 +197,20 @@ def test_attention_layers_give_the_recorded_keys_values_and_outputs(case, world,
     for number in case.meta["attn_probes"]:
         # to_k and to_v ran first on the subjects (before the loop), last on the text
         (_, k_text), (_, v_text) = seen[number, "to_k"][-1], seen[number, "to_v"][-1]
-        found = {"input": seen[number, "to_q"][-1][0], "k_text": k_text, "v_text": v_text, "output": seen[number, "to_out"][-1][1]}
+        found = {
+            "input": seen[number, "to_q"][-1][0],
+            "k_text": k_text,
+            "v_text": v_text,
+            "output": seen[number, "to_out"][-1][1],
+        }
         rows = rows_uncond_first(found["input"], case[f"official/attn2/{number}/input"])
         for part, tensor in found.items():
-            close(tensor[rows], case[f"official/attn2/{number}/{part}"], LAYER, f"attn2/{number}/{part}")
+            close(
+                tensor[rows],
+                case[f"official/attn2/{number}/{part}"],
+                LAYER,
+                f"attn2/{number}/{part}",
+            )
 
 
 def rows_uncond_first(found: torch.Tensor, recorded: torch.Tensor) -> list[int]:
@@ -172,13 +227,21 @@ def test_subject_keys_and_values_are_the_recorded_ones(case, world, subjects, nu
 
     from mmdiff_core.host.conditioning import BoundPrompt
     from mmdiff_core.host.unet import Application, check_unet
+
     adapter = world["mmdiff"].adapter
     model = apply(world["model"], adapter, Strength(fuse_scale=1.0))
     comfy.model_management.load_model_gpu(model)
     application = Application(adapter, Strength(fuse_scale=1.0), check_unet(model, adapter))
     prompt = BoundPrompt(subjects, adapter.fingerprint)
-    state = application.make_state(prompt, model.model.diffusion_model, torch.float32, torch.device("cpu"))
+    state = application.make_state(
+        prompt, model.model.diffusion_model, torch.float32, torch.device("cpu")
+    )
     slot = {"0": ("input", 4, 0), "1": ("middle", 0, 1)}[number]
     shown = torch.cat([torch.arange(4 * i, 4 * i + 4) for s in case.slots() for i in s])
     for part, found in zip(("k_image", "v_image"), state.keys[slot], strict=True):
-        close(found.transpose(1, 2).flatten(2), case[f"official/attn2/{number}/{part}"][1:2, shown], LAYER, f"attn2/{number}/{part}")
+        close(
+            found.transpose(1, 2).flatten(2),
+            case[f"official/attn2/{number}/{part}"][1:2, shown],
+            LAYER,
+            f"attn2/{number}/{part}",
+        )

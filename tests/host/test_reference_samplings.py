@@ -1,4 +1,5 @@
 """Whole samplings end in the latents that the official code ended in."""
+
 from __future__ import annotations
 
 import comfy.sample
@@ -25,26 +26,57 @@ from support.recorded import (
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("fuse_negative", [True, False], ids=["negative_fused", "negative_pure"])
 def test_whole_samplings_end_in_the_recorded_latents(case, world, subjects, variant, fuse_negative):
-    model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
-    positive, negative = mixed_prompt(case, world, subjects, variant, fuse_negative, case.start(model))
+    model = apply(
+        world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"])
+    )
+    positive, negative = mixed_prompt(
+        case, world, subjects, variant, fuse_negative, case.start(model)
+    )
     name = "latents_final" if fuse_negative else "latents_final_neg_pure"
-    close(sample(case, model, positive, negative), case[f"{variant}/run/{name}"], LATENTS, f"{variant} {name}")
+    close(
+        sample(case, model, positive, negative),
+        case[f"{variant}/run/{name}"],
+        LATENTS,
+        f"{variant} {name}",
+    )
 
 
 def test_sampling_without_guidance_ends_in_the_recorded_latents(case, world, subjects):
     if not case.has("official/run/latents_final_guidance_1"):
         return
-    model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
+    model = apply(
+        world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"])
+    )
     positive, negative = mixed_prompt(case, world, subjects, "official", True, case.start(model))
-    close(sample(case, model, positive, negative, 1.0), case["official/run/latents_final_guidance_1"], LATENTS, "guidance 1")
+    close(
+        sample(case, model, positive, negative, 1.0),
+        case["official/run/latents_final_guidance_1"],
+        LATENTS,
+        "guidance 1",
+    )
 
 
 def test_an_empty_negative_prompt_is_fused_as_recorded(case, world, subjects):
     if not case.has("official/run/latents_final_negative_empty"):
         return
-    model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
-    encoded = encode_prompt(world["clip"], world["mmdiff"], recorded_prompt(case), "", subjects, case.start(model), "released")
-    close(sample(case, model, encoded.positive, encoded.negative), case["official/run/latents_final_negative_empty"], LATENTS, "empty")
+    model = apply(
+        world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"])
+    )
+    encoded = encode_prompt(
+        world["clip"],
+        world["mmdiff"],
+        recorded_prompt(case),
+        "",
+        subjects,
+        case.start(model),
+        "released",
+    )
+    close(
+        sample(case, model, encoded.positive, encoded.negative),
+        case["official/run/latents_final_negative_empty"],
+        LATENTS,
+        "empty",
+    )
 
 
 def test_a_zeroed_negative_ends_in_the_recorded_latents(case, world, subjects):
@@ -53,10 +85,28 @@ def test_a_zeroed_negative_ends_in_the_recorded_latents(case, world, subjects):
     """
     if not case.has("official/run/latents_final_negative_none"):
         return
-    model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
-    positive = encode_prompt(world["clip"], world["mmdiff"], recorded_prompt(case), "", subjects, case.start(model), "released").positive
-    zeroed = [[torch.zeros_like(c), {**o, "pooled_output": torch.zeros_like(o["pooled_output"])}] for c, o in positive]
-    close(sample(case, model, positive, zeroed), case["official/run/latents_final_negative_none"], LATENTS, "no negative")
+    model = apply(
+        world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"])
+    )
+    positive = encode_prompt(
+        world["clip"],
+        world["mmdiff"],
+        recorded_prompt(case),
+        "",
+        subjects,
+        case.start(model),
+        "released",
+    ).positive
+    zeroed = [
+        [torch.zeros_like(c), {**o, "pooled_output": torch.zeros_like(o["pooled_output"])}]
+        for c, o in positive
+    ]
+    close(
+        sample(case, model, positive, zeroed),
+        case["official/run/latents_final_negative_none"],
+        LATENTS,
+        "no negative",
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -69,7 +119,9 @@ def test_delayed_conditioning_is_plain_steps_followed_by_personalised_steps(
 
     First the plain prompt and no image branch, with the LoRA on, then the personalised prompt.
     """
-    model = apply(world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"]))
+    model = apply(
+        world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"])
+    )
     times, sigmas = case.meta["timesteps"], case["official/run/sigmas"]
     start = 1.0 - (times[plain_steps - 1] + times[plain_steps]) / 2 / 999.0
     whole = sample(case, model, *mixed_prompt(case, world, subjects, variant, fuse_negative, start))
@@ -79,8 +131,16 @@ def test_delayed_conditioning_is_plain_steps_followed_by_personalised_steps(
     def steps(prompt, part, noise, latent):
         positive, negative = (sized(case, side) for side in prompt)
         return comfy.sample.sample_custom(
-            model, noise, case.call["guidance_scale"], comfy.samplers.sampler_object("euler"), part,
-            positive, negative, latent, disable_pbar=True, seed=0,
+            model,
+            noise,
+            case.call["guidance_scale"],
+            comfy.samplers.sampler_object("euler"),
+            part,
+            positive,
+            negative,
+            latent,
+            disable_pbar=True,
+            seed=0,
         )
 
     nothing = torch.zeros_like(first)

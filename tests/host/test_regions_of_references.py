@@ -2,6 +2,7 @@
 
 By mask or box instead of our detector, and portraits before there is a detector at all.
 """
+
 from __future__ import annotations
 
 import pytest
@@ -23,6 +24,7 @@ BOX = {"x": 10, "y": 5, "width": 20, "height": 30}
 
 # ---------------------------------------------------------------- masks and boxes
 
+
 def test_a_cut_out_is_the_region_on_black_with_a_margin():
     image = torch.randint(1, 255, (3, 40, 60), dtype=torch.uint8)
     region = torch.zeros(40, 60)
@@ -35,7 +37,10 @@ def test_a_cut_out_is_the_region_on_black_with_a_margin():
         cut_out(image, torch.zeros(40, 60))
 
 
-@pytest.mark.parametrize("boxes", [BOX, [BOX], [[BOX]], [BOX, BOX], [[BOX, {"x": 0, "y": 0, "width": 1, "height": 1}], [BOX]]])
+@pytest.mark.parametrize(
+    "boxes",
+    [BOX, [BOX], [[BOX]], [BOX, BOX], [[BOX, {"x": 0, "y": 0, "width": 1, "height": 1}], [BOX]]],
+)
 def test_boxes_come_as_nodes_send_them(boxes):
     found = regions_of(PICTURES, None, boxes)
     for mask in found:
@@ -48,15 +53,22 @@ def test_masks_come_in_any_size_one_or_one_for_each_picture():
     mask[:, :, 15:] = 1
     for given in (mask, mask[0], mask.repeat(2, 1, 1)):
         found = regions_of(PICTURES, given, None)
-        assert len(found) == 2 and all(m.shape == (40, 60) and m[:, 30:].all() and not m[:, :30].any() for m in found)
+        assert len(found) == 2 and all(
+            m.shape == (40, 60) and m[:, 30:].all() and not m[:, :30].any() for m in found
+        )
     assert regions_of(PICTURES, None, None) == [None, None] == regions_of(PICTURES, None, [])
 
 
-@pytest.mark.parametrize("mask, boxes, message", [
-    (torch.ones(3, 4, 4), None, "3 masks for 2 pictures"), (None, [BOX] * 3, "boxes for 3 pictures, but there are 2"),
-    (torch.ones(1, 4, 4), BOX, "connect one of them"), (None, [[BOX], []], "picture 2 has no box"),
-    (None, {**BOX, "x": 100}, "lies outside picture 1 of 60 x 40"),
-])
+@pytest.mark.parametrize(
+    "mask, boxes, message",
+    [
+        (torch.ones(3, 4, 4), None, "3 masks for 2 pictures"),
+        (None, [BOX] * 3, "boxes for 3 pictures, but there are 2"),
+        (torch.ones(1, 4, 4), BOX, "connect one of them"),
+        (None, [[BOX], []], "picture 2 has no box"),
+        (None, {**BOX, "x": 100}, "lies outside picture 1 of 60 x 40"),
+    ],
+)
 def test_regions_that_do_not_fit_are_told(mask, boxes, message):
     with pytest.raises(ValueError, match=message):
         regions_of(PICTURES, mask, boxes)
@@ -65,6 +77,7 @@ def test_regions_that_do_not_fit_are_told(mask, boxes, message):
 @pytest.fixture(scope="module")
 def world():
     from mmdiff_core.host.models import load_mmdiff
+
     return load_mmdiff(CHECKPOINT), build.clip_vision(), build.clip()
 
 
@@ -75,17 +88,23 @@ def test_what_lies_outside_the_region_does_not_reach_the_subject(world):
     region = torch.zeros(image.shape[1:3])
     region[: image.shape[1] // 2] = 1
     other = image.clone()
-    other[:, image.shape[1] // 2:] = 0.3
+    other[:, image.shape[1] // 2 :] = 0.3
 
     class Faces:
         """The recorded faces, and what region they were asked in."""
+
         seen: list = []
 
         def portrait(self, picture, which, label, region=None):
             self.seen.append(region)
             return CASE.faces(slot).portrait(picture, which, label)
 
-    words = [encode_subject(mmdiff, clip_vision, x, Faces(), "ann", regions=[region] * len(x))[0].words["l"] for x in (image, other)]
+    words = [
+        encode_subject(mmdiff, clip_vision, x, Faces(), "ann", regions=[region] * len(x))[0].words[
+            "l"
+        ]
+        for x in (image, other)
+    ]
     assert torch.equal(*words) and Faces.seen[0].shape == region.shape
     whole = encode_subject(mmdiff, clip_vision, image, CASE.faces(slot), "ann")[0].words["l"]
     assert not torch.allclose(words[0], whole, atol=1e-4)
@@ -95,7 +114,7 @@ def test_of_several_faces_the_one_in_the_region_is_taken(analyser):
     image = picture(*THREE)
     for number, (x, y) in enumerate(middles(analyser.detect(image)), 1):
         region = torch.zeros(image.shape[:2])
-        region[int(y) - 10:int(y) + 10, int(x) - 10:int(x) + 10] = 1
+        region[int(y) - 10 : int(y) + 10, int(x) - 10 : int(x) + 10] = 1
         assert analyser.pick(image, 0, "", region.numpy()).box == analyser.pick(image, number).box
     with pytest.raises(ValueError, match="none of the faces in the picture"):
         analyser.pick(image, 0, "ann", torch.zeros(image.shape[:2]).numpy())
@@ -104,7 +123,11 @@ def test_of_several_faces_the_one_in_the_region_is_taken(analyser):
 def test_found_faces_are_drawn_numbered_and_given_as_boxes(analyser):
     image = torch.from_numpy(picture(*THREE).copy())[None].float() / 255
     drawn, boxes, said = find_faces(image, analyser)
-    assert drawn.shape == image.shape and not torch.equal(drawn, image) and said == "picture 1: 3 faces"
+    assert (
+        drawn.shape == image.shape
+        and not torch.equal(drawn, image)
+        and said == "picture 1: 3 faces"
+    )
     edges = [box["x"] for box in boxes[0]]
     assert len(edges) == 3 and edges == sorted(edges)
     assert all(regions_of(image, None, [[box]])[0].any() for box in boxes[0])
@@ -113,10 +136,13 @@ def test_found_faces_are_drawn_numbered_and_given_as_boxes(analyser):
 
 # ---------------------------------------------------------------- before insightface is installed
 
+
 def test_a_portrait_without_faces_is_carried_by_its_noun_alone_and_says_what_is_lost(world):
     mmdiff, clip_vision, clip = world
     image = torch.rand(2, 50, 40, 3, generator=torch.Generator().manual_seed(0))
-    subject, seen, notes, _ = encode_subject(mmdiff, clip_vision, image, None, "ann", clip_only=True)
+    subject, seen, notes, _ = encode_subject(
+        mmdiff, clip_vision, image, None, "ann", clip_only=True
+    )
     assert subject.tokens.shape == (0, mmdiff.config.context_width) and len(seen) == 2
     assert len(notes) == 1 and "the face does not" in notes[0] and "insightface" in notes[0]
     fused = encode_prompt(clip, mmdiff, "a man<|subj|> reading", "", (subject,))
@@ -128,11 +154,16 @@ def test_a_portrait_without_faces_is_carried_by_its_noun_alone_and_says_what_is_
 
 def test_subjects_without_tokens_sample_alone_and_beside_others():
     from dataclasses import replace
+
     scene = Scene("sd15")
     wordless = replace(scene.subjects[0], tokens=torch.zeros(0, make.CONTEXT))
     model = apply(scene.model, scene.adapter, BOTH)
     steps = torch.tensor([4.0, 1.0, 0.0])
     alone = scene.sample(model, scene.bound((wordless,)), sigmas=steps)
     assert torch.equal(alone, scene.sample(model, scene.bound(()), sigmas=steps))
-    beside = scene.sample(model, scene.bound((wordless.masked(torch.ones(8, 8)), scene.subjects[1])), sigmas=steps)
-    assert torch.allclose(beside, scene.sample(model, scene.bound(scene.subjects[1:]), sigmas=steps), atol=1e-4)
+    beside = scene.sample(
+        model, scene.bound((wordless.masked(torch.ones(8, 8)), scene.subjects[1])), sigmas=steps
+    )
+    assert torch.allclose(
+        beside, scene.sample(model, scene.bound(scene.subjects[1:]), sigmas=steps), atol=1e-4
+    )

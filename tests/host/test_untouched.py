@@ -1,4 +1,5 @@
 """What MM-Diff leaves as it was: rows without subjects, the input model, clones."""
+
 from __future__ import annotations
 
 import copy
@@ -46,6 +47,7 @@ def test_a_prompt_without_subjects_is_bit_identical_to_the_lora_alone(scene):
 
 def test_a_weight_of_zero_for_all_subjects_shows_none_of_them(scene):
     from dataclasses import replace
+
     muted = tuple(replace(s, weight=0.0) for s in scene.subjects)
     lora, both = (apply(scene.model, scene.adapter, s) for s in (LORA_ONLY, BOTH))
     assert torch.equal(scene.sample(lora, scene.plain), scene.sample(both, scene.bound(muted)))
@@ -70,7 +72,9 @@ def test_the_input_model_is_unchanged_after_a_run(scene):
     assert_untouched(scene.model, before, options)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("boom"), comfy.model_management.InterruptProcessingException()])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("boom"), comfy.model_management.InterruptProcessingException()]
+)
 def test_the_input_model_is_unchanged_after_an_exception_or_interrupt(scene, error, monkeypatch):
     before, options = state_of(scene.model), copy.deepcopy(scene.model.model_options)
     calls = []
@@ -93,14 +97,19 @@ def test_the_input_model_is_unchanged_after_an_exception_or_interrupt(scene, err
 def test_a_clone_shares_every_tensor_and_has_slots_of_its_own(scene):
     model = apply(scene.model, scene.adapter, BOTH)
     clone = model.clone()
-    for key, patch in model.model_options["transformer_options"]["patches_replace"]["attn2"].items():
+    for key, patch in model.model_options["transformer_options"]["patches_replace"][
+        "attn2"
+    ].items():
         own = clone.model_options["transformer_options"]["patches_replace"]["attn2"][key]
         assert own is not patch and own.application is patch.application and own.slot == patch.slot
     for key, patches in model.patches.items():
         assert clone.patches[key][0][1] is patches[0][1]
     conditioning = scene.bound()
     copied = copy.deepcopy(conditioning)
-    assert copied[0][1]["model_conds"]["mmdiff_rows"] is conditioning[0][1]["model_conds"]["mmdiff_rows"]
+    assert (
+        copied[0][1]["model_conds"]["mmdiff_rows"]
+        is conditioning[0][1]["model_conds"]["mmdiff_rows"]
+    )
 
 
 def test_nothing_of_a_run_stays_on_the_model(scene):

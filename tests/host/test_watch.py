@@ -2,6 +2,7 @@
 
 Found regions keep subjects apart.
 """
+
 from __future__ import annotations
 
 import pytest
@@ -14,7 +15,7 @@ from mmdiff_core.unet_layers import transformer_blocks
 from support.scene import SIGMAS
 from support.watching import NOUNS, prompt, record
 
-LIKE = "sd15"       # fewer layers than SDXL, so more graphs
+LIKE = "sd15"  # fewer layers than SDXL, so more graphs
 
 
 class Looks:
@@ -22,6 +23,7 @@ class Looks:
 
     def __init__(self, monkeypatch):
         from mmdiff_core.host import watch as module
+
         self.count, found = 0, module.Columns.maps
 
         def counted(columns, look):
@@ -33,9 +35,12 @@ class Looks:
 
 # ---------------------------------------------------------------- recordings
 
+
 def test_watching_changes_no_picture(scene, model):
     recorder = Recorder(WatchPlan())
-    assert torch.equal(scene.sample(watch(model, recorder), prompt(scene)), scene.sample(model, prompt(scene)))
+    assert torch.equal(
+        scene.sample(watch(model, recorder), prompt(scene)), scene.sample(model, prompt(scene))
+    )
     assert [m.names for m in recorder.maps] == [("ann", "bob")]
 
 
@@ -51,18 +56,37 @@ def test_a_recorded_noun_map_is_the_softmax_of_that_layer(scene, model):
 
     def spy(out, q, k, v, extra_options, **kwargs):
         if extra_options["cond_or_uncond"] == [0]:
-            seen.append((q, k, extra_options["n_heads"], tuple(extra_options["activations_shape"][-2:])))
+            seen.append(
+                (q, k, extra_options["n_heads"], tuple(extra_options["activations_shape"][-2:]))
+            )
         return torch.zeros_like(out)
 
     spied = model.clone()
     slots = spied.model_options["transformer_options"]["patches_replace"]["attn2"]
     next(p for s, p in slots.items() if s[:2] == ("middle", 0)).add(spy)
-    (maps,) = record(scene, spied, prompt(scene), WatchPlan(strip=1, layers="middle"), cfg=1.0, sigmas=SIGMAS[[0, 4]]).maps
-    (q, k, heads, grid), = seen
+    (maps,) = record(
+        scene,
+        spied,
+        prompt(scene),
+        WatchPlan(strip=1, layers="middle"),
+        cfg=1.0,
+        sigmas=SIGMAS[[0, 4]],
+    ).maps
+    ((q, k, heads, grid),) = seen
     by_head = [x.unflatten(-1, (heads, -1)).transpose(1, 2).float() for x in (q, k)]
-    softmax = (by_head[0] @ by_head[1].transpose(-1, -2) * by_head[0].shape[-1] ** -0.5).softmax(-1).mean(1)
-    expected = torch.stack([softmax[..., [3]].sum(-1), softmax[..., [7, 9]].sum(-1)], 1).unflatten(-1, grid)
-    assert torch.allclose(maps.text[0], torch.nn.functional.interpolate(expected, size=(8, 8), mode="bilinear"), atol=1e-5)
+    softmax = (
+        (by_head[0] @ by_head[1].transpose(-1, -2) * by_head[0].shape[-1] ** -0.5)
+        .softmax(-1)
+        .mean(1)
+    )
+    expected = torch.stack([softmax[..., [3]].sum(-1), softmax[..., [7, 9]].sum(-1)], 1).unflatten(
+        -1, grid
+    )
+    assert torch.allclose(
+        maps.text[0],
+        torch.nn.functional.interpolate(expected, size=(8, 8), mode="bilinear"),
+        atol=1e-5,
+    )
 
 
 def test_layers_and_steps_that_are_not_watched_are_not_looked_at(scene, model, monkeypatch):
@@ -77,7 +101,9 @@ def test_layers_and_steps_that_are_not_watched_are_not_looked_at(scene, model, m
 
 def test_every_picture_of_a_batch_has_its_own_maps(scene, model):
     maps = record(scene, model, prompt(scene), WatchPlan(strip=2), batch=2).maps[0]
-    assert maps.text.shape[:2] == (2, 2) and torch.allclose(maps.text[:, 0], maps.text[:, 1], atol=1e-5)
+    assert maps.text.shape[:2] == (2, 2) and torch.allclose(
+        maps.text[:, 0], maps.text[:, 1], atol=1e-5
+    )
 
 
 def test_a_recorder_holds_the_newest_run_and_the_model_keeps_nothing(scene, model):
@@ -103,24 +129,33 @@ def test_a_prompt_that_was_bound_without_its_nouns_is_not_recorded(scene, model)
 
 # ---------------------------------------------------------------- while it runs
 
+
 def test_live_maps_are_sent_throttled_and_after_the_last_step(scene, model):
     sent, now = [], iter([0.0, 0.0, 0.1, 0.7, 0.7, 0.8, 0.8])
     view = live_view("7", lambda event, data: sent.append((event, data)), lambda: next(now))
     scene.sample(watch(model, Recorder(WatchPlan(layers="middle"), view)), prompt(scene))
-    told = [(event, data["node"], data["step"], data["steps"], data["names"]) for event, data in sent]
+    told = [
+        (event, data["node"], data["step"], data["steps"], data["names"]) for event, data in sent
+    ]
     assert told == [("mmdiff.maps", "7", step, 4, ["ann", "bob"]) for step in (1, 3, 4)]
     assert all(data["image"].startswith("data:image/png;base64,") for _, data in sent)
 
 
 def test_an_exception_while_sampling_leaves_nothing_behind_and_keeps_what_was_seen(scene, model):
-    recorder = Recorder(WatchPlan(layers="middle"), lambda recording, step, steps: 1 / 0 if step == 2 else None)
+    recorder = Recorder(
+        WatchPlan(layers="middle"), lambda recording, step, steps: 1 / 0 if step == 2 else None
+    )
     watched = watch(model, recorder)
     with pytest.raises(ZeroDivisionError):
         scene.sample(watched, prompt(scene))
-    assert recorder.maps[0].names == ("ann", "bob") and "mmdiff-watch" not in watched.model_options["transformer_options"]
+    assert (
+        recorder.maps[0].names == ("ann", "bob")
+        and "mmdiff-watch" not in watched.model_options["transformer_options"]
+    )
 
 
 # ---------------------------------------------------------------- which step it is
+
 
 def test_the_step_is_told_by_the_samplers_callback_and_the_persons_own_is_called():
     progress, told = Progress(), []
@@ -132,9 +167,20 @@ def test_the_step_is_told_by_the_samplers_callback_and_the_persons_own_is_called
 
 def test_a_fraction_of_the_denoising_is_the_first_step_at_or_below_it(scene):
     sampling = scene.model.get_model_object("model_sampling")
-    sigmas = torch.tensor([float(sampling.percent_to_sigma(p)) for p in (0.0, 0.25, 0.5, 0.75)] + [0.0])
-    assert [step_of(p, sigmas, sampling) for p in (0.0, 0.2, 0.25, 0.5, 0.6, 1.0)] == [0, 1, 1, 2, 3, 4]
+    sigmas = torch.tensor(
+        [float(sampling.percent_to_sigma(p)) for p in (0.0, 0.25, 0.5, 0.75)] + [0.0]
+    )
+    assert [step_of(p, sigmas, sampling) for p in (0.0, 0.2, 0.25, 0.5, 0.6, 1.0)] == [
+        0,
+        1,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_at_most_twelve_layers_are_watched_unless_named():
-    assert [len(watched_slots(transformer_blocks(base))) for base in ("sdxl", "sd15", "small-world")] == [12, 8, 9]
+    assert [
+        len(watched_slots(transformer_blocks(base))) for base in ("sdxl", "sd15", "small-world")
+    ] == [12, 8, 9]

@@ -1,6 +1,7 @@
 """Half precisions, fp8 storage, partial loading, unloading between runs, users' LoRA on the text
 encoder: subjects stay what they are.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -21,7 +22,7 @@ from support.cases import CHECKPOINT
 from support.scene import BOTH, IMAGE_ONLY, Scene
 from tiny_model import build
 
-LIKE = "sd15"       # fewer layers than SDXL, so more graphs
+LIKE = "sd15"  # fewer layers than SDXL, so more graphs
 
 ONE_STEP = torch.tensor([4.0, 0.0])
 
@@ -36,6 +37,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 # ---------------------------------------------------------------- how weights are stored
 
+
 def fp8_model(scene):
     """The scene's model with its linear weights stored as float8_e4m3fn and computed in float32, as
     the host does it.
@@ -43,7 +45,9 @@ def fp8_model(scene):
     model = make.narrow_model("sd15", operations=comfy.ops.manual_cast)
     for module in model.model.diffusion_model.modules():
         if isinstance(module, torch.nn.Linear):
-            module.weight = torch.nn.Parameter(module.weight.to(torch.float8_e4m3fn), requires_grad=False)
+            module.weight = torch.nn.Parameter(
+                module.weight.to(torch.float8_e4m3fn), requires_grad=False
+            )
     model.model.manual_cast_dtype = torch.float32
     return model
 
@@ -55,10 +59,14 @@ def test_weights_stored_in_fp8_show_the_subjects_as_the_same_weights_in_full_do(
         if isinstance(module, torch.nn.Linear):
             module.weight.data.copy_(small.model.diffusion_model.get_submodule(name).weight.float())
     for strength in (IMAGE_ONLY, BOTH):
-        ours, expected = (draw(scene, apply(m, scene.adapter, strength), scene.bound()) for m in (small, same))
+        ours, expected = (
+            draw(scene, apply(m, scene.adapter, strength), scene.bound()) for m in (small, same)
+        )
         without = draw(scene, apply(small, scene.adapter, strength), carry(scene.plain, None))
         # with LoRA the host rounds the patched weights to fp8 again
-        assert difference(ours, expected) < (1e-3 if strength is IMAGE_ONLY else 0.5 * difference(ours, without))
+        assert difference(ours, expected) < (
+            1e-3 if strength is IMAGE_ONLY else 0.5 * difference(ours, without)
+        )
         assert difference(ours, without) > 1e-2
 
 
@@ -74,18 +82,32 @@ def test_a_partly_loaded_model_draws_what_the_whole_one_draws(scene, share):
     ours = apply(model, scene.adapter, BOTH)
     memory = max(1, int(share * ours.model_size()))
     ours.load(torch.device("cpu"), lowvram_model_memory=memory)
-    kept = [m for m in ours.model.diffusion_model.modules() if getattr(m, "weight_function", None) or getattr(m, "weight_lowvram_function", None)]
+    kept = [
+        m
+        for m in ours.model.diffusion_model.modules()
+        if getattr(m, "weight_function", None) or getattr(m, "weight_lowvram_function", None)
+    ]
     assert kept, "nothing was left to be patched on the fly"
     block = scene_blocks(ours, scene)[0]
-    application = next(iter(ours.model_options["transformer_options"]["patches_replace"]["attn2"].values())).application
-    state = application.make_state(BoundPrompt(scene.subjects, scene.adapter.fingerprint), ours.model.diffusion_model, torch.float32,
-                                   torch.device("cpu"))
+    application = next(
+        iter(ours.model_options["transformer_options"]["patches_replace"]["attn2"].values())
+    ).application
+    state = application.make_state(
+        BoundPrompt(scene.subjects, scene.adapter.fingerprint),
+        ours.model.diffusion_model,
+        torch.float32,
+        torch.device("cpu"),
+    )
     comfy.model_management.unload_all_models()
     ours.detach()
     whole = apply(scene.model, scene.adapter, BOTH)
     comfy.model_management.load_model_gpu(whole)
-    again = application.make_state(BoundPrompt(scene.subjects, scene.adapter.fingerprint), whole.model.diffusion_model, torch.float32,
-                                   torch.device("cpu"))
+    again = application.make_state(
+        BoundPrompt(scene.subjects, scene.adapter.fingerprint),
+        whole.model.diffusion_model,
+        torch.float32,
+        torch.device("cpu"),
+    )
     for slot in state.keys:
         for a, b in zip(state.keys[slot], again.keys[slot], strict=True):
             assert torch.allclose(a, b, atol=1e-4), (slot, block)
@@ -94,6 +116,7 @@ def test_a_partly_loaded_model_draws_what_the_whole_one_draws(scene, share):
 
 def scene_blocks(model, scene):
     from mmdiff_core.host.unet import check_unet
+
     return check_unet(model, scene.adapter)
 
 
@@ -119,6 +142,7 @@ def test_the_adapters_modules_are_counted_and_can_be_unloaded(scene):
 def test_models_that_predict_v_show_subjects(like, prediction):
     import comfy.model_base
     import comfy.model_sampling
+
     scene = Scene(like)
 
     class VSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
@@ -129,26 +153,47 @@ def test_models_that_predict_v_show_subjects(like, prediction):
     ours = apply(model, scene.adapter, IMAGE_ONLY)
     shown, plain = draw(scene, ours, scene.bound()), draw(scene, model, scene.plain)
     assert torch.isfinite(shown).all() and difference(shown, plain) > 1e-3
-    assert difference(shown, draw(scene, apply(scene.model, scene.adapter, IMAGE_ONLY), scene.bound())) > 1e-3
+    assert (
+        difference(shown, draw(scene, apply(scene.model, scene.adapter, IMAGE_ONLY), scene.bound()))
+        > 1e-3
+    )
 
 
 # ---------------------------------------------------------------- users' LoRA on the text encoder
+
 
 def test_a_users_lora_on_the_text_encoder_acts_with_and_without_subjects():
     clip, mmdiff = build.clip(), load_mmdiff(CHECKPOINT)
     subjects = (make.random_subject(mmdiff, "ann", 1),)
     styled = clip.clone()
-    key = next(k for k in clip.cond_stage_model.state_dict() if k.endswith("layers.0.self_attn.q_proj.weight"))
+    key = next(
+        k
+        for k in clip.cond_stage_model.state_dict()
+        if k.endswith("layers.0.self_attn.q_proj.weight")
+    )
     weight = clip.cond_stage_model.state_dict()[key]
-    styled.add_patches({key: ("diff", (0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)),))})
+    styled.add_patches(
+        {
+            key: (
+                "diff",
+                (0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)),),
+            )
+        }
+    )
     found = {
-        (name, bool(s)): encode_prompt(c, mmdiff, "a man<|subj|> reading" if s else "a man reading", "", s).positive[0][0]
-        for name, c in (("plain", clip), ("styled", styled)) for s in (subjects, ())
+        (name, bool(s)): encode_prompt(
+            c, mmdiff, "a man<|subj|> reading" if s else "a man reading", "", s
+        ).positive[0][0]
+        for name, c in (("plain", clip), ("styled", styled))
+        for s in (subjects, ())
     }
     assert difference(found["plain", True], found["styled", True]) > 1e-3
     assert difference(found["plain", False], found["styled", False]) > 1e-3
     assert difference(found["styled", True], found["styled", False]) > 1e-3
-    assert torch.equal(found["plain", True], encode_prompt(clip, mmdiff, "a man<|subj|> reading", "", subjects).positive[0][0])
+    assert torch.equal(
+        found["plain", True],
+        encode_prompt(clip, mmdiff, "a man<|subj|> reading", "", subjects).positive[0][0],
+    )
 
 
 # ---------------------------------------------------------------- several devices (newer hosts)
@@ -164,7 +209,10 @@ def devices_of_a_run(scene, positive):
     key, seen = "test-devices", []
 
     def two_devices(executor, guider, sigmas, extra_args, *args, **kwargs):
-        options = {**extra_args["model_options"], "multigpu_clones": {torch.device("cpu"): None, OTHER: None}}
+        options = {
+            **extra_args["model_options"],
+            "multigpu_clones": {torch.device("cpu"): None, OTHER: None},
+        }
         return executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
 
     def look(executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
@@ -174,9 +222,13 @@ def devices_of_a_run(scene, positive):
     model = scene.model.clone()
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, key, two_devices)
     model = apply(model, scene.adapter, IMAGE_ONLY)
-    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, key + "-look", look)
+    model.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, key + "-look", look
+    )
     draw(scene, model, positive)
-    application = next(iter(model.model_options["transformer_options"]["patches_replace"]["attn2"].values())).application
+    application = next(
+        iter(model.model_options["transformer_options"]["patches_replace"]["attn2"].values())
+    ).application
     return application, seen[0][application.key], seen[0]
 
 
@@ -195,5 +247,8 @@ def test_rows_on_another_device_show_the_subjects_from_that_device(scene):
     options = {**options, "sigmas": torch.tensor([2.0])}
     for device in (torch.device("cpu"), OTHER):
         (group,) = application.groups((Row(prompt),), 1, device, options)
-        held = [*itertools.chain.from_iterable(group.state.keys.values()), *group.state.sides["tokens"].masks]
+        held = [
+            *itertools.chain.from_iterable(group.state.keys.values()),
+            *group.state.sides["tokens"].masks,
+        ]
         assert {tensor.device for tensor in held} == {device}

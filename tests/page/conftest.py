@@ -5,13 +5,24 @@ one (python dev.py test fetches it and names its folder in MMDIFF_NEWEST_FRONTEN
 Needs Chromium on the machine (MMDIFF_TEST_BROWSER names another one) and the package playwright.
 Without them the tests are skipped, but where CI is set they fail: there both belong.
 """
+
 from __future__ import annotations
 
 import os
 
 import pytest
 
-from support.page import FLAGS, NEWEST, SIZE, Editor, browser, change_settings, lacking, lacking_newest, open_page
+from support.page import (
+    FLAGS,
+    NEWEST,
+    SIZE,
+    Editor,
+    browser,
+    change_settings,
+    lacking,
+    lacking_newest,
+    open_page,
+)
 from support.page_graphs import BUILD
 from support.server import Server
 
@@ -21,6 +32,7 @@ def chromium():
     if why := lacking():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as started:
         opened = started.chromium.launch(executable_path=browser(), args=list(FLAGS))
         yield opened
@@ -31,11 +43,13 @@ def chromium():
 def server(request, chromium, tmp_path_factory):
     """A server with the frontend that its ComfyUI pins, and one with the newest that there is."""
     if request.param == "the host's frontend":
-        yield request.getfixturevalue("server")     # the one of all tests
+        yield request.getfixturevalue("server")  # the one of all tests
         return
     if why := lacking_newest():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
-    started = Server(tmp_path_factory.mktemp("server_newest_frontend"), "--front-end-root", os.environ[NEWEST])
+    started = Server(
+        tmp_path_factory.mktemp("server_newest_frontend"), "--front-end-root", os.environ[NEWEST]
+    )
     yield started
     started.stop()
 
@@ -49,7 +63,10 @@ def loaded(request, chromium, server, tmp_path_factory):
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     # an extension of ours failed
-    page.on("console", lambda said: said.type == "error" and "mmdiff." in said.text and errors.append(said.text))
+    page.on(
+        "console",
+        lambda said: said.type == "error" and "mmdiff." in said.text and errors.append(said.text),
+    )
     open_page(page, server)
     page.shots = tmp_path_factory.mktemp("screenshots") / request.param.replace(" ", "_")
     page.errors = errors
@@ -62,7 +79,7 @@ def page(loaded):
     loaded.evaluate(BUILD)
     loaded.locator(".mmdiff-boxes .stage").first.wait_for()
     loaded.wait_for_function("document.querySelectorAll('.mmdiff-boxes').length === 1")
-    loaded.wait_for_timeout(300)            # nodes settle where they were put
+    loaded.wait_for_timeout(300)  # nodes settle where they were put
     loaded.errors.clear()
     yield loaded
     assert loaded.errors == []

@@ -1,4 +1,5 @@
 """The box editor of MM-Diff Multi-Subject Constraint Masks: drawing with mouse and keyboard."""
+
 from __future__ import annotations
 
 import pytest
@@ -9,6 +10,7 @@ from support.page import SIZE, Editor, change_settings, close_to, open_page, sho
 from support.page_graphs import BUILD
 
 # ---------------------------------------------------------------- drawing
+
 
 def test_boxes_are_drawn_moved_resized_and_deleted_with_the_mouse(editor, page):
     where = page.evaluate("[...nodes.masks.pos]")
@@ -26,7 +28,7 @@ def test_boxes_are_drawn_moved_resized_and_deleted_with_the_mouse(editor, page):
     shot(page, "boxes")
     editor.shown.nth(0).locator(".remove").click()
     assert len(editor.boxes) == editor.shown.count() == 1 and editor.boxes[0]["subject"] == 2
-    editor.drag((0.1, 0.5), (0.105, 0.505))                                 # a click is no box
+    editor.drag((0.1, 0.5), (0.105, 0.505))  # a click is no box
     assert len(editor.boxes) == 1
     assert page.evaluate("[...nodes.masks.pos]") == where, "the node stays where it is"
 
@@ -35,15 +37,24 @@ def test_each_box_says_whose_it_is_in_its_subjects_colour(editor, page):
     editor.draw_both()
     editor.choose(3)
     editor.drag((0.45, 0.85), (0.95, 0.95))
-    assert editor.shown.locator(".label").all_inner_texts() == ["1 Violet", "2 Teal", "3 no such subject"]
+    assert editor.shown.locator(".label").all_inner_texts() == [
+        "1 Violet",
+        "2 Teal",
+        "3 no such subject",
+    ]
     for i, colour in enumerate(COLOURS[:3]):
         red, green, blue = bytes.fromhex(colour[1:])
-        assert editor.shown.nth(i).evaluate("(e) => getComputedStyle(e).borderTopColor") == f"rgb({red}, {green}, {blue})"
+        assert (
+            editor.shown.nth(i).evaluate("(e) => getComputedStyle(e).borderTopColor")
+            == f"rgb({red}, {green}, {blue})"
+        )
 
 
 def test_the_drawing_has_the_pictures_shape(editor, page):
     area = editor.stage.bounding_box()
-    assert area["width"] / area["height"] == pytest.approx(128 / 96, rel=0.02) and area["width"] > 150
+    assert (
+        area["width"] / area["height"] == pytest.approx(128 / 96, rel=0.02) and area["width"] > 150
+    )
     page.evaluate("""() => {
       const width = nodes.masks.widgets.find((w) => w.name === "width");
       width.value = 64;
@@ -53,7 +64,9 @@ def test_the_drawing_has_the_pictures_shape(editor, page):
     assert area["width"] / area["height"] == pytest.approx(64 / 96, rel=0.02)
 
 
-def test_the_drawing_has_the_shape_of_a_connected_latent_and_without_one_of_the_typed_size(editor, page):
+def test_the_drawing_has_the_shape_of_a_connected_latent_and_without_one_of_the_typed_size(
+    editor, page
+):
     page.evaluate("""() => {
       const { inputs } = nodes.masks;
       nodes.latent.connect(0, nodes.masks, inputs.findIndex((i) => i.name === "latent"));
@@ -96,6 +109,7 @@ def test_the_keyboard_does_all_the_mouse_does(editor, page):
 
 
 # ---------------------------------------------------------------- the page's language
+
 
 def test_the_box_editor_speaks_the_language_that_comfyui_is_set_to(chromium, server):
     change_settings(server, {"Comfy.Locale": "zh"})

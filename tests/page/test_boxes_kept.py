@@ -1,4 +1,5 @@
 """The widget holds the truth: boxes are saved, copied, undone and sent."""
+
 from __future__ import annotations
 
 import json
@@ -18,7 +19,10 @@ def test_boxes_are_in_the_saved_graph_and_come_back_from_it(editor, page):
     page.evaluate("(saved) => app.loadGraphData(JSON.parse(saved))", saved)
     again = Editor(page)
     again.shown.nth(1).wait_for()
-    assert again.boxes == drawn and again.shown.locator(".label").all_inner_texts() == ["1 Violet", "2 Teal"]
+    assert again.boxes == drawn and again.shown.locator(".label").all_inner_texts() == [
+        "1 Violet",
+        "2 Teal",
+    ]
 
 
 def test_boxes_are_copied_with_their_node(editor, page):
@@ -41,11 +45,15 @@ def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page,
     editor.draw_both()
     boxes = editor.boxes
     told = "() => [...document.querySelectorAll('.mmdiff-boxes .label')].map((e) => e.textContent)"
-    page.evaluate("() => { app.graph.convertToSubgraph(new Set([nodes.subject0, nodes.subject1])); }")
+    page.evaluate(
+        "() => { app.graph.convertToSubgraph(new Set([nodes.subject0, nodes.subject1])); }"
+    )
     page.mouse.move(5, 5)
     editor.root.hover()
     page.wait_for_timeout(200)
-    assert page.evaluate(told) == ["1 Violet", "2 Teal"], "the subjects are inside a subgraph, the boxes outside"
+    assert page.evaluate(told) == ["1 Violet", "2 Teal"], (
+        "the subjects are inside a subgraph, the boxes outside"
+    )
     inner = page.evaluate("""async () => {
       const { subgraph } = app.graph.convertToSubgraph(new Set([nodes.masks, nodes.text]));
       app.canvas.setGraph(subgraph);
@@ -58,11 +66,16 @@ def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page,
     page.mouse.move(5, 5)
     page.locator(".mmdiff-boxes:visible").last.hover()
     page.wait_for_timeout(200)
-    assert page.evaluate(told)[-2:] == ["1 Violet", "2 Teal"], "boxes in one subgraph, subjects in another"
+    assert page.evaluate(told)[-2:] == ["1 Violet", "2 Teal"], (
+        "boxes in one subgraph, subjects in another"
+    )
     shot(page, "inside_a_subgraph")
     page.evaluate("() => app.canvas.setGraph(app.graph.rootGraph ?? app.graph)")
-    (sent,) = (n["inputs"]["boxes"] for n in page.evaluate("async () => (await app.graphToPrompt()).output").values()
-               if n["class_type"] == "MMDiffConstraintMasks")
+    (sent,) = (
+        n["inputs"]["boxes"]
+        for n in page.evaluate("async () => (await app.graphToPrompt()).output").values()
+        if n["class_type"] == "MMDiffConstraintMasks"
+    )
     assert json.loads(sent) == boxes
     # clearing a graph leaves the elements of its subgraphs behind
     open_page(page, server)
@@ -95,13 +108,17 @@ def test_every_finished_change_can_be_undone_and_done_again(page):
 
     def wait(count: int) -> dict:
         end = time.monotonic() + 10
-        while (found := page.evaluate(look)) and (found["saved"], found["shown"]) != (count, count) and time.monotonic() < end:
+        while (
+            (found := page.evaluate(look))
+            and (found["saved"], found["shown"]) != (count, count)
+            and time.monotonic() < end
+        ):
             page.wait_for_timeout(50)
         return found
 
     assert wait(2)["shown"] == 2
     for keys, count in (("Control+z", 1), ("Control+z", 0), ("Control+y", 1), ("Control+y", 2)):
-        page.wait_for_timeout(200)          # keys are handled with the next frame
+        page.wait_for_timeout(200)  # keys are handled with the next frame
         page.keyboard.press(keys)
         found = wait(count)
         assert found["saved"] == found["shown"] == count, (keys, found)
@@ -119,17 +136,27 @@ def test_a_graph_saved_before_there_were_boxes_opens_with_none(editor, page):
     old = Editor(page)
     assert old.boxes == [] and old.stage.bounding_box()["width"] > 150
     page.wait_for_timeout(200)
-    room = page.evaluate(f"[{FIND}('MMDiffConstraintMasks')].map((n) => n.size[1] - n.computeSize()[1])[0]")
+    room = page.evaluate(
+        f"[{FIND}('MMDiffConstraintMasks')].map((n) => n.size[1] - n.computeSize()[1])[0]"
+    )
     assert room >= 0, "the node has room for it"
     inputs = page.evaluate("async () => (await app.graphToPrompt()).output")
     (sent,) = (n["inputs"] for n in inputs.values() if n["class_type"] == "MMDiffConstraintMasks")
-    assert sent["feather"] == 8 and sent["width"] == 1024 and sent["free_subjects"] == "everywhere" and sent["boxes"] == "[]"
+    assert (
+        sent["feather"] == 8
+        and sent["width"] == 1024
+        and sent["free_subjects"] == "everywhere"
+        and sent["boxes"] == "[]"
+    )
 
 
 def test_the_drawn_boxes_reach_the_server_and_the_node_shows_the_regions(editor, page, server):
     editor.draw_both()
     # not cached
-    page.evaluate("(feather) => { nodes.masks.widgets.find((w) => w.name === 'feather').value = feather; }", time.time() % 4)
+    page.evaluate(
+        "(feather) => { nodes.masks.widgets.find((w) => w.name === 'feather').value = feather; }",
+        time.time() % 4,
+    )
     sent = page.evaluate("async () => (await app.graphToPrompt()).output")
     (masks,) = (n["inputs"] for n in sent.values() if n["class_type"] == "MMDiffConstraintMasks")
     assert json.loads(masks["boxes"]) == editor.boxes and "box_editor" not in masks
@@ -137,10 +164,16 @@ def test_the_drawn_boxes_reach_the_server_and_the_node_shows_the_regions(editor,
     made = {sent[node]["class_type"]: out for node, out in entry["outputs"].items()}
     assert made["PreviewImage"]["images"] and made["MMDiffConstraintMasks"]["images"]
     name = made["MMDiffConstraintMasks"]["images"][0]["filename"]
-    page.wait_for_function(f"(name) => {FIND}('MMDiffConstraintMasks').imgs?.[0]?.src.includes(name) || "
-                           "[...document.querySelectorAll('[data-node-id] img')].some((i) => i.src.includes(name))", arg=name)
+    page.wait_for_function(
+        f"(name) => {FIND}('MMDiffConstraintMasks').imgs?.[0]?.src.includes(name) || "
+        "[...document.querySelectorAll('[data-node-id] img')].some((i) => i.src.includes(name))",
+        arg=name,
+    )
     page.wait_for_timeout(300)
     shot(page, "after_a_run")
     assert editor.shown.count() == 2 and editor.stage.bounding_box()["width"] > 150
     words = page.locator(".mmdiff-text b")
-    assert words.count() == 2 and len({words.nth(i).evaluate("(word) => word.style.color") for i in range(2)}) == 2
+    assert (
+        words.count() == 2
+        and len({words.nth(i).evaluate("(word) => word.style.color") for i in range(2)}) == 2
+    )

@@ -1,4 +1,5 @@
 """The bundled graphs, opened and run in the page."""
+
 from __future__ import annotations
 
 import json
@@ -16,18 +17,26 @@ SHOWS_MAPS = f"""([node, file]) => {{
 
 
 def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, server):
-    graph = json.loads((PACK / "workflows/small_world_attention_maps.json").read_text(encoding="utf-8"))
+    graph = json.loads(
+        (PACK / "workflows/small_world_attention_maps.json").read_text(encoding="utf-8")
+    )
     for node in graph["nodes"]:
         if node["type"] == "KSampler":
-            node["widgets_values"][:3] = [int(time.time()), "fixed", 6]         # not cached
+            node["widgets_values"][:3] = [int(time.time()), "fixed", 6]  # not cached
     # all of it in view: what is not is not drawn
     graph["extra"]["ds"]["scale"] = 0.3
     page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
     page.wait_for_timeout(300)
     entry = run_and_wait(page, server)
-    page.wait_for_function("() => document.querySelector('.mmdiff-live img')?.src.startsWith('data:image/png')")
-    assert page.locator(".mmdiff-live").inner_text().strip() == "violet, teal (step 6 of 6)".replace("violet, teal", "Violet, Teal")
-    assert page.locator(".mmdiff-live").evaluate("(frame) => frame.scrollHeight <= frame.clientHeight"), "the words below the maps are not cut off"
+    page.wait_for_function(
+        "() => document.querySelector('.mmdiff-live img')?.src.startsWith('data:image/png')"
+    )
+    assert page.locator(
+        ".mmdiff-live"
+    ).inner_text().strip() == "violet, teal (step 6 of 6)".replace("violet, teal", "Violet, Teal")
+    assert page.locator(".mmdiff-live").evaluate(
+        "(frame) => frame.scrollHeight <= frame.clientHeight"
+    ), "the words below the maps are not cut off"
     (maps,) = (node["id"] for node in graph["nodes"] if node["type"] == "MMDiffAttentionMaps")
     files = [image["filename"] for image in entry["outputs"][str(maps)]["images"]]
     assert len(files) == 4

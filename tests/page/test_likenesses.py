@@ -1,4 +1,5 @@
 """Each box shows whom it is for."""
+
 from __future__ import annotations
 
 from support.page import Editor, run_and_wait, shot
@@ -67,9 +68,13 @@ def test_each_box_shows_its_subjects_reference_and_after_a_run_what_the_encoder_
     assert addresses[1] == "none", "and nobody second"
 
 
-def test_a_box_without_a_picture_of_its_subject_stays_plain_and_a_loaded_subject_brings_its_own(editor, page):
+def test_a_box_without_a_picture_of_its_subject_stays_plain_and_a_loaded_subject_brings_its_own(
+    editor, page
+):
     editor.draw_both()
-    assert page.evaluate(LIKENESSES) == ["", ""], "what a sprite will look like is not known before a run"
+    assert page.evaluate(LIKENESSES) == ["", ""], (
+        "what a sprite will look like is not known before a run"
+    )
     page.evaluate(LOADED)
     page.mouse.move(5, 5)
     editor.root.hover()

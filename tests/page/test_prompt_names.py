@@ -1,4 +1,5 @@
 """After an opened marker the prompt offers the names of its subjects."""
+
 from __future__ import annotations
 
 from support.page import prompt_box, shot
@@ -22,7 +23,9 @@ def test_after_an_opened_marker_the_prompt_offers_the_subjects_names(page):
     wanted = "a ghost<|Teal|> and a robot<|Violet|> at night<|subj|>"
     assert box.input_value() == wanted and names.count() == 0
     sent = page.evaluate("async () => (await app.graphToPrompt()).output")
-    assert [n["inputs"]["text"] for n in sent.values() if n["class_type"] == "MMDiffTextEncode"] == [wanted]
+    assert [
+        n["inputs"]["text"] for n in sent.values() if n["class_type"] == "MMDiffTextEncode"
+    ] == [wanted]
 
 
 def test_the_offer_follows_the_graph_and_goes_away_again(page):

@@ -1,4 +1,5 @@
 """Fixtures of the workflow tests."""
+
 from __future__ import annotations
 
 import re
@@ -26,7 +27,11 @@ def nodes(server: Server) -> dict[str, dict]:
 
     The host may have another copy of the pack beside it.
     """
-    declared = {name for path in (PACK / "nodes").glob("*.py") for name in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))}
+    declared = {
+        name
+        for path in (PACK / "nodes").glob("*.py")
+        for name in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))
+    }
     info = server.get("/object_info")
     assert declared <= set(info), f"not served: {sorted(declared - set(info))}"
     return {name: info[name] for name in sorted(declared)}

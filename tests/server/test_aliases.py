@@ -1,4 +1,5 @@
 """Nodes are found by other words where the host has a place for them, and load where it has none."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -25,15 +26,23 @@ def aliases():
 
 def test_a_host_that_knows_aliases_gets_them(aliases, monkeypatch):
     def newer(node_id, display_name=None, search_aliases=None):
-        return SimpleNamespace(node_id=node_id, display_name=display_name, search_aliases=search_aliases)
+        return SimpleNamespace(
+            node_id=node_id, display_name=display_name, search_aliases=search_aliases
+        )
+
     monkeypatch.setattr(aliases, "io", SimpleNamespace(Schema=newer))
     found = aliases.schema(node_id="MMDiffSubjectEncoder", display_name="MM-Diff Subject Encoder")
-    assert found.display_name == "MM-Diff Subject Encoder" and {"face", "identity", "ip-adapter"} <= set(found.search_aliases)
+    assert found.display_name == "MM-Diff Subject Encoder" and {
+        "face",
+        "identity",
+        "ip-adapter",
+    } <= set(found.search_aliases)
 
 
 def test_a_host_that_does_not_know_them_gets_the_schema_without(aliases, monkeypatch):
     def older(node_id, display_name=None):
         return SimpleNamespace(node_id=node_id, display_name=display_name)
+
     monkeypatch.setattr(aliases, "io", SimpleNamespace(Schema=older))
     assert aliases.schema(node_id="MMDiffLoad").node_id == "MMDiffLoad"
 
@@ -42,7 +51,9 @@ def test_this_hosts_schema_takes_what_it_is_given(aliases):
     made = aliases.schema(node_id="MMDiffLoad", display_name="Load MM-Diff", inputs=[], outputs=[])
     assert isinstance(made, io.Schema)
     known = "search_aliases" in inspect.signature(io.Schema).parameters
-    assert getattr(made, "search_aliases", None) == (list(aliases.ALIASES["MMDiffLoad"]) if known else None)
+    assert getattr(made, "search_aliases", None) == (
+        list(aliases.ALIASES["MMDiffLoad"]) if known else None
+    )
 
 
 def test_every_node_asks_for_its_aliases():
@@ -53,8 +64,14 @@ def test_every_node_asks_for_its_aliases():
 
 def test_the_table_has_every_node_once_and_no_alias_says_nothing_new(aliases, server: Server):
     info = server.get("/object_info")
-    declared = {name for path in NODES.glob("*.py") for name in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))}
+    declared = {
+        name
+        for path in NODES.glob("*.py")
+        for name in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))
+    }
     assert set(aliases.ALIASES) == declared <= set(info)
     for name, words in aliases.ALIASES.items():
-        assert words and len(set(words)) == len(words) and all(word == word.lower() for word in words)
+        assert (
+            words and len(set(words)) == len(words) and all(word == word.lower() for word in words)
+        )
         assert info[name]["display_name"].lower() not in words

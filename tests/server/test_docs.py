@@ -2,6 +2,7 @@
 
 The tests it names exist, help pages name what the nodes have and quote what they say.
 """
+
 from __future__ import annotations
 
 import ast
@@ -25,18 +26,31 @@ NAMED = re.findall(r"`(\w+\.py)::(test_\w+)`", TABLES.read_text(encoding="utf-8"
 @pytest.mark.parametrize("file, name", NAMED)
 def test_every_situation_in_the_tables_has_its_test(file, name):
     (path,) = TESTS.rglob(file)
-    defined = {x.name for x in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(x, ast.FunctionDef)}
+    defined = {
+        x.name
+        for x in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(x, ast.FunctionDef)
+    }
     assert name in defined, f"{file} has no {name}"
 
 
 def test_no_line_of_the_tables_is_without_a_test():
-    rows = [line for line in TABLES.read_text(encoding="utf-8").splitlines() if line.startswith("| ") and not line.startswith(("| situation", "| ---"))]
+    rows = [
+        line
+        for line in TABLES.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ") and not line.startswith(("| situation", "| ---"))
+    ]
     assert len(rows) == len(NAMED) > 30
 
 
-def test_every_node_has_a_help_page_that_names_all_its_inputs_and_outputs_and_no_page_is_without_a_node(nodes):
+def test_every_node_has_a_help_page_that_names_all_its_inputs_and_outputs_and_no_page_is_without_a_node(
+    nodes,
+):
     assert {p.stem for p in PAGES.glob("*.md")} == set(nodes)
-    found = {name: names_missing_in(node, (PAGES / f"{name}.md").read_text(encoding="utf-8")) for name, node in nodes.items()}
+    found = {
+        name: names_missing_in(node, (PAGES / f"{name}.md").read_text(encoding="utf-8"))
+        for name, node in nodes.items()
+    }
     assert {name: left for name, left in found.items() if left} == {}
 
 
@@ -47,7 +61,9 @@ def test_every_help_page_shows_its_node_as_it_looks(nodes, server: Server):
         node = page.parent.name if page.stem == "zh" else page.stem
         (picture,) = re.findall(r"!\[[^\]]+\]\((.+?)\)", page.read_text(encoding="utf-8"))
         assert picture == f"pictures/{node}.jpg"
-        with urllib.request.urlopen(f"{server.url}/extensions/{PACK_NAME}/docs/{picture}", timeout=30) as answer:
+        with urllib.request.urlopen(
+            f"{server.url}/extensions/{PACK_NAME}/docs/{picture}", timeout=30
+        ) as answer:
             found = answer.read()
         with Image.open(io.BytesIO(found)) as opened:
             assert opened.format == "JPEG" and min(opened.size) > 100 and len(found) <= 60_000
@@ -58,9 +74,13 @@ def is_said(message: str) -> bool:
     return any(pattern.search(sentence) for sentence in sentences())
 
 
-@pytest.mark.parametrize("path", sorted(PAGES.rglob("*.md")), ids=lambda p: str(p.relative_to(PAGES).with_suffix("")))
+@pytest.mark.parametrize(
+    "path", sorted(PAGES.rglob("*.md")), ids=lambda p: str(p.relative_to(PAGES).with_suffix(""))
+)
 def test_every_message_that_a_help_page_explains_is_one_that_the_pack_says(path):
-    assert [message for message in quoted(path.read_text(encoding="utf-8")) if not is_said(message)] == []
+    assert [
+        message for message in quoted(path.read_text(encoding="utf-8")) if not is_said(message)
+    ] == []
 
 
 def test_an_invented_message_would_be_noticed():

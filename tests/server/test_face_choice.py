@@ -1,6 +1,7 @@
 """Which face of several: what the encoder tells of its choice, at no cost of a second look, and
 what the page is given to choose from.
 """
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -30,7 +31,11 @@ def vision():
 def looks(analyser, monkeypatch) -> list[str]:
     """Every picture that faces were looked for in."""
     seen, detect = [], type(analyser).detect
-    monkeypatch.setattr(type(analyser), "detect", lambda self, image, label="image": seen.append(label) or detect(self, image, label))
+    monkeypatch.setattr(
+        type(analyser),
+        "detect",
+        lambda self, image, label="image": seen.append(label) or detect(self, image, label),
+    )
     return seen
 
 
@@ -40,13 +45,18 @@ def images(*pictures) -> torch.Tensor:
 
 def near(box, disc: tuple[int, int, int]) -> bool:
     x, y, radius = disc
-    return all(abs(a - b) < 12 for a, b in zip(box, (x - radius, y - radius, x + radius, y + radius), strict=True))
+    return all(
+        abs(a - b) < 12
+        for a, b in zip(box, (x - radius, y - radius, x + radius, y + radius), strict=True)
+    )
 
 
 @pytest.mark.parametrize("asked, used", [(0, 2), (1, 1), (2, 2), (3, 3)])
 def test_the_choice_is_told_with_all_it_was_made_from(analyser, vision, looks, asked, used):
     mmdiff = load_mmdiff(CHECKPOINT)
-    *_, (choice,) = encode_subject(mmdiff, vision, images(picture(*THREE)), analyser, "ann", which_face=asked)
+    *_, (choice,) = encode_subject(
+        mmdiff, vision, images(picture(*THREE)), analyser, "ann", which_face=asked
+    )
     assert choice.used == used and len(choice.boxes) == 3
     assert all(near(box, disc) for box, disc in zip(choice.boxes, THREE, strict=True))
     assert looks == ["ann, picture 1 of 1"], "each picture is looked at once"
@@ -63,14 +73,36 @@ def test_a_remembered_encoding_tells_its_choice_again_without_a_look(analyser, v
 def test_only_faces_in_the_region_are_to_choose_from(analyser, vision):
     region = torch.zeros(600, 900)
     region[:, 400:] = 1
-    *_, (choice,) = encode_subject(load_mmdiff(CHECKPOINT), vision, images(picture(*THREE)), analyser, "ann", which_face=2, regions=[region])
-    assert choice.used == 2 and [near(box, disc) for box, disc in zip(choice.boxes, THREE[1:], strict=True)] == [True, True]
+    *_, (choice,) = encode_subject(
+        load_mmdiff(CHECKPOINT),
+        vision,
+        images(picture(*THREE)),
+        analyser,
+        "ann",
+        which_face=2,
+        regions=[region],
+    )
+    assert choice.used == 2 and [
+        near(box, disc) for box, disc in zip(choice.boxes, THREE[1:], strict=True)
+    ] == [True, True]
 
 
 def test_there_is_nothing_to_choose_without_faces(vision, analyser, looks):
-    general = make.random_mmdiff(replace(make.narrow_config("sdxl"), variant="general", query_width=96))
+    general = make.random_mmdiff(
+        replace(make.narrow_config("sdxl"), variant="general", query_width=96)
+    )
     assert encode_subject(general, vision, images(picture(*THREE)), analyser, "fox")[3] == ()
-    assert encode_subject(load_mmdiff(CHECKPOINT), vision, images(picture(*THREE)), analyser, "ann", clip_only=True)[3] == ()
+    assert (
+        encode_subject(
+            load_mmdiff(CHECKPOINT),
+            vision,
+            images(picture(*THREE)),
+            analyser,
+            "ann",
+            clip_only=True,
+        )[3]
+        == ()
+    )
     assert looks == []
 
 
@@ -82,13 +114,23 @@ def test_large_pictures_are_shown_smaller_in_their_shape_and_small_ones_as_they_
 
 # ---------------------------------------------------------------- through a server
 
+
 def portrait(names: list[str], **inputs) -> dict:
     """A graph that encodes pictures of the input folder as one subject."""
     prompt = {
-        "tiny": node("MMDiffLoadTinyReferenceModel"), "mmdiff": node("MMDiffLoad", checkpoint="tiny-portrait"),
+        "tiny": node("MMDiffLoadTinyReferenceModel"),
+        "mmdiff": node("MMDiffLoad", checkpoint="tiny-portrait"),
         "faces": node("MMDiffLoadFaceAnalysis", model="discs", device="cpu"),
-        "subject": node("MMDiffSubjectEncoder", mmdiff=["mmdiff", 0], clip_vision=["tiny", 3], name="ann", weight=1.0, face=0,
-                        faces=["faces", 0], **inputs),
+        "subject": node(
+            "MMDiffSubjectEncoder",
+            mmdiff=["mmdiff", 0],
+            clip_vision=["tiny", 3],
+            name="ann",
+            weight=1.0,
+            face=0,
+            faces=["faces", 0],
+            **inputs,
+        ),
         "show": node("PreviewImage", images=["subject", 1]),
     }
     earlier = None
@@ -110,12 +152,19 @@ def previews(server: Server) -> set[str]:
     return {p.name for p in (server.home / "temp").rglob("*.png")}
 
 
-def test_the_page_gets_each_pictures_faces_and_a_file_of_those_with_several(server: Server, tmp_path):
+def test_the_page_gets_each_pictures_faces_and_a_file_of_those_with_several(
+    server: Server, tmp_path
+):
     names = [put(server, tmp_path, "three.png", *THREE), put(server, tmp_path, "one.png", THREE[1])]
     before = previews(server)
     shown = server.run(portrait(names))["outputs"]["subject"]
     several, single = shown["faces"]
-    assert (several["width"], several["height"], several["used"], len(several["boxes"])) == (900, 600, 2, 3)
+    assert (several["width"], several["height"], several["used"], len(several["boxes"])) == (
+        900,
+        600,
+        2,
+        3,
+    )
     box = several["boxes"][0]
     assert near((box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]), THREE[0])
     assert single["picture"] is None and (single["used"], len(single["boxes"])) == (1, 1)
@@ -123,10 +172,14 @@ def test_the_page_gets_each_pictures_faces_and_a_file_of_those_with_several(serv
     with Image.open(path) as file:
         assert file.size == (768, 512)
     seen, shown_again = 2, 2
-    assert len(previews(server) - before) == seen + shown_again + 1, "what was seen, PreviewImage's own, and one picture to pick from"
+    assert len(previews(server) - before) == seen + shown_again + 1, (
+        "what was seen, PreviewImage's own, and one picture to pick from"
+    )
 
 
-def test_where_every_picture_has_one_face_nothing_is_written_or_sent_to_pick_from(server: Server, tmp_path):
+def test_where_every_picture_has_one_face_nothing_is_written_or_sent_to_pick_from(
+    server: Server, tmp_path
+):
     name = put(server, tmp_path, "alone.png", THREE[2])
     before = previews(server)
     shown = server.run(portrait([name]))["outputs"]["subject"]

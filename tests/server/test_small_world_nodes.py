@@ -1,4 +1,5 @@
 """The Small World Loader gives ordinary ComfyUI objects, and sprites stand in for photographs."""
+
 from __future__ import annotations
 
 import json
@@ -23,7 +24,14 @@ def test_the_loader_gives_a_model_a_clip_a_clip_vision_a_vae_and_an_adapter(worl
     import comfy.sd
 
     from mmdiff_core.host.models import LoadedMMDiff
-    kinds = (comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.clip_vision.ClipVisionModel, comfy.sd.VAE, LoadedMMDiff)
+
+    kinds = (
+        comfy.model_patcher.ModelPatcher,
+        comfy.sd.CLIP,
+        comfy.clip_vision.ClipVisionModel,
+        comfy.sd.VAE,
+        LoadedMMDiff,
+    )
     assert all(isinstance(part, kind) for part, kind in zip(world, kinds, strict=True))
     assert world[-1].config.name == "small-world"
 
@@ -39,12 +47,15 @@ def test_a_picture_of_dots_survives_the_vae_exactly(world):
 
 def test_an_empty_latent_of_128_px_becomes_a_picture_of_128_px(world):
     import comfy.sample
+
     model, clip, _, vae, _ = world
     latent = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 4, 16, 16))
     cond = clip.encode_from_tokens_scheduled(clip.tokenize("a cat at night"))
     blank = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     noise = comfy.sample.prepare_noise(latent, 0)
-    drawn = vae.decode(comfy.sample.sample(model, noise, 2, 3.0, "euler", "normal", cond, blank, latent, seed=0))
+    drawn = vae.decode(
+        comfy.sample.sample(model, noise, 2, 3.0, "euler", "normal", cond, blank, latent, seed=0)
+    )
     assert drawn.shape == (1, 128, 128, 3)
     assert torch.equal(drawn, drawn[:, ::4, ::4].repeat_interleave(4, 1).repeat_interleave(4, 2))
 
@@ -52,6 +63,7 @@ def test_an_empty_latent_of_128_px_becomes_a_picture_of_128_px(world):
 def test_the_caption_decides_the_background(world):
     """The base listens: night is darker than snow over the seeds."""
     import comfy.sample
+
     model, clip, _, vae, _ = world
     blank = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     means = []
@@ -59,14 +71,21 @@ def test_the_caption_decides_the_background(world):
         cond = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         latent = torch.zeros(4, sizes.CHANNELS, 16, 16)
         noise = comfy.sample.prepare_noise(latent, 3)
-        drawn = vae.decode(comfy.sample.sample(model, noise, 8, 3.0, "dpmpp_2m", "normal", cond, blank, latent, seed=3))
+        drawn = vae.decode(
+            comfy.sample.sample(
+                model, noise, 8, 3.0, "dpmpp_2m", "normal", cond, blank, latent, seed=3
+            )
+        )
         means.append(drawn.flatten(1).mean(1))
     assert (means[1] - means[0]).mean() > 0.3
 
 
 def test_a_word_that_was_never_trained_says_nothing_but_is_no_error(world):
     clip = world[1]
-    known, unknown = (clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0] for text in ("a cat", "a dragon"))
+    known, unknown = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0]
+        for text in ("a cat", "a dragon")
+    )
     assert torch.isfinite(unknown).all() and not torch.allclose(known, unknown)
 
 
@@ -89,16 +108,22 @@ def test_missing_weights_are_named(tmp_path):
 
 def test_the_worlds_weights_are_small_and_say_how_they_were_made():
     from safetensors import safe_open
+
     files = list(small_world.WEIGHTS.glob("*.safetensors"))
     assert sum(f.stat().st_size for f in files) <= 16_000_000
     for path in files:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
-        assert header.get("made_by", "").startswith("python -m mmdiff_core") and header.get("hardware") and (header.get("training_step") or header.get("steps")), path.name
+        assert (
+            header.get("made_by", "").startswith("python -m mmdiff_core")
+            and header.get("hardware")
+            and (header.get("training_step") or header.get("steps"))
+        ), path.name
 
 
 def test_a_preview_of_small_pictures_is_enlarged_by_whole_dots_and_others_stay():
     from mmdiff_core.host.encode import to_look_at
+
     small, large = torch.rand(2, 32, 32, 3), torch.rand(1, 224, 224, 3)
     shown = to_look_at(small)
     assert shown.shape == (2, 128, 128, 3) and torch.equal(shown[:, ::4, ::4], small)
@@ -107,14 +132,18 @@ def test_a_preview_of_small_pictures_is_enlarged_by_whole_dots_and_others_stay()
 
 def test_the_workflows_and_the_demo_draw_with_the_small_worlds_sampler_numbers():
     root = PACK
-    demo = json.loads((root / "tests/small_world/demo/two_ghosts.api.json").read_text(encoding="utf-8"))
+    demo = json.loads(
+        (root / "tests/small_world/demo/two_ghosts.api.json").read_text(encoding="utf-8")
+    )
     found = [node["inputs"] for node in demo.values() if node["class_type"] == "KSampler"]
     workflows = list((root / "workflows").glob("small_world_*.json"))
     for path in workflows:
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             if node["type"] == "KSampler":
                 steps, cfg, name, scheduler = node["widgets_values"][2:6]
-                found.append({"steps": steps, "cfg": cfg, "sampler_name": name, "scheduler": scheduler})
+                found.append(
+                    {"steps": steps, "cfg": cfg, "sampler_name": name, "scheduler": scheduler}
+                )
     assert len(found) == 1 + len(workflows) == 9
     for inputs in found:
         assert {k: inputs[k] for k in sizes.SAMPLING} == sizes.SAMPLING
@@ -122,6 +151,7 @@ def test_the_workflows_and_the_demo_draw_with_the_small_worlds_sampler_numbers()
 
 def test_the_shipped_adapter_predicts_subjects_better_from_their_own_references_than_from_anothers():
     from mmdiff_core.host.evaluate import gain, load_task
+
     task = load_task(small_world.WEIGHTS / "adapter.safetensors")
     found = gain(task, 48, (0.6, 0.8))
     task.bridge.close()

@@ -1,4 +1,5 @@
 """Chinese texts: those of the nodes, of the help pages, and of the page itself."""
+
 from __future__ import annotations
 
 import json
@@ -25,8 +26,13 @@ SYNTAX = set("|@{}$")
 
 def keys_of(table: dict, above: str = "") -> set[str]:
     """Every path to a text: "MMDiffLoad.inputs.checkpoint.tooltip"."""
-    return {key for name, value in table.items()
-            for key in (keys_of(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}"})}
+    return {
+        key
+        for name, value in table.items()
+        for key in (
+            keys_of(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}"}
+        )
+    }
 
 
 def keys_wanted(nodes: dict[str, dict]) -> set[str]:
@@ -39,9 +45,17 @@ def keys_wanted(nodes: dict[str, dict]) -> set[str]:
         wanted |= {f"{name}.display_name", f"{name}.description"}
         for group in ("required", "optional"):
             for key, (_, *options) in node["input"].get(group, {}).items():
-                wanted |= {f"{name}.inputs.{key}.{part}" for part in ("name", *(["tooltip"] if options and options[0].get("tooltip") else []))}
+                wanted |= {
+                    f"{name}.inputs.{key}.{part}"
+                    for part in (
+                        "name",
+                        *(["tooltip"] if options and options[0].get("tooltip") else []),
+                    )
+                }
         for i, tooltip in enumerate(node["output_tooltips"] or [None] * len(node["output"])):
-            wanted |= {f"{name}.outputs.{i}.{part}" for part in ("name", *(["tooltip"] if tooltip else []))}
+            wanted |= {
+                f"{name}.outputs.{i}.{part}" for part in ("name", *(["tooltip"] if tooltip else []))
+            }
     return wanted
 
 
@@ -56,15 +70,21 @@ def test_the_chinese_texts_are_those_of_the_schemas_none_missing_and_none_unknow
 
 
 def test_a_text_that_is_missing_or_unknown_would_be_noticed(nodes):
-    changed = {"MMDiffNew": {"display_name": "x"}, **{k: v for k, v in translated().items() if k != "MMDiffLoad"}}
+    changed = {
+        "MMDiffNew": {"display_name": "x"},
+        **{k: v for k, v in translated().items() if k != "MMDiffLoad"},
+    }
     have, wanted = keys_of(changed), keys_wanted(nodes)
-    assert "MMDiffLoad.inputs.checkpoint.tooltip" in wanted - have and have - wanted == {"MMDiffNew.display_name"}
+    assert "MMDiffLoad.inputs.checkpoint.tooltip" in wanted - have and have - wanted == {
+        "MMDiffNew.display_name"
+    }
 
 
 def test_no_translation_has_a_character_that_the_web_page_reads_as_syntax():
     def texts(table: dict):
         for value in table.values():
             yield from texts(value) if isinstance(value, dict) else (value,)
+
     every = list(texts(translated()))
     assert [text for text in every if SYNTAX & set(text)] == []
     assert all(text.strip() for text in every)
@@ -73,16 +93,22 @@ def test_no_translation_has_a_character_that_the_web_page_reads_as_syntax():
 def test_the_server_gives_the_translations_out(server: Server):
     given = server.get("/i18n")
     assert {name: given["zh"]["nodeDefs"].get(name) for name in translated()} == translated()
-    assert not [name for name in given.get("en", {}).get("nodeDefs", {}) if name in translated()], "English would be written twice"
+    assert not [name for name in given.get("en", {}).get("nodeDefs", {}) if name in translated()], (
+        "English would be written twice"
+    )
 
 
 def test_every_node_has_a_chinese_page_that_names_what_the_english_one_does(nodes):
     pages = {path.parent.name: path.read_text(encoding="utf-8") for path in PAGES.glob("*/zh.md")}
     assert set(pages) == set(nodes)
-    assert {name: left for name, page in pages.items() if (left := names_missing_in(nodes[name], page))} == {}
+    assert {
+        name: left for name, page in pages.items() if (left := names_missing_in(nodes[name], page))
+    } == {}
     for name, page in pages.items():
         english = (PAGES / f"{name}.md").read_text(encoding="utf-8")
-        assert set(quoted(page)) == set(quoted(english)), f"{name}: other messages than the English page"
+        assert set(quoted(page)) == set(quoted(english)), (
+            f"{name}: other messages than the English page"
+        )
         assert translated()[name]["display_name"] == page.splitlines()[0].removeprefix("# ")
 
 
@@ -95,22 +121,35 @@ DEFINED = r"(?:function )?say\([^)]*\)\s*\{"
 
 def shown_by(code: str) -> list[str | None]:
     """The text of every call of say(); None of a call whose text cannot be read here."""
-    calls = re.finditer(rf"(?<![\w.])(?!{DEFINED})say\(\s*(?:{TEXT}\s*[,)])?", re.sub(rf"function {DEFINED}", "", code))
+    calls = re.finditer(
+        rf"(?<![\w.])(?!{DEFINED})say\(\s*(?:{TEXT}\s*[,)])?",
+        re.sub(rf"function {DEFINED}", "", code),
+    )
     return [call[1] for call in calls]
 
 
 def words() -> dict[str, str]:
     """English to Chinese, of web/words.js."""
-    (table,) = re.findall(r"^  zh: \{$(.*?)^  \},$", (PACK / "web/words.js").read_text(encoding="utf-8"), re.S | re.M)
+    (table,) = re.findall(
+        r"^  zh: \{$(.*?)^  \},$", (PACK / "web/words.js").read_text(encoding="utf-8"), re.S | re.M
+    )
     return dict(re.findall(rf"^    {TEXT}:\s+{TEXT},$", table, re.M))
 
 
 def test_every_text_of_the_page_has_its_chinese_and_no_chinese_is_left_over():
-    shown = [text for path in (PACK / "web").glob("*.js") for text in shown_by(path.read_text(encoding="utf-8"))]
-    assert None not in shown, "the text of say() has to be one literal, or nobody sees that its Chinese is missing"
+    shown = [
+        text
+        for path in (PACK / "web").glob("*.js")
+        for text in shown_by(path.read_text(encoding="utf-8"))
+    ]
+    assert None not in shown, (
+        "the text of say() has to be one literal, or nobody sees that its Chinese is missing"
+    )
     assert set(shown) == set(words()) and len(words()) > 10
     for english, chinese in words().items():
-        assert sorted(re.findall(r"\{\w+\}", english)) == sorted(re.findall(r"\{\w+\}", chinese)) and re.search(r"[\u4e00-\u9fff]", chinese), english
+        assert sorted(re.findall(r"\{\w+\}", english)) == sorted(
+            re.findall(r"\{\w+\}", chinese)
+        ) and re.search(r"[\u4e00-\u9fff]", chinese), english
 
 
 def test_a_text_that_cannot_be_looked_up_would_be_noticed():
@@ -124,10 +163,14 @@ def test_bold_words_of_the_chinese_pages_are_shown_bold():
     """
     for path in PAGES.glob("*/zh.md"):
         spans = path.read_text(encoding="utf-8").split("**")[1::2]
-        assert spans and [span for span in spans if not re.fullmatch(r"\w|\w.*\w", span)] == [], path
+        assert spans and [span for span in spans if not re.fullmatch(r"\w|\w.*\w", span)] == [], (
+            path
+        )
 
 
 def test_english_falls_back_to_the_page_beside_the_folder(server: Server):
     """The web page asks for <node>/<language>.md first; only when that is not found for <node>.md."""
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(f"{server.url}/extensions/{PACK_NAME}/docs/MMDiffLoad/en.md", timeout=30)
+        urllib.request.urlopen(
+            f"{server.url}/extensions/{PACK_NAME}/docs/MMDiffLoad/en.md", timeout=30
+        )

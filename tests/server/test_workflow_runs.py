@@ -1,4 +1,5 @@
 """The bundled workflows and the demos run in a real server, and are offered as templates."""
+
 from __future__ import annotations
 
 import urllib.request
@@ -20,7 +21,10 @@ from support.paths import PACK, PACK_NAME, TESTS
 from support.server import Server
 from support.workflows import BUNDLED, PHOTOS, WORKFLOWS, in_the_small_world, load, to_api
 
-DEMO_GHOSTS = {"violet_ghost": Identity(0.74, 0.17, "stripes", "white", "crown"), "teal_ghost": Identity(0.5, 0.84, "bars", "dark", "bow")}
+DEMO_GHOSTS = {
+    "violet_ghost": Identity(0.74, 0.17, "stripes", "white", "crown"),
+    "teal_ghost": Identity(0.5, 0.84, "bars", "dark", "bow"),
+}
 
 
 @pytest.fixture(scope="session")
@@ -35,40 +39,71 @@ def files_of_the_graphs(server: Server) -> None:
     for key, weight in load_file(TESTS / "reference/weights/unet_comfy.safetensors").items():
         if key.endswith(("attn1.to_q.weight", "attn2.to_k.weight")):
             name = "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
-            lora[f"{name}.lora_up.weight"] = 0.1 * torch.randn(weight.shape[0], 4, generator=generator)
-            lora[f"{name}.lora_down.weight"] = 0.1 * torch.randn(4, weight.shape[1], generator=generator)
+            lora[f"{name}.lora_up.weight"] = 0.1 * torch.randn(
+                weight.shape[0], 4, generator=generator
+            )
+            lora[f"{name}.lora_down.weight"] = 0.1 * torch.randn(
+                4, weight.shape[1], generator=generator
+            )
     save_file(lora, server.loras / "pixel-art-xl.safetensors")
     portrait, _ = checkpoint.read(TESTS / "tiny/models/mmdiff/tiny-portrait")
-    general = replace(portrait, variant="general", behaviour="corrected", query_width=portrait.cls_width)
-    checkpoint.save_single(server.models / "mm-diff-general.safetensors", general, make.random_tensors(general))
+    general = replace(
+        portrait, variant="general", behaviour="corrected", query_width=portrait.cls_width
+    )
+    checkpoint.save_single(
+        server.models / "mm-diff-general.safetensors", general, make.random_tensors(general)
+    )
 
 
-def test_the_workflow_runs_in_a_server_and_saves_what_it_makes(workflow, info, server: Server, files_of_the_graphs):
+def test_the_workflow_runs_in_a_server_and_saves_what_it_makes(
+    workflow, info, server: Server, files_of_the_graphs
+):
     kinds = {n["type"] for n in workflow["nodes"]}
     if "MMDiffLoadSubject" in kinds:
         server.run(to_api(load(PACK / "workflows/save_subject.json"), info))
     prompt = to_api(workflow, info)
     entry = server.run(prompt)
     if "MMDiffSaveSubject" in kinds:
-        assert {p.name for p in (server.home / "mmdiff_subjects/demo").iterdir()} == {"Eileen.safetensors", "Grace.safetensors"}
+        assert {p.name for p in (server.home / "mmdiff_subjects/demo").iterdir()} == {
+            "Eileen.safetensors",
+            "Grace.safetensors",
+        }
         return
-    saved = [image for node, out in entry["outputs"].items() if prompt[node]["class_type"] == "SaveImage" for image in out["images"]]
-    assert saved and all((server.output / i["subfolder"] / i["filename"]).stat().st_size > 1000 for i in saved)
+    saved = [
+        image
+        for node, out in entry["outputs"].items()
+        if prompt[node]["class_type"] == "SaveImage"
+        for image in out["images"]
+    ]
+    assert saved and all(
+        (server.output / i["subfolder"] / i["filename"]).stat().st_size > 1000 for i in saved
+    )
     assert "lora key not loaded" not in server.log.read_text(encoding="utf-8", errors="replace")
     if in_the_small_world(workflow):
         assert_dots(server.output / saved[0]["subfolder"] / saved[0]["filename"])
 
 
-@pytest.mark.parametrize("name, kind, off", [
-    ("with_style_lora", "LoraLoader", {"strength_model": 0.0}), ("with_controlnet", "ControlNetApplyAdvanced", {"strength": 0.0}),
-])
-def test_what_stands_beside_the_subject_has_its_say_in_the_picture(name, kind, off, info, server: Server, files_of_the_graphs):
+@pytest.mark.parametrize(
+    "name, kind, off",
+    [
+        ("with_style_lora", "LoraLoader", {"strength_model": 0.0}),
+        ("with_controlnet", "ControlNetApplyAdvanced", {"strength": 0.0}),
+    ],
+)
+def test_what_stands_beside_the_subject_has_its_say_in_the_picture(
+    name, kind, off, info, server: Server, files_of_the_graphs
+):
     pictures = []
     for changed in ({}, off):
         prompt = to_api(load(PACK / f"workflows/{name}.json"), info)
         (node,) = (n for n in prompt.values() if n["class_type"] == kind)
         node["inputs"] |= changed
-        (image,) = (i for out in server.run(prompt)["outputs"].values() for i in out.get("images", ()) if i["type"] == "output")
+        (image,) = (
+            i
+            for out in server.run(prompt)["outputs"].values()
+            for i in out.get("images", ())
+            if i["type"] == "output"
+        )
         with Image.open(server.output / image["subfolder"] / image["filename"]) as picture:
             pictures.append(np.asarray(picture.convert("RGB"), dtype=np.int16))
     assert np.abs(pictures[0] - pictures[1]).max() > 2
@@ -104,8 +139,16 @@ def test_the_small_worlds_demo_graph_draws_two_given_subjects_in_a_server(server
 def test_the_demos_individuals_were_never_trained_on():
     for name, who in DEMO_GHOSTS.items():
         assert who.held_out
-        drawn = (scenes.reference("ghost", who) * 255).round().astype(np.uint8).repeat(4, 0).repeat(4, 1)
-        assert np.array_equal(np.asarray(Image.open(TESTS / f"small_world/demo/photos/{name}.png")), drawn)
+        drawn = (
+            (scenes.reference("ghost", who) * 255)
+            .round()
+            .astype(np.uint8)
+            .repeat(4, 0)
+            .repeat(4, 1)
+        )
+        assert np.array_equal(
+            np.asarray(Image.open(TESTS / f"small_world/demo/photos/{name}.png")), drawn
+        )
 
 
 def test_the_server_offers_the_workflows_as_templates_with_a_thumbnail(server: Server):
@@ -119,7 +162,13 @@ def test_the_server_offers_the_workflows_as_templates_with_a_thumbnail(server: S
 
 
 def test_help_pages_and_the_script_are_served_for_our_nodes(server: Server, info):
-    ours = [n for n in info if n.startswith("MMDiff") and not n.startswith(("MMDiffTest", "MMDiffLoadTiny"))]
+    ours = [
+        n
+        for n in info
+        if n.startswith("MMDiff") and not n.startswith(("MMDiffTest", "MMDiffLoadTiny"))
+    ]
     for page in [*(f"docs/{n}.md" for n in ours), "mmdiff.js"]:
-        with urllib.request.urlopen(f"{server.url}/extensions/{PACK_NAME}/{page}", timeout=30) as answer:
+        with urllib.request.urlopen(
+            f"{server.url}/extensions/{PACK_NAME}/{page}", timeout=30
+        ) as answer:
             assert len(answer.read()) > 100

@@ -1,4 +1,5 @@
 """Models that know the photos of `support.photos`, and one call of the annotation on them."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -17,7 +18,12 @@ class Fakes:
     `calls` counts what they were asked; `fail` names an error to raise.
     """
 
-    def __init__(self, caption: str = CAPTION, extra: tuple[command.Found, ...] = (), fail: Exception | None = None) -> None:
+    def __init__(
+        self,
+        caption: str = CAPTION,
+        extra: tuple[command.Found, ...] = (),
+        fail: Exception | None = None,
+    ) -> None:
         self.text, self.extra, self.fail, self.calls = caption, extra, fail, Counter()
 
     def models(self) -> command.Models:
@@ -42,9 +48,18 @@ class Fakes:
         return masks
 
 
-def annotated(folder: Path, out: Path, fakes: Fakes, classes=("dog", "ball", "cat"), previews: int = 0, rules=None) -> command.Progress:
+def annotated(
+    folder: Path,
+    out: Path,
+    fakes: Fakes,
+    classes=("dog", "ball", "cat"),
+    previews: int = 0,
+    rules=None,
+) -> command.Progress:
     file = command.AnnotationFile(out)
     pictures = command.find_pictures(folder, file)
     progress = command.Progress(len(pictures), lambda text: None)
-    command.annotate_folder(pictures, file, fakes.models(), classes, rules or command.Rules(), progress, previews)
+    command.annotate_folder(
+        pictures, file, fakes.models(), classes, rules or command.Rules(), progress, previews
+    )
     return progress

@@ -4,6 +4,7 @@ functions.
 A case is `case_X.json` + `case_X.safetensors` as described in reference/NUMBERS.md. Weights and
 configs come from the case's folder where it brings them, else from ours.
 """
+
 from __future__ import annotations
 
 import json
@@ -30,7 +31,11 @@ def find_cases(folder: Path) -> list[Path]:
 
 
 def weights_folder(folder: Path) -> Path:
-    return folder if (folder / "weights/unet_comfy.safetensors").is_file() and (folder / "configs").is_dir() else OURS
+    return (
+        folder
+        if (folder / "weights/unet_comfy.safetensors").is_file() and (folder / "configs").is_dir()
+        else OURS
+    )
 
 
 def brought_checkpoint(folder: Path) -> Path | None:
@@ -49,7 +54,9 @@ class RecordedFaces:
     """
 
     def __init__(self, embeddings: torch.Tensor, crops: list[torch.Tensor]):
-        self.answers = [(e.numpy(), c.movedim(0, -1).numpy()) for e, c in zip(embeddings, crops, strict=True)]
+        self.answers = [
+            (e.numpy(), c.movedim(0, -1).numpy()) for e, c in zip(embeddings, crops, strict=True)
+        ]
         self.calls = 0
 
     def portrait(self, image: np.ndarray, which: int, label: str) -> tuple[np.ndarray, np.ndarray]:
@@ -114,14 +121,24 @@ class Case:
         return first.repeat(len(slot), 1, 1, 1)
 
     def faces(self, slot: list[int]) -> RecordedFaces:
-        return RecordedFaces(self["input/face_embeds"][slot], [self[f"input/face_crop_{i}"] for i in slot])
+        return RecordedFaces(
+            self["input/face_embeds"][slot], [self[f"input/face_crop_{i}"] for i in slot]
+        )
 
     @property
     def size_options(self) -> dict[str, int]:
         """SDXL size conditioning as ComfyUI's cond options."""
-        height, width, top, left, target_height, target_width = (int(x) for x in self.meta["time_ids"])
-        return {"width": width, "height": height, "crop_w": left, "crop_h": top, "target_width": target_width,
-                "target_height": target_height}
+        height, width, top, left, target_height, target_width = (
+            int(x) for x in self.meta["time_ids"]
+        )
+        return {
+            "width": width,
+            "height": height,
+            "crop_w": left,
+            "crop_h": top,
+            "target_width": target_width,
+            "target_height": target_height,
+        }
 
     def start(self, model) -> float:
         """The delayed start as a fraction: between the last plain and the first fused timestep."""
@@ -133,4 +150,4 @@ class Case:
         return 1.0 - (times[step - 1] + times[step]) / 2 / 999.0
 
 
-CASE = Case(OURS / "case_A.json")      # the one of all tests that need just one
+CASE = Case(OURS / "case_A.json")  # the one of all tests that need just one

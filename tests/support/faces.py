@@ -1,4 +1,5 @@
 """Pictures with "faces" that the stand-in detector finds: magenta discs on grey."""
+
 from __future__ import annotations
 
 import cv2
@@ -34,4 +35,6 @@ def middles(found: tuple[faces.Face, ...]) -> list[tuple[float, float]]:
 
 def near(face: faces.Face, disc: tuple[int, int, int], tolerance: float) -> bool:
     x, y, radius = disc
-    return bool(np.allclose(face.box, (x - radius, y - radius, x + radius, y + radius), atol=tolerance))
+    return bool(
+        np.allclose(face.box, (x - radius, y - radius, x + radius, y + radius), atol=tolerance)
+    )

@@ -1,4 +1,5 @@
 """Folders that look like a ComfyUI, a pack and an environment."""
+
 from __future__ import annotations
 
 from pathlib import Path

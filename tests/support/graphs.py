@@ -1,4 +1,5 @@
 """Graphs in API format, and how a server runs them."""
+
 from __future__ import annotations
 
 from support.cases import CASE, CHECKPOINT, Case, weights_folder
@@ -15,8 +16,13 @@ def graph(case: Case, behaviour: str, checkpoint: str = CHECKPOINT.name) -> dict
     return {
         **_model_nodes(case, checkpoint),
         "text": node(
-            "MMDiffTextEncode", clip=["tiny", 1], mmdiff=["mmdiff", 0], text=recorded_prompt(case),
-            negative=case.meta["negative_prompt"] or "", start=case.start(None), behaviour=behaviour,
+            "MMDiffTextEncode",
+            clip=["tiny", 1],
+            mmdiff=["mmdiff", 0],
+            text=recorded_prompt(case),
+            negative=case.meta["negative_prompt"] or "",
+            start=case.start(None),
+            behaviour=behaviour,
             **_chain(len(case.slots()) - 1),
         ),
         **_subject_nodes(case),
@@ -31,8 +37,13 @@ def _model_nodes(case: Case, checkpoint: str) -> dict:
         "tiny": node("MMDiffLoadTinyReferenceModel", folder=folder),
         "mmdiff": node("MMDiffLoad", checkpoint=checkpoint),
         "apply": node(
-            "MMDiffApplyAttention", model=["tiny", 0], mmdiff=["mmdiff", 0], fuse_scale=scale,
-            start_percent=0.0, end_percent=1.0, lora_strength=1.0,
+            "MMDiffApplyAttention",
+            model=["tiny", 0],
+            mmdiff=["mmdiff", 0],
+            fuse_scale=scale,
+            start_percent=0.0,
+            end_percent=1.0,
+            lora_strength=1.0,
         ),
     }
 
@@ -43,8 +54,14 @@ def _subject_nodes(case: Case) -> dict:
     for i in range(len(case.slots())):
         nodes[f"case{i}"] = node("MMDiffTestRecordedSubject", case=str(case.path), number=i)
         nodes[f"subject{i}"] = node(
-            "MMDiffSubjectEncoder", mmdiff=["mmdiff", 0], clip_vision=["tiny", 3],
-            image=[f"case{i}", 0], name=f"s{i}", weight=1.0, face=0, faces=[f"case{i}", 1],
+            "MMDiffSubjectEncoder",
+            mmdiff=["mmdiff", 0],
+            clip_vision=["tiny", 3],
+            image=[f"case{i}", 0],
+            name=f"s{i}",
+            weight=1.0,
+            face=0,
+            faces=[f"case{i}", 1],
             **_chain(i - 1),
         )
     return nodes
@@ -58,16 +75,26 @@ def _chain(last: int) -> dict:
 def _sampling_nodes(case: Case) -> dict:
     return {
         "recorded": node(
-            "MMDiffTestRecordedSampling", case=str(case.path), positive=["text", 0], negative=["text", 1]
+            "MMDiffTestRecordedSampling",
+            case=str(case.path),
+            positive=["text", 0],
+            negative=["text", 1],
         ),
         "guider": node(
-            "CFGGuider", model=["apply", 0], positive=["recorded", 0], negative=["recorded", 1],
+            "CFGGuider",
+            model=["apply", 0],
+            positive=["recorded", 0],
+            negative=["recorded", 1],
             cfg=case.call["guidance_scale"],
         ),
         "euler": node("KSamplerSelect", sampler_name="euler"),
         "sample": node(
-            "SamplerCustomAdvanced", noise=["recorded", 2], guider=["guider", 0], sampler=["euler", 0],
-            sigmas=["recorded", 3], latent_image=["recorded", 4],
+            "SamplerCustomAdvanced",
+            noise=["recorded", 2],
+            guider=["guider", 0],
+            sampler=["euler", 0],
+            sigmas=["recorded", 3],
+            latent_image=["recorded", 4],
         ),
     }
 

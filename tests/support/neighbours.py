@@ -1,4 +1,5 @@
 """What a test does to see that another pack or node acts beside ours."""
+
 from __future__ import annotations
 
 import torch
@@ -8,7 +9,9 @@ from mmdiff_core.host.unet import apply
 from support.scene import IMAGE_ONLY, ONE_STEP, STEPS
 
 
-def draw(scene, model, positive, cfg=1.0, sigmas=ONE_STEP, size=(8, 8), negative=None) -> torch.Tensor:
+def draw(
+    scene, model, positive, cfg=1.0, sigmas=ONE_STEP, size=(8, 8), negative=None
+) -> torch.Tensor:
     return scene.sample(model, positive, negative, cfg=cfg, sigmas=sigmas, size=size)
 
 
@@ -19,9 +22,11 @@ def check_beside_ours(scene, theirs):
     bound = scene.bound()
 
     def sample(model, positive):
-        torch.manual_seed(0)        # ToMe draws its tokens from the global generator
+        torch.manual_seed(0)  # ToMe draws its tokens from the global generator
         calls = []
-        handle = model.model.diffusion_model.register_forward_pre_hook(lambda m, args: calls.append(len(args[0])))
+        handle = model.model.diffusion_model.register_forward_pre_hook(
+            lambda m, args: calls.append(len(args[0]))
+        )
         out = draw(scene, model, positive, cfg=3.0, sigmas=STEPS, size=(16, 16))
         handle.remove()
         return out, calls
@@ -33,4 +38,4 @@ def check_beside_ours(scene, theirs):
     assert torch.isfinite(before).all() and calls == plain_calls
     shows, acts = ((before - other).abs().max() for other in (alone, without))
     assert (before - after).abs().max() <= 0.02 * min(shows, acts), "the order matters"
-    assert shows > 1e-3 and acts > 1e-5, (shows, acts)      # the narrow model's guidance is weak
+    assert shows > 1e-3 and acts > 1e-5, (shows, acts)  # the narrow model's guidance is weak

@@ -5,6 +5,7 @@ They are no face models. "coloured_discs" finds magenta discs, so tests can draw
 size; "centre" sees one face in the middle of every picture, for demonstrations with photographs
 where the real pack is not installed.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -33,11 +34,19 @@ class Graph:
 
     def op(self, kind: str, *inputs: str, output: str = "", **attributes: object) -> str:
         output = output or f"tensor_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=f"node_{len(self.nodes)}", **attributes))
+        self.nodes.append(
+            helper.make_node(
+                kind, list(inputs), [output], name=f"node_{len(self.nodes)}", **attributes
+            )
+        )
         return output
 
-    def save(self, path: Path, shape: tuple[object, ...], outputs: list[tuple[str, tuple[object, ...]]]) -> None:
-        declared = [helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in outputs]
+    def save(
+        self, path: Path, shape: tuple[object, ...], outputs: list[tuple[str, tuple[object, ...]]]
+    ) -> None:
+        declared = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in outputs
+        ]
         image = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
         graph = helper.make_graph(self.nodes, path.stem, [image], declared, self.constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -47,7 +56,10 @@ class Graph:
 
 def write_model_pack(root: Path, name: str = "stand_in", detector: str = "coloured_discs") -> Path:
     """Writes <root>/models/<name>/det_stand_in.onnx and rec_stand_in.onnx; returns that folder."""
-    kinds: dict[str, Callable[[Path], None]] = {"coloured_discs": _coloured_discs, "centre": _centre}
+    kinds: dict[str, Callable[[Path], None]] = {
+        "coloured_discs": _coloured_discs,
+        "centre": _centre,
+    }
     if detector not in kinds:
         raise ValueError(f"Unknown stand-in detector {detector!r}; there are {', '.join(kinds)}.")
     folder = Path(root) / "models" / name
@@ -57,7 +69,9 @@ def write_model_pack(root: Path, name: str = "stand_in", detector: str = "colour
     return folder
 
 
-def _save_detector(graph: Graph, path: Path, scores: list[str], boxes: list[str], points: list[str]) -> None:
+def _save_detector(
+    graph: Graph, path: Path, scores: list[str], boxes: list[str], points: list[str]
+) -> None:
     outputs = [(name, ("cells", 1)) for name in scores]
     outputs += [(name, ("cells", 4)) for name in boxes]
     outputs += [(name, ("cells", 10)) for name in points]
@@ -75,11 +89,15 @@ def _coloured_discs(path: Path) -> None:
 def _magenta(graph: Graph) -> str:
     """[1 1 H W]: 1 where a pixel is saturated magenta, 0 where it is grey."""
     weights = graph.constant(np.array([0.25, -0.5, 0.25]).reshape(1, 3, 1, 1))
-    return graph.op("Clip", graph.op("Conv", "image", weights), graph.constant(0.0), graph.constant(1.0))
+    return graph.op(
+        "Clip", graph.op("Conv", "image", weights), graph.constant(0.0), graph.constant(1.0)
+    )
 
 
 def _disc_head(graph: Graph, magenta: str, stride: int) -> tuple[str, str, str]:
-    cells = graph.op("AveragePool", magenta, kernel_shape=[stride, stride], strides=[stride, stride])
+    cells = graph.op(
+        "AveragePool", magenta, kernel_shape=[stride, stride], strides=[stride, stride]
+    )
     area, middle = _moments(graph, cells)
     radius = graph.op("Sqrt", graph.op("Mul", area, graph.constant(1 / np.pi)))
     return (
@@ -128,7 +146,9 @@ def _box_distances(graph: Graph, radius: str, middle: str) -> str:
 def _landmark_offsets(graph: Graph, radius: str, middle: str) -> str:
     directions = graph.constant(np.array(LANDMARKS).reshape(1, 10, 1, 1))
     corner = graph.op("Add", middle, graph.constant(0.5))
-    return graph.op("Add", graph.op("Mul", radius, directions), graph.op("Concat", *[corner] * 5, axis=1))
+    return graph.op(
+        "Add", graph.op("Mul", radius, directions), graph.op("Concat", *[corner] * 5, axis=1)
+    )
 
 
 def _two_anchors(graph: Graph, values: str, channels: int, output: str) -> str:
@@ -157,7 +177,9 @@ def _content_size(graph: Graph) -> str:
     sizes = []
     for other_axis in (2, 3):
         brightest = graph.op("ReduceMax", "image", axes=[1, other_axis], keepdims=0)
-        lit = graph.op("Cast", graph.op("Greater", brightest, graph.constant(-0.97)), to=TensorProto.FLOAT)
+        lit = graph.op(
+            "Cast", graph.op("Greater", brightest, graph.constant(-0.97)), to=TensorProto.FLOAT
+        )
         sizes.append(graph.op("ReduceSum", lit, graph.constant([1], np.int64), keepdims=1))
     return graph.op("Concat", *sizes, axis=1)
 
@@ -173,8 +195,11 @@ def _middle_head(graph: Graph, middle: str, radius: str, stride: int) -> tuple[s
     radius = graph.op("Mul", radius, scale)
     sides = graph.op("Concat", graph.op("Neg", middle), middle, axis=1)
     box = graph.op("Add", sides, radius)
-    points = graph.op("Add", graph.op("Mul", radius, graph.constant(np.array(LANDMARKS).reshape(1, 10))),
-                      graph.op("Concat", *[middle] * 5, axis=1))
+    points = graph.op(
+        "Add",
+        graph.op("Mul", radius, graph.constant(np.array(LANDMARKS).reshape(1, 10))),
+        graph.op("Concat", *[middle] * 5, axis=1),
+    )
     return (
         _first_cell(graph, count, 0.9 if stride == STRIDES[-1] else 0.0, f"score_{stride}"),
         _repeat(graph, box, count, 4, f"box_{stride}"),
@@ -184,8 +209,15 @@ def _middle_head(graph: Graph, middle: str, radius: str, stride: int) -> tuple[s
 
 def _cell_count(graph: Graph, stride: int) -> str:
     """[1]: twice the number of stride x stride cells."""
-    size = graph.op("Slice", graph.op("Shape", "image"), graph.constant([2], np.int64), graph.constant([4], np.int64))
-    cells = graph.op("ReduceProd", graph.op("Div", size, graph.constant([stride, stride], np.int64)), axes=[0])
+    size = graph.op(
+        "Slice",
+        graph.op("Shape", "image"),
+        graph.constant([2], np.int64),
+        graph.constant([4], np.int64),
+    )
+    cells = graph.op(
+        "ReduceProd", graph.op("Div", size, graph.constant([stride, stride], np.int64)), axes=[0]
+    )
     return graph.op("Mul", cells, graph.constant([2], np.int64))
 
 

@@ -2,6 +2,7 @@
 
 How it is opened, what graphs are built there, and how nodes are seen and used.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -14,20 +15,39 @@ import urllib.request
 from support.page_graphs import FIND
 from support.server import Server
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "microsoft-edge",
+)
 
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--mute-audio")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--mute-audio",
+)
 
 # the folder of the newest frontend, for ComfyUI's --front-end-root
 NEWEST = "MMDIFF_NEWEST_FRONTEND"
 
 SIZE = {"width": 1500, "height": 1100}
 
-QUIET = {"Comfy.TutorialCompleted": True, "Comfy.Graph.CanvasInfo": False, "Comfy.Minimap.Visible": False}
+QUIET = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Minimap.Visible": False,
+}
 
 
 def browser() -> str | None:
-    return os.environ.get("MMDIFF_TEST_BROWSER") or next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    return os.environ.get("MMDIFF_TEST_BROWSER") or next(
+        (path for name in BROWSERS if (path := shutil.which(name))), None
+    )
 
 
 def lacking() -> str | None:
@@ -55,8 +75,11 @@ def lacking_newest() -> str | None:
 
 def open_page(page, server) -> None:
     page.goto(server.url)
-    page.wait_for_function("() => !!(window.app?.graph && app.extensionManager?.workflow?.activeWorkflow && "
-                           "LiteGraph.registered_node_types.MMDiffTextEncode)", timeout=60_000)
+    page.wait_for_function(
+        "() => !!(window.app?.graph && app.extensionManager?.workflow?.activeWorkflow && "
+        "LiteGraph.registered_node_types.MMDiffTextEncode)",
+        timeout=60_000,
+    )
 
 
 class Editor:
@@ -69,7 +92,11 @@ class Editor:
 
     @property
     def boxes(self) -> list[dict]:
-        return json.loads(self.page.evaluate(f"{FIND}('MMDiffConstraintMasks').widgets.find((w) => w.name === 'boxes').value"))
+        return json.loads(
+            self.page.evaluate(
+                f"{FIND}('MMDiffConstraintMasks').widgets.find((w) => w.name === 'boxes').value"
+            )
+        )
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         area = self.stage.bounding_box()
@@ -98,17 +125,24 @@ def shot(page, name: str) -> None:
 
 
 def close_to(box: dict, subject: int, x: float, y: float, width: float, height: float) -> bool:
-    return box["subject"] == subject and all(abs(box[k] - v) < 0.02 for k, v in zip(("x", "y", "width", "height"), (x, y, width, height), strict=True))
+    return box["subject"] == subject and all(
+        abs(box[k] - v) < 0.02
+        for k, v in zip(("x", "y", "width", "height"), (x, y, width, height), strict=True)
+    )
 
 
 # ---------------------------------------------------------------- the widget holds the truth
+
 
 def run_and_wait(page, server) -> dict:
     """Queue the page's graph; its entry in the server's history."""
     before = set(server.get("/history"))
     page.evaluate("() => app.queuePrompt(0)")
     end = time.monotonic() + 120
-    while not (new := {k: v for k, v in server.get("/history").items() if k not in before}) and time.monotonic() < end:
+    while (
+        not (new := {k: v for k, v in server.get("/history").items() if k not in before})
+        and time.monotonic() < end
+    ):
         time.sleep(0.2)
     (entry,) = new.values()
     assert entry["status"]["status_str"] == "success", entry["status"]
@@ -117,6 +151,7 @@ def run_and_wait(page, server) -> dict:
 
 # ---------------------------------------------------------------- names in the prompt
 
+
 def prompt_box(page, number: int = 0):
     drawn = page.locator("[data-node-id]:has-text('MM-Diff Text Encode') textarea")
     return (drawn if drawn.count() else page.locator("textarea.comfy-multiline-input")).nth(number)
@@ -124,10 +159,13 @@ def prompt_box(page, number: int = 0):
 
 # ---------------------------------------------------------------- the page's language
 
+
 def change_settings(server: Server, settings: dict) -> None:
     """ComfyUI's settings: those of a quiet page, and these."""
     asked = urllib.request.Request(
-        f"{server.url}/api/settings", json.dumps(QUIET | settings).encode(), {"Content-Type": "application/json"}
+        f"{server.url}/api/settings",
+        json.dumps(QUIET | settings).encode(),
+        {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(asked, timeout=30):
         pass

@@ -1,4 +1,5 @@
 """Graphs that are built in the page; `window.nodes` holds their nodes by short names."""
+
 from __future__ import annotations
 
 # An empty graph, and how nodes are put there: `window.nodes` holds them by short names.
@@ -26,7 +27,10 @@ EMPTY = """
 """
 
 # The small world's two subjects with regions, built in the page.
-BUILD = """async () => {""" + EMPTY + """
+BUILD = (
+    """async () => {"""
+    + EMPTY
+    + """
   add("world", "MMDiffSmallWorldLoader", -1200, 0);
   for (const [i, [name, hue]] of [["Violet", 0.74], ["Teal", 0.5]].entries()) {
     const look = { kind: "ghost", first_colour: hue };
@@ -65,11 +69,15 @@ BUILD = """async () => {""" + EMPTY + """
   // the newest frontend's name, the older one's
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }"""
+)
 
 FIND = "((kind) => app.graph.nodes.find((n) => n.comfyClass === kind))"
 
 # A portrait subject from pictures of the input folder; "discs" finds a face wherever one was drawn.
-PORTRAIT = """async (names) => {""" + EMPTY + """
+PORTRAIT = (
+    """async (names) => {"""
+    + EMPTY
+    + """
   add("tiny", "MMDiffLoadTinyReferenceModel", -900, 0);
   add("mmdiff", "MMDiffLoad", -900, 250, { checkpoint: "tiny-portrait" });
   add("faces", "MMDiffLoadFaceAnalysis", -900, 450, { model: "discs", device: "cpu" });
@@ -107,3 +115,4 @@ PORTRAIT = """async (names) => {""" + EMPTY + """
   const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
   (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
 }"""
+)

@@ -1,4 +1,5 @@
 """The face picker of a subject's node, on pictures that are drawn for it."""
+
 from __future__ import annotations
 
 import time
@@ -16,6 +17,7 @@ def draw_faces(server, name: str, discs) -> str:
     from PIL import Image
 
     from support.faces import picture
+
     image = Image.fromarray(picture(*discs))
     name = f"{time.time_ns()}_{name}.png"
     image.save(server.home / "input" / name)
@@ -29,7 +31,11 @@ class Picker:
         self.page, self.server = page, server
         page.evaluate(PORTRAIT, list(pictures))
         self.root = page.locator(".mmdiff-faces:visible").first
-        self.faces, self.says, self.largest = self.root.locator(".face"), self.root.locator(".says"), self.root.get_by_role("button", name="largest")
+        self.faces, self.says, self.largest = (
+            self.root.locator(".face"),
+            self.root.locator(".says"),
+            self.root.get_by_role("button", name="largest"),
+        )
 
     def run(self) -> dict:
         """Queue the graph; what Ann's node was told, once the page shows it."""

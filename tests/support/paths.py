@@ -1,4 +1,5 @@
 """Where the tests and the pack lie."""
+
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]

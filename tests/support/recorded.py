@@ -1,4 +1,5 @@
 """The pack run on a recorded case, stage by stage, and how near it must come."""
+
 from __future__ import annotations
 
 import comfy.sample
@@ -20,12 +21,15 @@ VARIANTS = ("official", "te2lora")
 
 BEHAVIOURS = {
     # recorded variant, is the negative prompt fused -> how the pack is asked to run
-    ("official", True): "released", ("te2lora", False): "corrected",
+    ("official", True): "released",
+    ("te2lora", False): "corrected",
 }
 
 
 def close(found: torch.Tensor, recorded: torch.Tensor, tolerance: float, what: str) -> None:
-    assert found.shape == recorded.shape, f"{what}: shape {tuple(found.shape)}, recorded {tuple(recorded.shape)}"
+    assert found.shape == recorded.shape, (
+        f"{what}: shape {tuple(found.shape)}, recorded {tuple(recorded.shape)}"
+    )
     worst = (found.float().cpu() - recorded.float()).abs().max().item()
     assert worst <= tolerance, f"{what}: differs by {worst:.2e}, allowed {tolerance:.0e}"
 
@@ -34,7 +38,9 @@ def load_world(case: Case) -> dict:
     """The small model of the case's folder."""
     folder = weights_folder(case.path.parent)
     return {
-        "model": build.model(folder), "clip": build.clip(folder), "vision": build.clip_vision(folder),
+        "model": build.model(folder),
+        "clip": build.clip(folder),
+        "vision": build.clip_vision(folder),
         "mmdiff": load_mmdiff(checkpoint_folder(case.path.parent)),
     }
 
@@ -42,7 +48,9 @@ def load_world(case: Case) -> dict:
 def encode_subjects(case: Case, world: dict) -> tuple:
     """One subject for each slot of the case, from the recorded faces."""
     return tuple(
-        encode_subject(world["mmdiff"], world["vision"], case.images(slot), case.faces(slot), f"subject {i}")[0]
+        encode_subject(
+            world["mmdiff"], world["vision"], case.images(slot), case.faces(slot), f"subject {i}"
+        )[0]
         for i, slot in enumerate(case.slots(), 1)
     )
 
@@ -55,7 +63,14 @@ def mixed_prompt(case, world, subjects, variant: str, fuse_negative: bool, start
     """Both sides as recorded, also for the combinations that are neither "released" nor
     "corrected".
     """
-    args = (world["clip"], world["mmdiff"], recorded_prompt(case), case.meta["negative_prompt"] or "", subjects, start)
+    args = (
+        world["clip"],
+        world["mmdiff"],
+        recorded_prompt(case),
+        case.meta["negative_prompt"] or "",
+        subjects,
+        start,
+    )
     if (variant, fuse_negative) in BEHAVIOURS:
         encoded = encode_prompt(*args, BEHAVIOURS[variant, fuse_negative])
         return encoded.positive, encoded.negative
@@ -85,6 +100,7 @@ def sized(case, conditioning):
 
 # ---------------------------------------------------------------- the UNet
 
+
 class ProbeSampler(comfy.samplers.Sampler):
     """One model call on a recorded input at a recorded timestep, both rows of it, through ComfyUI's
     sampling path.
@@ -96,12 +112,24 @@ class ProbeSampler(comfy.samplers.Sampler):
     def max_denoise(self, model_wrap, sigmas):
         return False
 
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False):
+    def sample(
+        self,
+        model_wrap,
+        sigmas,
+        extra_args,
+        callback,
+        noise,
+        latent_image=None,
+        denoise_mask=None,
+        disable_pbar=False,
+    ):
         sigma = sigmas[:1]
-        x = self.input * (sigma ** 2 + 1).sqrt()
+        x = self.input * (sigma**2 + 1).sqrt()
         guider = model_wrap
         conds = [guider.conds["negative"], guider.conds["positive"]]
-        denoised = comfy.samplers.calc_cond_batch(guider.inner_model, conds, x, sigma, extra_args["model_options"])
+        denoised = comfy.samplers.calc_cond_batch(
+            guider.inner_model, conds, x, sigma, extra_args["model_options"]
+        )
         self.predicted = torch.cat([(x - d) / sigma for d in denoised])
         return x
 
@@ -114,20 +142,37 @@ def probe(model, positive, negative, sample, timestep: float, hooks=()) -> torch
     guider.set_conds(positive, negative)
     guider.set_cfg(5.0)
     sampler = ProbeSampler(sample)
-    guider.sample(torch.zeros_like(sample), torch.zeros_like(sample), sampler, torch.cat([sigma, torch.zeros(1)]), seed=0, disable_pbar=True)
+    guider.sample(
+        torch.zeros_like(sample),
+        torch.zeros_like(sample),
+        sampler,
+        torch.cat([sigma, torch.zeros(1)]),
+        seed=0,
+        disable_pbar=True,
+    )
     return sampler.predicted
 
 
 # ---------------------------------------------------------------- whole samplings
 
+
 def sample(case, model, positive, negative, cfg: float | None = None) -> torch.Tensor:
     """The recorded 4 Euler steps through comfy.sample; latents in diffusers' scale."""
     sigmas = case["official/run/sigmas"]
     first = sigmas[0].item()
-    noise = case["input/latents"] * (first ** 2 + 1) ** 0.5 / first
+    noise = case["input/latents"] * (first**2 + 1) ** 0.5 / first
     sampler = comfy.samplers.sampler_object("euler")
     cfg = case.call["guidance_scale"] if cfg is None else cfg
     out = comfy.sample.sample_custom(
-        model, noise, cfg, sampler, sigmas, sized(case, positive), sized(case, negative), torch.zeros_like(noise), disable_pbar=True, seed=0,
+        model,
+        noise,
+        cfg,
+        sampler,
+        sigmas,
+        sized(case, positive),
+        sized(case, negative),
+        torch.zeros_like(noise),
+        disable_pbar=True,
+        seed=0,
     )
     return out * 0.13025

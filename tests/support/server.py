@@ -1,4 +1,5 @@
 """A real ComfyUI server process for tests: started once, spoken to over HTTP, stopped at the end."""
+
 from __future__ import annotations
 
 import hashlib
@@ -38,13 +39,38 @@ class Server:
 
     def _start(self) -> subprocess.Popen:
         host = Path(os.environ["COMFYUI_PATH"])
-        folders = [x for name in ("output", "input", "temp", "user") for x in (f"--{name}-directory", str(self._folder(name)))]
+        folders = [
+            x
+            for name in ("output", "input", "temp", "user")
+            for x in (f"--{name}-directory", str(self._folder(name)))
+        ]
         import torch
-        cpu = [] if torch.cuda.is_available() and not os.environ.get("MMDIFF_TEST_CPU") else ["--cpu"]
-        command = [sys.executable, "main.py", "--port", self.url.rsplit(":", 1)[1], "--disable-auto-launch", "--database-url", "sqlite:///:memory:", *folders, *cpu,
-                   "--extra-model-paths-config", str(self._extra_paths(host)), *self.arguments]
+
+        cpu = (
+            [] if torch.cuda.is_available() and not os.environ.get("MMDIFF_TEST_CPU") else ["--cpu"]
+        )
+        command = [
+            sys.executable,
+            "main.py",
+            "--port",
+            self.url.rsplit(":", 1)[1],
+            "--disable-auto-launch",
+            "--database-url",
+            "sqlite:///:memory:",
+            *folders,
+            *cpu,
+            "--extra-model-paths-config",
+            str(self._extra_paths(host)),
+            *self.arguments,
+        ]
         with self.log.open("w") as log:
-            return subprocess.Popen(command, cwd=host, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUTF8": "1"})
+            return subprocess.Popen(
+                command,
+                cwd=host,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONUTF8": "1"},
+            )
 
     def _folder(self, name: str) -> Path:
         folder = self.home / name
@@ -58,8 +84,14 @@ class Server:
         self.models.mkdir(exist_ok=True)
         self.loras.mkdir(exist_ok=True)
         subjects = self._folder("mmdiff_subjects")
-        paths = {"tests": {"custom_nodes": TESTS / "host_nodes", "mmdiff": TESTS / "tiny/models/mmdiff", "insightface": self.home / "insightface"},
-                 "written": {"mmdiff": self.models, "loras": self.loras, "mmdiff_subjects": subjects}}
+        paths = {
+            "tests": {
+                "custom_nodes": TESTS / "host_nodes",
+                "mmdiff": TESTS / "tiny/models/mmdiff",
+                "insightface": self.home / "insightface",
+            },
+            "written": {"mmdiff": self.models, "loras": self.loras, "mmdiff_subjects": subjects},
+        }
         if not any(p.resolve() == PACK for p in (host / "custom_nodes").iterdir()):
             linked = self._folder("custom_nodes")
             (linked / PACK_NAME).symlink_to(PACK, target_is_directory=True)
@@ -67,7 +99,9 @@ class Server:
         text = ""
         for group, entries in paths.items():
             text += f"{group}:\n"
-            text += "".join(f"  {name}: {json.dumps(str(folder))}\n" for name, folder in entries.items())
+            text += "".join(
+                f"  {name}: {json.dumps(str(folder))}\n" for name, folder in entries.items()
+            )
         path = self.home / "extra_model_paths.yaml"
         path.write_text(text, encoding="utf-8")
         return path
@@ -86,14 +120,18 @@ class Server:
         raise RuntimeError("the ComfyUI server did not start; its log ends with:\n" + self.tail())
 
     def tail(self, lines: int = 40) -> str:
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        return "\n".join(
+            self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+        )
 
     def get(self, path: str):
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return json.load(answer)
 
     def post(self, path: str, data: dict):
-        request = urllib.request.Request(self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
@@ -103,7 +141,9 @@ class Server:
         RuntimeError with the server's words where it failed.
         """
         try:
-            number = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})["prompt_id"]
+            number = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})[
+                "prompt_id"
+            ]
         except urllib.error.HTTPError as error:
             raise RuntimeError(error.read().decode("utf-8", "replace")) from error
         end = time.monotonic() + RUN_LIMIT

@@ -1,4 +1,5 @@
 """A task on the small world's base with a shaken adapter, and its gradients."""
+
 from __future__ import annotations
 
 import torch
@@ -6,7 +7,9 @@ import torch
 from mmdiff_core.training.config import AdapterConfig, ConstraintConfig, RunConfig
 
 RUN = RunConfig(
-    base="small-world", adapter=AdapterConfig(name="small-world", rank=4, text_rank=4), constraint=ConstraintConfig(text=0.3, image=0.2),
+    base="small-world",
+    adapter=AdapterConfig(name="small-world", rank=4, text_rank=4),
+    constraint=ConstraintConfig(text=0.3, image=0.2),
 )
 
 
@@ -20,6 +23,7 @@ def shake(task, seed: int = 0, scale: float = 0.05) -> None:
 
 def build(run: RunConfig = RUN):
     from mmdiff_core.host.build import build_task
+
     task = build_task(run)
     shake(task)
     return task

@@ -1,4 +1,5 @@
 """Subjects of random numbers."""
+
 from __future__ import annotations
 
 import torch
@@ -17,9 +18,17 @@ ADAPTER = "0123456789abcdef"
 def subject(name: str = "ann", seed: int = 0, references: int = 2) -> Subject:
     g = torch.Generator().manual_seed(seed)
     return Subject(
-        name=name, tokens=torch.randn(4 * references, 16, generator=g), words={"l": torch.randn(8, generator=g), "g": torch.randn(12, generator=g)},
-        references=references, adapter=ADAPTER, weight=0.7, encoder="feed", identity=F.normalize(torch.randn(8, generator=g), dim=0),
-        pictures_seen=torch.randint(0, 256, (references, 64, 64, 3), dtype=torch.uint8, generator=g),
+        name=name,
+        tokens=torch.randn(4 * references, 16, generator=g),
+        words={"l": torch.randn(8, generator=g), "g": torch.randn(12, generator=g)},
+        references=references,
+        adapter=ADAPTER,
+        weight=0.7,
+        encoder="feed",
+        identity=F.normalize(torch.randn(8, generator=g), dim=0),
+        pictures_seen=torch.randint(
+            0, 256, (references, 64, 64, 3), dtype=torch.uint8, generator=g
+        ),
     )
 
 
@@ -30,7 +39,9 @@ LEFT, RIGHT = Box(1, 0, 0, 0.5, 1), Box(2, 0.5, 0, 0.5, 1)
 CANVAS = (32, 32)
 
 
-def regions(boxes=(), masks=None, kept=None, names=NAMES[:2], **shaping) -> list[torch.Tensor | None]:
+def regions(
+    boxes=(), masks=None, kept=None, names=NAMES[:2], **shaping
+) -> list[torch.Tensor | None]:
     return regions_of_subjects(names, masks or {}, boxes, kept or {}, CANVAS, Shaping(**shaping))
 
 

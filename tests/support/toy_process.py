@@ -1,4 +1,5 @@
 """One training process on the toy model: python toy_process.py half FOLDER CONFIG | two FOLDER"""
+
 from __future__ import annotations
 
 import json
@@ -20,17 +21,30 @@ from support.toy_run import CONFIG, Source, Toy, ask_to_stop, full_disk
 
 def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     """This file as a process of its own."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(PACK), str(TESTS))), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen([sys.executable, *launcher, str(Path(__file__)), *arguments], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join((str(PACK), str(TESTS))),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(Path(__file__)), *arguments],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def half(folder: Path, config: LoopConfig) -> None:
     """Trains until it gets a SIGTERM in its fiftieth step."""
     before = signal.getsignal(signal.SIGTERM)
-    config = replace(config, workers=0)         # so that the batch is asked for in the step itself
+    config = replace(config, workers=0)  # so that the batch is asked for in the step itself
     report = fit(Toy(), Source(at={98: ask_to_stop}), config, folder)
-    print(report, f"stopped={report.stopped}", "handlers restored" if signal.getsignal(signal.SIGTERM) == before else "")
+    print(
+        report,
+        f"stopped={report.stopped}",
+        "handlers restored" if signal.getsignal(signal.SIGTERM) == before else "",
+    )
 
 
 def two(folder: Path) -> None:
@@ -43,7 +57,10 @@ def two(folder: Path) -> None:
         report = fit(Toy(), source, config, folder)
         told.append(f"{'stopped' if report.stopped else 'done'} at {report.steps}")
     assert source.seen == [s * 4 + number * 2 for s in range(4, 8)], source.seen
-    for place, options in ((folder, {"export": full_disk}), (folder / "new", {"model": Toy({6: float("nan")})})):
+    for place, options in (
+        (folder, {"export": full_disk}),
+        (folder / "new", {"model": Toy({6: float("nan")})}),
+    ):
         try:
             fit(**{"model": Toy(), "source": Source(), "config": config, "folder": place} | options)
         except RunError as error:

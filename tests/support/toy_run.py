@@ -1,4 +1,5 @@
 """A toy model and a toy source for the training loop, and one call of it."""
+
 from __future__ import annotations
 
 import errno
@@ -17,8 +18,19 @@ from mmdiff_core.training.example import Example
 from mmdiff_core.training.loop import LoopConfig, fit
 
 CONFIG = LoopConfig(
-    steps=20, batch=2, learning_rate=0.05, warmup_steps=3, schedule="cosine", final_fraction=0.1, clip_norm=0.5, ema_decay=0.9,
-    save_every=5, keep_last=2, log_every=4, workers=0, tracker=None,
+    steps=20,
+    batch=2,
+    learning_rate=0.05,
+    warmup_steps=3,
+    schedule="cosine",
+    final_fraction=0.1,
+    clip_norm=0.5,
+    ema_decay=0.9,
+    save_every=5,
+    keep_last=2,
+    log_every=4,
+    workers=0,
+    tracker=None,
 )
 
 
@@ -39,8 +51,13 @@ class Toy(nn.Module):
 
     def forward(self, batch: tuple[Example, ...]) -> dict[str, torch.Tensor]:
         pixels = torch.stack([e.pixels.flatten() for e in batch]).to(self.scale)
-        noise = torch.stack([torch.randn(12, generator=torch.Generator().manual_seed(e.index)) for e in batch]).to(pixels)
-        errors = (self.scale * self.second(torch.tanh(self.first(pixels + 0.1 * noise))) - pixels.sum(1, keepdim=True)) ** 2
+        noise = torch.stack(
+            [torch.randn(12, generator=torch.Generator().manual_seed(e.index)) for e in batch]
+        ).to(pixels)
+        errors = (
+            self.scale * self.second(torch.tanh(self.first(pixels + 0.1 * noise)))
+            - pixels.sum(1, keepdim=True)
+        ) ** 2
         spoilt = torch.tensor([self.spoil.get(e.index, 1.0) for e in batch]).mean()
         return {"loss": errors.mean() * spoilt, "size": self.second.weight.norm()}
 
@@ -55,7 +72,9 @@ class Source:
         self.seen, self.at, self.pause = [], at or {}, pause
 
     def example(self, index: int) -> Example:
-        return Example(torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(index)), "", (), index)
+        return Example(
+            torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(index)), "", (), index
+        )
 
     def batch(self, start: int, size: int) -> tuple[Example, ...]:
         self.seen.append(start)
@@ -76,7 +95,13 @@ def ask_to_stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def train(folder: Path, config: LoopConfig = CONFIG, source: Source | None = None, model: Toy | None = None, **options):
+def train(
+    folder: Path,
+    config: LoopConfig = CONFIG,
+    source: Source | None = None,
+    model: Toy | None = None,
+    **options,
+):
     """One call of fit -> (report, the newest state's tensors and optimiser, the model)."""
     model = model or Toy()
     report = fit(model, source or Source(), config, folder, **options)

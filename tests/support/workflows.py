@@ -1,4 +1,5 @@
 """The bundled workflows: read, turned into API graphs, and run on the tiny model."""
+
 from __future__ import annotations
 
 import json
@@ -10,22 +11,47 @@ WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
-BUNDLED = {"single_portrait", "several_references", "two_people_free", "two_people_boxes", "three_subjects", "identity_mixing",
-         "general_subject", "with_controlnet", "with_style_lora", "save_subject", "load_subject", "delayed_conditioning",
-         "small_world_one_subject", "small_world_several_references", "small_world_two_subjects", "small_world_three_subjects",
-         "small_world_boxes", "small_world_masks", "small_world_mixing", "small_world_attention_maps"}
+BUNDLED = {
+    "single_portrait",
+    "several_references",
+    "two_people_free",
+    "two_people_boxes",
+    "three_subjects",
+    "identity_mixing",
+    "general_subject",
+    "with_controlnet",
+    "with_style_lora",
+    "save_subject",
+    "load_subject",
+    "delayed_conditioning",
+    "small_world_one_subject",
+    "small_world_several_references",
+    "small_world_two_subjects",
+    "small_world_three_subjects",
+    "small_world_boxes",
+    "small_world_masks",
+    "small_world_mixing",
+    "small_world_attention_maps",
+}
 
 # how the graphs run without the real models: node type -> (stand-in, {output: output of the
 # stand-in}); the LoRA and the general
 # adapter are real files of the tiny model's size, under the names that the graphs ask for
 TINY = "MMDiffLoadTinyReferenceModel"
 
-STAND_INS = {"CheckpointLoaderSimple": (TINY, {0: 0, 1: 1, 2: 2}), "CLIPVisionLoader": (TINY, {0: 3}),
-             "ControlNetLoader": ("MMDiffLoadTinyControlNet", {0: 0})}
+STAND_INS = {
+    "CheckpointLoaderSimple": (TINY, {0: 0, 1: 1, 2: 2}),
+    "CLIPVisionLoader": (TINY, {0: 3}),
+    "ControlNetLoader": ("MMDiffLoadTinyControlNet", {0: 0}),
+}
 
 FILES = {"portrait_generation": "tiny-portrait", "buffalo_l": "stand_in", "auto": "cpu"}
 
-SMALL = {"EmptyLatentImage": {"width": 192, "height": 128}, "ImageScale": {"width": 192, "height": 128}, "KSampler": {"steps": 2}}
+SMALL = {
+    "EmptyLatentImage": {"width": 192, "height": 128},
+    "ImageScale": {"width": 192, "height": 128},
+    "KSampler": {"steps": 2},
+}
 
 # its graphs run as they are, only shorter
 SMALL_WORLD = {"KSampler": {"steps": 4}, "EmptyLatentImage": {"batch_size": 1}}
@@ -36,7 +62,9 @@ def load(path: Path) -> dict:
 
 
 def slots(entry: dict) -> list[tuple[str, list]]:
-    return [(k, v) for kind in ("required", "optional") for k, v in entry["input"].get(kind, {}).items()]
+    return [
+        (k, v) for kind in ("required", "optional") for k, v in entry["input"].get(kind, {}).items()
+    ]
 
 
 def widgets(entry: dict) -> list[str]:
@@ -45,7 +73,11 @@ def widgets(entry: dict) -> list[str]:
     for name, spec in slots(entry):
         if isinstance(spec[0], list) or spec[0] in WIDGET_TYPES:
             options = spec[1] if len(spec) > 1 else {}
-            names += [name] + ["control_after_generate"] * bool(options.get("control_after_generate")) + ["upload"] * bool(options.get("image_upload"))
+            names += (
+                [name]
+                + ["control_after_generate"] * bool(options.get("control_after_generate"))
+                + ["upload"] * bool(options.get("image_upload"))
+            )
     return names
 
 
@@ -79,7 +111,11 @@ def to_api(workflow: dict, info: dict) -> dict:
         if kind in STAND_INS:
             continue
         values = dict(zip(widgets(info[kind]), node["widgets_values"], strict=True))
-        inputs = {k: FILES.get(v, v) for k, v in values.items() if k not in ("control_after_generate", "upload")} | instead.get(kind, {})
+        inputs = {
+            k: FILES.get(v, v)
+            for k, v in values.items()
+            if k not in ("control_after_generate", "upload")
+        } | instead.get(kind, {})
         inputs |= {s["name"]: source(s["link"]) for s in node["inputs"] if s["link"] is not None}
         prompt[str(node["id"])] = {"class_type": kind, "inputs": inputs}
     return prompt

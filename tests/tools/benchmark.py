@@ -19,6 +19,7 @@ What is counted as a wait: an operation that makes the host wait for a GPU (read
 that depend on data, a blocking copy between devices). On the CPU the copies cannot be seen, the
 others can.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,16 +34,38 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--scale", choices=("reduced", "full"), default="reduced", help="width of the UNet's layers")
-    parser.add_argument("--size", type=int, help="side of the picture in pixels (full: 1024, reduced: 512)")
-    parser.add_argument("--subjects", default="1,2,4", help="numbers of subjects, each with one reference (4 tokens)")
+    parser.add_argument(
+        "--scale", choices=("reduced", "full"), default="reduced", help="width of the UNet's layers"
+    )
+    parser.add_argument(
+        "--size", type=int, help="side of the picture in pixels (full: 1024, reduced: 512)"
+    )
+    parser.add_argument(
+        "--subjects",
+        default="1,2,4",
+        help="numbers of subjects, each with one reference (4 tokens)",
+    )
     parser.add_argument("--masks", action="store_true", help="also with a mask for every subject")
-    parser.add_argument("--looks", action="store_true", help="also what looks at attention or holds nouns, for two subjects")
-    parser.add_argument("--cfg", type=float, default=5.0, help="1 runs the positive prompt alone, in one row")
-    parser.add_argument("--steps", type=int, default=5, help="steps of one sampling; ratios leave out the first")
+    parser.add_argument(
+        "--looks",
+        action="store_true",
+        help="also what looks at attention or holds nouns, for two subjects",
+    )
+    parser.add_argument(
+        "--cfg", type=float, default=5.0, help="1 runs the positive prompt alone, in one row"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=5, help="steps of one sampling; ratios leave out the first"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="samplings of each arm")
-    parser.add_argument("--threads", type=int, help="threads of torch; 1 is steadier where others use the machine too")
-    parser.add_argument("--pack", type=Path, help="a checkout of ComfyUI_IPAdapter_plus to measure beside ours")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="threads of torch; 1 is steadier where others use the machine too",
+    )
+    parser.add_argument(
+        "--pack", type=Path, help="a checkout of ComfyUI_IPAdapter_plus to measure beside ours"
+    )
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     args = parser.parse_args(argv)
     check_arguments(parser, args)
@@ -71,6 +94,7 @@ def main() -> None:
     try:
         use_host(args.device)
         from cost.measure import measure
+
         measure(args)
     except BenchmarkError as error:
         sys.exit(f"benchmark: {error}")

@@ -9,6 +9,7 @@ CLIP ViT-L/14 and the portrait adapter for SDXL with a wholly fine-tuned image e
 Finding faces is left out: that is InsightFace's own time. `again` is the same reference under
 another name: nothing is encoded.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,9 +29,12 @@ class Faces:
 
     def portrait(self, image, which, label, region=None):
         import numpy as np
+
         random = np.random.default_rng(len(label))
         embedding = random.normal(size=512).astype("float32")
-        return embedding / np.linalg.norm(embedding), random.integers(0, 255, (224, 224, 3), dtype="uint8")
+        return embedding / np.linalg.norm(embedding), random.integers(
+            0, 255, (224, 224, 3), dtype="uint8"
+        )
 
 
 def build():
@@ -43,20 +47,33 @@ def build():
     from mmdiff_core.adapter import MMDiffAdapter, SubjectModules
     from mmdiff_core.config import PORTRAIT_SDXL
     from mmdiff_core.host.models import LoadedMMDiff
-    clip_vision = comfy.clip_vision.ClipVisionModel(str(Path(comfy.clip_vision.__file__).with_name("clip_vision_config_vitl.json")))
+
+    clip_vision = comfy.clip_vision.ClipVisionModel(
+        str(Path(comfy.clip_vision.__file__).with_name("clip_vision_config_vitl.json"))
+    )
     generator = torch.Generator().manual_seed(0)
     modules = SubjectModules(PORTRAIT_SDXL, ops=comfy.ops.manual_cast)
     for module in (clip_vision.model, modules):
         for parameter in module.parameters():
             parameter.requires_grad_(False).normal_(0, 0.02, generator=generator)
-    vision = {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in official.vision_shapes(PORTRAIT_SDXL).items()}
-    adapter = MMDiffAdapter(PORTRAIT_SDXL, modules.eval(), {}, {}, vision, "benchmark", "random adapter")
+    vision = {
+        key: torch.randn(shape, generator=generator) * 0.02
+        for key, shape in official.vision_shapes(PORTRAIT_SDXL).items()
+    }
+    adapter = MMDiffAdapter(
+        PORTRAIT_SDXL, modules.eval(), {}, {}, vision, "benchmark", "random adapter"
+    )
     return LoadedMMDiff(adapter), clip_vision
 
 
 def peak_mb(device: str) -> float:
     import torch
-    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    return (
+        torch.cuda.max_memory_allocated() / 2**20
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
 
 
 def main() -> None:
@@ -70,6 +87,7 @@ def main() -> None:
     except BenchmarkError as error:
         sys.exit(f"benchmark: {error}")
     import torch
+
     torch.set_num_threads(args.threads or torch.get_num_threads())
     measure = Measure(torch.rand(max(REFERENCES), 512, 512, 3))
     measure.encode(1)
@@ -87,12 +105,14 @@ class Measure:
 
     def forget(self) -> None:
         from mmdiff_core.host.models import Encodings
+
         self.mmdiff.encodings = Encodings()
 
     def encode(self, count: int, name: str = "ann", first: int = 0) -> tuple[float, object]:
         """(seconds, subject) of `count` references."""
         from mmdiff_core.host.encode import encode_subject
-        images, begun = self.pictures[first:first + count], time.perf_counter()
+
+        images, begun = self.pictures[first : first + count], time.perf_counter()
         subject, *_ = encode_subject(self.mmdiff, self.clip_vision, images, self.faces, name)
         return time.perf_counter() - begun, subject
 
@@ -108,14 +128,22 @@ def print_references(measure: Measure, args: argparse.Namespace) -> None:
             first.append(seconds)
         for _ in range(args.repeats):
             again.append(measure.encode(count, "ben")[0])
-        cells = (count, f"{statistics.median(first):.2f}", f"{statistics.median(again):.3f}",
-                 len(subject.tokens), f"{peak_mb(args.device):.0f}")
+        cells = (
+            count,
+            f"{statistics.median(first):.2f}",
+            f"{statistics.median(again):.3f}",
+            len(subject.tokens),
+            f"{peak_mb(args.device):.0f}",
+        )
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def print_subjects(measure: Measure, args: argparse.Namespace) -> None:
     from mmdiff_core.subjects import add_subject
-    print("\n| subjects of one reference | seconds | tokens | peak, MB |\n| --- | --- | --- | --- |")
+
+    print(
+        "\n| subjects of one reference | seconds | tokens | peak, MB |\n| --- | --- | --- | --- |"
+    )
     for count in SUBJECTS:
         measure.forget()
         chain, begun = (), time.perf_counter()

@@ -1,4 +1,5 @@
 """The ComfyUI that the benchmarks measure in."""
+
 from __future__ import annotations
 
 import os
@@ -19,12 +20,16 @@ def use_host(device: str) -> None:
     """
     host = os.environ.get("COMFYUI_PATH")
     if not host or not (Path(host) / "comfy").is_dir():
-        raise BenchmarkError(f"COMFYUI_PATH is {host!r}: no ComfyUI there. Set it to the folder that holds comfy/.")
+        raise BenchmarkError(
+            f"COMFYUI_PATH is {host!r}: no ComfyUI there. Set it to the folder that holds comfy/."
+        )
     sys.path[:0] = [host, str(TESTS.parent), str(TESTS), str(TESTS / "host_nodes")]
     import comfy.options
+
     comfy.options.enable_args_parsing(False)
     import torch
     from comfy.cli_args import args
+
     if device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError("--device is cuda, but torch finds no GPU")
     args.cpu = device == "cpu"

@@ -8,6 +8,7 @@ u = updated at every step, n = nouns held too; "free" is always first. drawn[:DO
 round the true places, that many dots (of 32) larger on every side and kept apart. Prints a line
 each.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -54,13 +55,17 @@ class World:
         found = []
         for i, shown in enumerate(example.subjects):
             references = shown.references.movedim(1, -1)
-            found.append(encode_subject(self.mmdiff, self.clip_vision, references, None, f"s{i}")[0])
+            found.append(
+                encode_subject(self.mmdiff, self.clip_vision, references, None, f"s{i}")[0]
+            )
         return tuple(found)
 
     def draw(self, settings: str) -> torch.Tensor:
         """The trials' pictures [N 3 32 32] with one kind of regions."""
         pairs = zip(self.trials, self.encoded, strict=True)
-        return torch.stack([self.picture(trial.example, subjects, settings) for trial, subjects in pairs])
+        return torch.stack(
+            [self.picture(trial.example, subjects, settings) for trial, subjects in pairs]
+        )
 
     def picture(self, example, subjects: tuple, settings: str) -> torch.Tensor:
         subjects = with_regions(example, subjects, settings)
@@ -68,17 +73,24 @@ class World:
         noise, _ = draw_noise([example.index], (sizes.CHANNELS, 16, 16), 1, SEED)
         how = (sizes.SAMPLING[name] for name in ("steps", "cfg", "sampler_name", "scheduler"))
         latents = comfy.sample.sample(
-            self.patched, noise, *how, prompt.positive, prompt.negative, torch.zeros_like(noise),
-            denoise=1.0, disable_pbar=True, seed=0,
+            self.patched,
+            noise,
+            *how,
+            prompt.positive,
+            prompt.negative,
+            torch.zeros_like(noise),
+            denoise=1.0,
+            disable_pbar=True,
+            seed=0,
         )
-        return self.vae.decode(latents)[0, ::sizes.DOT, ::sizes.DOT].movedim(-1, 0)
+        return self.vae.decode(latents)[0, :: sizes.DOT, :: sizes.DOT].movedim(-1, 0)
 
 
 def marked(example) -> str:
     """The caption with a marker behind each subject's noun."""
     text, at = "", 0
     for subject in example.subjects:
-        text, at = text + example.caption[at:subject.span[1]] + "<|subj|>", subject.span[1]
+        text, at = text + example.caption[at : subject.span[1]] + "<|subj|>", subject.span[1]
     return text + example.caption[at:]
 
 
@@ -113,7 +125,10 @@ def main() -> None:
     for settings in ["free", *args.settings]:
         began = time.time()
         shares = count(world.trials, world.draw(settings), reader).shares()
-        told = [f"{name} {100 * p:.0f} ({100 * a:.0f}-{100 * b:.0f})" for name, (p, a, b) in shares.items()]
+        told = [
+            f"{name} {100 * p:.0f} ({100 * a:.0f}-{100 * b:.0f})"
+            for name, (p, a, b) in shares.items()
+        ]
         seconds = time.time() - began
         sys.stdout.write(f"{args.question}, {settings}: {', '.join(told)}; {seconds:.0f} s\n")
         sys.stdout.flush()

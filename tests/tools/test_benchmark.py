@@ -2,6 +2,7 @@
 
 Held to what is computed by hand, and to what one sampling really holds.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -44,7 +45,10 @@ def branch_flop(tokens: int) -> int:
     """
     latent = (SIZE // 8) ** 2
     blocks = transformer_blocks("sdxl")
-    return sum(4 * tokens * (b.width * SMALL.channels // 320) * latent // (4 if b.width == 640 else 16) for b in blocks)
+    return sum(
+        4 * tokens * (b.width * SMALL.channels // 320) * latent // (4 if b.width == 640 else 16)
+        for b in blocks
+    )
 
 
 def test_flop_are_those_of_the_image_branch(counted):
@@ -66,8 +70,15 @@ def test_looking_at_attention_and_holding_nouns_wait_for_nothing(counted):
     world, _, meter, (plain, one, _) = counted
     looking = {arm.name: count_arm(arm, meter, SIZE, CFG) for arm in world.looking()}
     assert all(found.waits == plain.waits for found in looking.values())
-    assert all(sum(found.first_waits.values()) == sum(plain.first_waits.values()) for found in looking.values())
-    assert looking["2 subjects, regions found at every step"].total > looking["2 subjects, regions found in the first step"].total > one.total
+    assert all(
+        sum(found.first_waits.values()) == sum(plain.first_waits.values())
+        for found in looking.values()
+    )
+    assert (
+        looking["2 subjects, regions found at every step"].total
+        > looking["2 subjects, regions found in the first step"].total
+        > one.total
+    )
 
 
 def test_state_is_as_large_as_the_keys_and_values_of_a_run(counted):
@@ -76,7 +87,14 @@ def test_state_is_as_large_as_the_keys_and_values_of_a_run(counted):
 
     def look(executor, x, timestep, model_options, seed):
         run = next(v for v in model_options["transformer_options"].values() if hasattr(v, "states"))
-        held.append(sum(t.nbytes for state in run.states.values() for pair in state.keys.values() for t in pair))
+        held.append(
+            sum(
+                t.nbytes
+                for state in run.states.values()
+                for pair in state.keys.values()
+                for t in pair
+            )
+        )
         return executor(x, timestep, model_options, seed)
 
     watched = arms[1].model.clone()
@@ -95,7 +113,11 @@ def test_operations_views_and_waits_are_told_apart():
         x.repeat_interleave(torch.tensor([1, 2]), dim=0)
     assert counter.operations["aten::mm"] == 1 and "aten::linear" not in counter.operations
     assert counter.operations["aten::t"] == 2 and counter.kernels["aten::t"] == 0
-    assert dict(+counter.waits) == {"aten::_local_scalar_dense": 1, "aten::index": 1, "aten::repeat_interleave": 1}
+    assert dict(+counter.waits) == {
+        "aten::_local_scalar_dense": 1,
+        "aten::index": 1,
+        "aten::repeat_interleave": 1,
+    }
 
 
 def test_a_paired_step_runs_once_more_as_the_plain_model_runs_it(counted):
@@ -123,7 +145,12 @@ def test_a_line_compares_each_step_with_its_own_bare_run(counted):
     _, arms, _, (plain, one, _) = counted
     timings = [Timing(0.5, [9, 4, 6], [1, 2, 3], [9, 4, 6], [1, 4, 6], 0)]
     line = make_line(arms[1], timings, [Timing(0.25, [1, 2, 3], [], [1, 2, 3], [], 0)], one, plain)
-    assert (line.ratio, line.ratio_quartiles, line.cpu_ratio, line.pairs) == (2.0, (2.0, 2.0), 1.0, 2)
+    assert (line.ratio, line.ratio_quartiles, line.cpu_ratio, line.pairs) == (
+        2.0,
+        (2.0, 2.0),
+        1.0,
+        2,
+    )
     assert (line.before_loop_extra_ms, line.first_step_extra_ms) == (250, 5500)
     assert line.extra_waits == 0 and line.peak_extra_mb is None
     assert line.operations_ratio == one.total / plain.total
@@ -132,6 +159,7 @@ def test_a_line_compares_each_step_with_its_own_bare_run(counted):
 
 def test_the_layout_is_gone_afterwards_and_arguments_are_checked(capsys):
     from mmdiff_core.unet_layers import LAYOUTS
+
     before = set(LAYOUTS)
     scale = SCALES["reduced"]
     with layout(scale):

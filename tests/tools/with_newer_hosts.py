@@ -1,7 +1,8 @@
 """What only newer ComfyUI has, beside ours. Passed on 0.33.0; run only when asked for by name:
 
-    COMFYUI_PATH=FOLDER python dev.py test tests/tools/with_newer_hosts.py
+COMFYUI_PATH=FOLDER python dev.py test tests/tools/with_newer_hosts.py
 """
+
 from __future__ import annotations
 
 import pytest
@@ -21,6 +22,7 @@ def scene() -> Scene:
 
 def test_nag_before_and_after_ours_acts_and_leaves_the_subjects(scene):
     from comfy_extras.nodes_nag import NAGuidance
+
     check_beside_ours(scene, lambda model: NAGuidance.execute(model, 5.0, 0.5, 1.5).args[0])
 
 
@@ -41,7 +43,11 @@ def test_a_sampling_shared_between_two_devices_draws_what_one_device_draws(scene
     model.set_additional_models("multigpu", [other])
     calls = []
     for patcher in (model, other):
-        patcher.model.diffusion_model.register_forward_pre_hook(lambda m, args, which=patcher: calls.append(which))
+        patcher.model.diffusion_model.register_forward_pre_hook(
+            lambda m, args, which=patcher: calls.append(which)
+        )
     found = scene.sample(model, scene.bound())
-    assert {id(which) for which in calls} == {id(model), id(other)}, "the host did not share the work"
+    assert {id(which) for which in calls} == {id(model), id(other)}, (
+        "the host did not share the work"
+    )
     assert torch.allclose(found, expected, atol=1e-4)

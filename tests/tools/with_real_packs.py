@@ -5,6 +5,7 @@ PuLID_ComfyUI (cubiq's, on GitHub) into one folder and name it. Run only when as
 
     MMDIFF_PACKS=FOLDER python dev.py test tests/tools/with_real_packs.py
 """
+
 from __future__ import annotations
 
 import importlib
@@ -32,8 +33,17 @@ PACKS = {
     "PuLID_ComfyUI": ("pulid", "set_model_patch_replace", "pulid"),
 }
 # what they import and this test does not reach
-OUT_OF_REACH = {"insightface": [], "insightface.app": ["FaceAnalysis"], "facexlib": [], "facexlib.parsing": ["init_parsing_model"],
-                "facexlib.utils": [], "facexlib.utils.face_restoration_helper": ["FaceRestoreHelper"], "cv2": [], "timm": [], "ftfy": []}
+OUT_OF_REACH = {
+    "insightface": [],
+    "insightface.app": ["FaceAnalysis"],
+    "facexlib": [],
+    "facexlib.parsing": ["init_parsing_model"],
+    "facexlib.utils": [],
+    "facexlib.utils.face_restoration_helper": ["FaceRestoreHelper"],
+    "cv2": [],
+    "timm": [],
+    "ftfy": [],
+}
 
 
 def load_pack(name: str) -> ModuleType:
@@ -50,9 +60,12 @@ def load_pack(name: str) -> ModuleType:
     assert folder.is_dir(), f"{FOLDER} has no {name}"
     package = sys.modules[f"real_{name}"] = ModuleType(f"real_{name}")
     package.__path__ = [str(folder)]
-    if name.startswith("PuLID"):        # its image tower and encoder are never run here
-        for part, attributes in {"eva_clip": [], "eva_clip.constants": ["OPENAI_DATASET_MEAN", "OPENAI_DATASET_STD"],
-                                 "encoders": ["IDEncoder"]}.items():
+    if name.startswith("PuLID"):  # its image tower and encoder are never run here
+        for part, attributes in {
+            "eva_clip": [],
+            "eva_clip.constants": ["OPENAI_DATASET_MEAN", "OPENAI_DATASET_STD"],
+            "encoders": ["IDEncoder"],
+        }.items():
             stub = sys.modules[f"real_{name}.{part}"] = ModuleType(part)
             stub.__path__ = []
             for attribute in attributes:
@@ -76,14 +89,25 @@ def theirs(packs, name: str, model, scene):
     module, (_, patch, keyword) = packs[name], PACKS[name]
     generator = torch.Generator().manual_seed(len(name))
     layers, patched = {}, model.clone()
-    adapter = SimpleNamespace(ip_layers=SimpleNamespace(to_kvs=layers), get_multigpu_clone=lambda device: adapter)
+    adapter = SimpleNamespace(
+        ip_layers=SimpleNamespace(to_kvs=layers), get_multigpu_clone=lambda device: adapter
+    )
     for number, block in enumerate(transformer_blocks(scene.adapter.config.base)):
         for kind in ("k", "v"):
             layer = torch.nn.Linear(make.CONTEXT, block.width, bias=False)
-            layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * make.CONTEXT ** -0.5
+            layer.weight.data = (
+                torch.randn(layer.weight.shape, generator=generator) * make.CONTEXT**-0.5
+            )
             layers[f"{number * 2 + 1}_to_{kind}_ip"] = layer.requires_grad_(False)
-        kwargs = {"weight": 1.0, "cond": torch.randn(1, 4, make.CONTEXT, generator=generator), "uncond": torch.zeros(1, 4, make.CONTEXT),
-                  "sigma_start": 999999999.9, "sigma_end": 0.0, "mask": None, "module_key": str(number * 2 + 1)}
+        kwargs = {
+            "weight": 1.0,
+            "cond": torch.randn(1, 4, make.CONTEXT, generator=generator),
+            "uncond": torch.zeros(1, 4, make.CONTEXT),
+            "sigma_start": 999999999.9,
+            "sigma_end": 0.0,
+            "mask": None,
+            "module_key": str(number * 2 + 1),
+        }
         getattr(module, patch)(patched, {**kwargs, keyword: adapter}, block.slot)
     return patched
 
@@ -91,7 +115,11 @@ def theirs(packs, name: str, model, scene):
 def built(packs, scene, order) -> torch.Tensor:
     model = scene.model
     for name in order:
-        model = apply(model, scene.adapter, IMAGE_ONLY) if name == "ours" else theirs(packs, name, model, scene)
+        model = (
+            apply(model, scene.adapter, IMAGE_ONLY)
+            if name == "ours"
+            else theirs(packs, name, model, scene)
+        )
     return scene.sample(model, scene.bound(), sigmas=SIGMAS)
 
 
@@ -104,7 +132,9 @@ def test_the_real_pack_and_ours_both_act_in_either_order(packs, scene, name):
 
 
 def test_all_of_them_and_ours_make_the_same_picture_in_five_orders(packs, scene):
-    first, *others = (built(packs, scene, order) for order in list(itertools.permutations(["ours", *PACKS]))[::5])
+    first, *others = (
+        built(packs, scene, order) for order in list(itertools.permutations(["ours", *PACKS]))[::5]
+    )
     assert len(others) == 4 and all(torch.allclose(first, other, atol=5e-4) for other in others)
 
 

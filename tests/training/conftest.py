@@ -1,4 +1,5 @@
 """A data set for training, a cutout, a folder of photos, and no GPU."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -21,7 +22,7 @@ def records(tmp_path_factory):
 def square():
     """A cutout [4 40 40]: a disc of one colour."""
     y, x = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
-    alpha = (((x - 19.5) ** 2 + (y - 19.5) ** 2) < 15 ** 2).float()[None]
+    alpha = (((x - 19.5) ** 2 + (y - 19.5) ** 2) < 15**2).float()[None]
     return torch.cat([torch.tensor([0.8, 0.4, 0.2]).view(3, 1, 1) * alpha, alpha])
 
 
@@ -45,6 +46,7 @@ def without_gpu(monkeypatch):
 @pytest.fixture(scope="module")
 def task():
     from support.small_task import build
+
     return build()
 
 

@@ -1,4 +1,5 @@
 """How records are made from bare photos, with models that know them."""
+
 from __future__ import annotations
 
 import json
@@ -22,13 +23,22 @@ def test_an_annotated_folder_reads_as_records_with_the_right_masks(album, tmp_pa
     annotated(album, tmp_path / "out.jsonl", fakes)
     read = read_records(tmp_path / "out.jsonl")
     assert len(read.records) == 4 and not read.broken and fakes.calls["caption"] == 3
-    words = [(n, segment.word) for n, record in enumerate(read.records) for segment in record.segments]
+    words = [
+        (n, segment.word) for n, record in enumerate(read.records) for segment in record.segments
+    ]
     both = ("dog", "ball")
     assert words == [*zip((0, 0), both), (1, "ball"), *zip((2, 2), both), *zip((3, 3), both)]
     pixels, masks = read.records[0].load()
     assert torch.equal(masks, torch.from_numpy(np.stack(picture(0, SIZES[0])[1])))
     line = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
-    assert line["image"] == "album/0.png" and set(line["segments"][0]) >= {"id", "word", "start", "end", "box", "mask"}
+    assert line["image"] == "album/0.png" and set(line["segments"][0]) >= {
+        "id",
+        "word",
+        "start",
+        "end",
+        "box",
+        "mask",
+    }
     assert str(tmp_path) not in (tmp_path / "out.jsonl").read_text()
 
 
@@ -65,7 +75,11 @@ def test_previews_show_boxes_masks_and_words(album, tmp_path):
     with Image.open(found[0]) as image:
         assert image.size == (96, 64 + 16)
     drawn = np.array(command.preview(*_previewed()))
-    assert (drawn[20, 10] == (230, 60, 60)).all() and (drawn[45, 20] == (215, 50, 50)).all() and not (drawn[66:, :60] == 255).all()
+    assert (
+        (drawn[20, 10] == (230, 60, 60)).all()
+        and (drawn[45, 20] == (215, 50, 50)).all()
+        and not (drawn[66:, :60] == 255).all()
+    )
 
 
 def _previewed():
@@ -75,12 +89,18 @@ def _previewed():
 
 def test_rejects_are_counted_by_reason_recorded_and_not_done_again(album, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    (album / "0.txt").write_text("a quiet room")                             # no class noun
+    (album / "0.txt").write_text("a quiet room")  # no class noun
     (album / "1.png").write_bytes(b"not a picture")
-    (album / "2.txt").write_text("a cat")                                    # nothing found
+    (album / "2.txt").write_text("a cat")  # nothing found
     progress = annotated(album, tmp_path / "out.jsonl", Fakes())
-    assert progress.reasons == {"no class noun that stands once in the caption": 1, "unreadable": 1, "no noun with one box of its own": 1}
-    lines = [json.loads(line) for line in (tmp_path / "out_rejected.jsonl").read_text().splitlines()]
+    assert progress.reasons == {
+        "no class noun that stands once in the caption": 1,
+        "unreadable": 1,
+        "no noun with one box of its own": 1,
+    }
+    lines = [
+        json.loads(line) for line in (tmp_path / "out_rejected.jsonl").read_text().splitlines()
+    ]
     assert [line["image"] for line in lines] == ["album/0.png", "album/1.png", "album/2.png"]
     assert sum("is left out" in r.message for r in caplog.records) == 3
     assert annotated(album, tmp_path / "out.jsonl", Fakes()).total == 0
@@ -93,7 +113,10 @@ def test_masks_that_are_specks_or_the_whole_picture_are_rejected(album, tmp_path
 
 def test_one_odd_picture_is_rejected_and_failing_models_stop_the_command(tmp_path, album):
     progress = annotated(album, tmp_path / "out.jsonl", Fakes(fail=RuntimeError("too thin")))
-    assert progress.reasons == {"a model failed": 4} and "too thin" in (tmp_path / "out_rejected.jsonl").read_text()
+    assert (
+        progress.reasons == {"a model failed": 4}
+        and "too thin" in (tmp_path / "out_rejected.jsonl").read_text()
+    )
     picture(5, SIZES[0])[0].save(album / "5.png")
     with pytest.raises(ValueError, match="failed on 5 pictures in a row.*out of memory"):
         annotated(album, tmp_path / "again.jsonl", Fakes(fail=RuntimeError("out of memory")))
@@ -102,15 +125,24 @@ def test_one_odd_picture_is_rejected_and_failing_models_stop_the_command(tmp_pat
 
 def test_nouns_are_whole_words_that_stand_once():
     find = command.find_words
-    assert find("A Dog beside a hot dog", ("dog", "hot dog")) == {"dog": (2, 5), "hot dog": (15, 22)}
+    assert find("A Dog beside a hot dog", ("dog", "hot dog")) == {
+        "dog": (2, 5),
+        "hot dog": (15, 22),
+    }
     assert find("a dog and a dog and dogs and a cat", ("dog", "cat")) == {"cat": (31, 34)}
     assert find("a doghouse", ("dog",)) == {}
     assert {"man", "polar bear", "tent"} <= set(command.read_classes(None))
 
 
 def test_overlapping_detections_are_one_and_a_noun_with_two_boxes_is_none():
-    found = [command.Found("dog", (0, 0, 10, 10), 0.9), command.Found("cat", (0, 0, 10, 11), 0.8), command.Found("ball", (20, 0, 30, 10), 0.7),
-             command.Found("ball", (40, 0, 50, 10), 0.6), command.Found("hat", (-9, 2.4, 99, 30), 0.5), command.Found("pig", (60, 0, 70, 9), 0.4)]
+    found = [
+        command.Found("dog", (0, 0, 10, 10), 0.9),
+        command.Found("cat", (0, 0, 10, 11), 0.8),
+        command.Found("ball", (20, 0, 30, 10), 0.7),
+        command.Found("ball", (40, 0, 50, 10), 0.6),
+        command.Found("hat", (-9, 2.4, 99, 30), 0.5),
+        command.Found("pig", (60, 0, 70, 9), 0.4),
+    ]
     chosen = command.choose(found, ["dog", "cat", "ball", "hat"], (64, 32), command.Rules())
     assert [(f.word, f.box) for f in chosen] == [("dog", (0, 0, 10, 10)), ("hat", (0, 2, 64, 30))]
 
@@ -120,4 +152,9 @@ def test_progress_tells_rate_and_rejects():
     progress = command.Progress(2, told.append, every=0)
     progress.step("unreadable")
     progress.step()
-    assert "1/2" in told[0] and "2/2" in told[1] and "1 rejected" in told[1] and "pictures/s" in told[1]
+    assert (
+        "1/2" in told[0]
+        and "2/2" in told[1]
+        and "1 rejected" in told[1]
+        and "pictures/s" in told[1]
+    )

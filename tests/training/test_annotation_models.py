@@ -1,4 +1,5 @@
 """The annotation with its real models, tiny and untrained."""
+
 from __future__ import annotations
 
 import os
@@ -32,38 +33,66 @@ def test_a_captioner_loads_from_a_folder_and_captions(tiny_models, cpu, name):
 
 
 def test_the_grounder_loads_from_a_folder_and_finds_what_transformers_finds(tiny_models, cpu):
-    grounder, image = command.DinoGrounder(tiny_models / "dino", cpu, threshold=0.0), picture(0, SIZES[0])[0]
+    grounder, image = (
+        command.DinoGrounder(tiny_models / "dino", cpu, threshold=0.0),
+        picture(0, SIZES[0])[0],
+    )
     found = grounder(image, ["dog", "hot dog"])
     assert len(found) == 8 and {f.word for f in found} <= {"dog", "hot dog"}
     inputs = grounder.prepared(images=image, text="dog. hot dog.")
     with torch.inference_mode():
         out = grounder.model(**inputs)
     expected = grounder.processor.post_process_grounded_object_detection(
-        out, inputs["input_ids"], threshold=0.0, text_threshold=0.0, target_sizes=[image.size[::-1]])[0]
+        out, inputs["input_ids"], threshold=0.0, text_threshold=0.0, target_sizes=[image.size[::-1]]
+    )[0]
     assert torch.allclose(torch.tensor([f.box for f in found]), expected["boxes"], atol=1e-3)
     # [CLS] dog . hot dog . [SEP]
     probability = out.logits[0].sigmoid()
     for query, f in enumerate(found):
-        assert f.score == pytest.approx(float(max(probability[query, 1], probability[query, [3, 4]].mean())))
+        assert f.score == pytest.approx(
+            float(max(probability[query, 1], probability[query, [3, 4]].mean()))
+        )
 
 
 @pytest.mark.parametrize("name", ["sam", "sam2"])
 def test_a_segmenter_loads_from_a_folder_and_gives_a_mask_for_each_box(tiny_models, cpu, name):
-    masks = command.SamSegmenter(tiny_models / name, cpu)(picture(0, SIZES[0])[0], [(5, 20, 26, 50), (70, 30, 90, 44), (0, 0, 96, 64)])
+    masks = command.SamSegmenter(tiny_models / name, cpu)(
+        picture(0, SIZES[0])[0], [(5, 20, 26, 50), (70, 30, 90, 44), (0, 0, 96, 64)]
+    )
     assert masks.shape == (3, 64, 96) and masks.dtype == bool
 
 
-def test_the_command_runs_from_folders_to_records_and_says_what_it_did(tiny_models, album, tmp_path, capsys, monkeypatch):
+def test_the_command_runs_from_folders_to_records_and_says_what_it_did(
+    tiny_models, album, tmp_path, capsys, monkeypatch
+):
     for number in range(4):
         (album / f"{number}.txt").write_text("a dog")
     # untrained masks may be any size
     monkeypatch.setattr(command, "fits", lambda mask, rules: mask.any())
-    args = [str(album), str(tmp_path / "out.jsonl"), "--grounder", str(tiny_models / "dino"), "--segmenter", str(tiny_models / "sam2"),
-            "--device", "cpu", "--threshold", "0", "--previews", "1"]
+    args = [
+        str(album),
+        str(tmp_path / "out.jsonl"),
+        "--grounder",
+        str(tiny_models / "dino"),
+        "--segmenter",
+        str(tiny_models / "sam2"),
+        "--device",
+        "cpu",
+        "--threshold",
+        "0",
+        "--previews",
+        "1",
+    ]
     assert command.main(args) == 0
     told = capsys.readouterr().err
-    images = command.repaired_images(tmp_path / "out.jsonl") + command.repaired_images(tmp_path / "out_rejected.jsonl")
-    assert "4 pictures to do" in told and "4/4" in told and sorted(images) == [f"album/{n}.png" for n in range(4)]
+    images = command.repaired_images(tmp_path / "out.jsonl") + command.repaired_images(
+        tmp_path / "out_rejected.jsonl"
+    )
+    assert (
+        "4 pictures to do" in told
+        and "4/4" in told
+        and sorted(images) == [f"album/{n}.png" for n in range(4)]
+    )
     assert command.main(args) == 0 and "0 pictures to do, 4 are done" in capsys.readouterr().err
 
 
@@ -71,10 +100,13 @@ def test_the_command_says_what_is_missing(tiny_models, album, tmp_path, capsys):
     def says(*args: object) -> str:
         assert command.main(list(map(str, args))) == 1
         return capsys.readouterr().err
+
     out, dino, sam = tmp_path / "out.jsonl", tiny_models / "dino", tiny_models / "sam"
     models = ("--grounder", dino, "--segmenter", sam)
     assert "must end in .jsonl" in says(album, tmp_path / "out.json", *models)
     assert "is not a folder" in says(tmp_path / "nowhere", out, *models)
     assert "4 pictures have no caption" in says(album, out, *models)
-    assert "is a 'sam', expected one of grounding-dino" in says(album, out, "--captioner", tiny_models / "blip", "--grounder", sam, "--segmenter", sam)
+    assert "is a 'sam', expected one of grounding-dino" in says(
+        album, out, "--captioner", tiny_models / "blip", "--grounder", sam, "--segmenter", sam
+    )
     assert "its config.json cannot be read" in says(album, out, *models, "--captioner", os.devnull)

@@ -1,4 +1,5 @@
 """Which size a photo is trained at, and where it is cut."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -15,7 +16,10 @@ from support.photos import picture, segments
 def test_buckets_are_multiples_near_the_area_and_pictures_go_to_the_nearest():
     buckets = bucket_sizes(512, 64, 2.0)
     assert (512, 512) in buckets and (448, 576) in buckets and (576, 448) in buckets
-    assert all(h % 64 == w % 64 == 0 and 0.85 <= h * w / 512**2 <= 1 and max(h, w) <= 2 * min(h, w) for h, w in buckets)
+    assert all(
+        h % 64 == w % 64 == 0 and 0.85 <= h * w / 512**2 <= 1 and max(h, w) <= 2 * min(h, w)
+        for h, w in buckets
+    )
     assert buckets[nearest_bucket((1000, 1000), buckets)] == (512, 512)
     assert buckets[nearest_bucket((3000, 2300), buckets)] == (576, 448)
     assert all(max(h, w) / min(h, w) <= 2 for h, w in bucket_sizes(1024))
@@ -26,14 +30,16 @@ def test_buckets_are_multiples_near_the_area_and_pictures_go_to_the_nearest():
 def test_masks_and_boxes_follow_the_crop():
     _, masks = picture(0, (96, 64))
     masks = torch.from_numpy(np.stack(masks)).float()
-    pixels = torch.cat([masks, masks[:1]])                          # the picture shows its masks
+    pixels = torch.cat([masks, masks[:1]])  # the picture shows its masks
     boxes = torch.tensor([segment["box"] for segment in segments(list(masks.numpy() > 0))])
     shown, inside, moved, kept = fit(pixels, masks, boxes, (48, 48))
     assert shown.shape == (3, 48, 48) and inside.shape == (2, 48, 48)
     assert torch.equal(shown[:2], inside)
     for mask, box, share, before in zip(inside, moved, kept, masks):
         rows, columns = (mask > 0.5).any(1).nonzero(), (mask > 0.5).any(0).nonzero()
-        assert torch.allclose(box, torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float(), atol=1)
+        assert torch.allclose(
+            box, torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float(), atol=1
+        )
         assert mask.sum() / before.sum() == pytest.approx(float(share) * (48 / 64) ** 2, rel=0.05)
 
 
@@ -56,7 +62,7 @@ def test_every_picture_comes_equally_often_and_groups_share_a_bucket():
     order = BucketOrder((7, 3, 1), seed=3, group=4)
     places = [order.at(i) for i in range(11 * 4 * 3)]
     for start in range(0, len(places), 4):
-        assert len({p.bucket for p in places[start:start + 4]}) == 1
+        assert len({p.bucket for p in places[start : start + 4]}) == 1
     count = Counter((p.bucket, p.position) for p in places)
     assert set(count.values()) == {12} and len(count) == 11
     assert len(set(places)) == len(places)

@@ -1,4 +1,5 @@
 """Signals, full disks, damaged states, and numbers that are not finite."""
+
 from __future__ import annotations
 
 import errno
@@ -53,8 +54,11 @@ def test_outside_the_main_thread_it_trains_without_signals(tmp_path):
     assert found[0][0].steps == 20
 
 
-DISK_ERRORS = (OSError(errno.ENOSPC, "No space left on device"), RuntimeError("[enforce fail at inline_container.cc:672]"),
-               SafetensorError("I/O error: No space left on device (os error 28)"))
+DISK_ERRORS = (
+    OSError(errno.ENOSPC, "No space left on device"),
+    RuntimeError("[enforce fail at inline_container.cc:672]"),
+    SafetensorError("I/O error: No space left on device (os error 28)"),
+)
 
 
 @pytest.mark.parametrize("error", DISK_ERRORS, ids=lambda e: type(e).__name__)
@@ -70,7 +74,10 @@ def test_a_full_disk_leaves_the_last_good_state_and_says_so(tmp_path, monkeypatc
         real(value, path)
 
     monkeypatch.setattr(run_state.torch, "save", fills)
-    with pytest.raises(RunError, match="step 10 could not be written.*GB are free.*state-00000005 is untouched.*Make room"):
+    with pytest.raises(
+        RunError,
+        match="step 10 could not be written.*GB are free.*state-00000005 is untouched.*Make room",
+    ):
         train(tmp_path / "two")
     assert states(tmp_path / "two") == ["state-00000005"]
     monkeypatch.undo()
@@ -81,7 +88,9 @@ def test_a_full_disk_leaves_the_last_good_state_and_says_so(tmp_path, monkeypatc
 
 
 def test_a_full_disk_while_the_adapter_is_written_keeps_the_state(tmp_path):
-    with pytest.raises(RunError, match="adapter.safetensors could not be written.*The state of step 5 is saved"):
+    with pytest.raises(
+        RunError, match="adapter.safetensors could not be written.*The state of step 5 is saved"
+    ):
         train(tmp_path, export=full_disk)
     assert states(tmp_path) == ["state-00000005"]
 
@@ -94,7 +103,9 @@ def flip(path: Path) -> None:
 
 DAMAGES = {
     "a bit of the weights": lambda state: flip(state / "weights.safetensors"),
-    "half of the optimiser": lambda state: (state / "optimizer.pt").write_bytes((state / "optimizer.pt").read_bytes()[:500]),
+    "half of the optimiser": lambda state: (state / "optimizer.pt").write_bytes(
+        (state / "optimizer.pt").read_bytes()[:500]
+    ),
     "the average is gone": lambda state: (state / "ema.safetensors").unlink(),
     "no facts": lambda state: (state / "state.json").write_text("{"),
 }
@@ -102,11 +113,13 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_state_is_told_and_the_one_before_it_used(tmp_path, caplog, damage):
-    train(tmp_path / "two", source=Source(at={20: ask_to_stop}))         # states at 10 and 11
+    train(tmp_path / "two", source=Source(at={20: ask_to_stop}))  # states at 10 and 11
     damage(tmp_path / "two" / "state-00000011")
     with caplog.at_level(logging.WARNING):
         _, resumed, _ = train(tmp_path / "two", replace(CONFIG, keep_last=1))
-    assert "state-00000011 is damaged" in caplog.text and "Going on from state-00000010" in caplog.text
+    assert (
+        "state-00000011 is damaged" in caplog.text and "Going on from state-00000010" in caplog.text
+    )
     _, once, _ = train(tmp_path / "one")
     assert same(resumed, once) and states(tmp_path / "two") == ["state-00000020"]
 
@@ -127,7 +140,10 @@ def test_if_all_states_are_damaged_it_does_not_start_over(tmp_path):
     train(tmp_path)
     for state in tmp_path.glob("state-*"):
         flip(state / "weights.safetensors")
-    with pytest.raises(RunError, match="no state in .* can be used.*Restore one from a copy, or choose a new folder"):
+    with pytest.raises(
+        RunError,
+        match="no state in .* can be used.*Restore one from a copy, or choose a new folder",
+    ):
         train(tmp_path)
 
 
@@ -141,16 +157,23 @@ def test_an_unfinished_state_is_never_read_and_goes_away(tmp_path, caplog):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_what_it_was(tmp_path, value):
-    with pytest.raises(RunError, match=rf"step 8 is not finite: loss {value}, size .*, learning_rate 0\..*; examples 30..31\."
-                                       r".*kept: state-00000005\. .*lower learning_rate") as error:
+    with pytest.raises(
+        RunError,
+        match=rf"step 8 is not finite: loss {value}, size .*, learning_rate 0\..*; examples 30..31\."
+        r".*kept: state-00000005\. .*lower learning_rate",
+    ) as error:
         train(tmp_path, replace(CONFIG, accumulate=2), model=Toy({30: value}))
     assert "gradient_norm" in str(error.value) and states(tmp_path) == ["state-00000005"]
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(tmp_path):
     model = Toy()
-    source = Source(at={14: lambda: model.first.weight.register_hook(lambda grad: grad * float("nan"))})
-    with pytest.raises(RunError, match=r"step 8 is not finite: loss \d.*gradient_norm nan; examples 14..15"):
+    source = Source(
+        at={14: lambda: model.first.weight.register_hook(lambda grad: grad * float("nan"))}
+    )
+    with pytest.raises(
+        RunError, match=r"step 8 is not finite: loss \d.*gradient_norm nan; examples 14..15"
+    ):
         train(tmp_path, source=source, model=model)
     assert all(p.isfinite().all() for p in model.parameters())
 
@@ -173,12 +196,22 @@ def half_gradients(model: Toy) -> Toy:
 
 def test_an_overflow_of_the_loss_scale_is_no_error_and_the_scale_is_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(process, "Accelerator", Scaled)
-    train(tmp_path / "two", replace(CONFIG, log_every=1), Source(at={20: ask_to_stop}), half_gradients(Toy()))
-    _, resumed, _ = train(tmp_path / "two", replace(CONFIG, log_every=1), model=half_gradients(Toy()))
+    train(
+        tmp_path / "two",
+        replace(CONFIG, log_every=1),
+        Source(at={20: ask_to_stop}),
+        half_gradients(Toy()),
+    )
+    _, resumed, _ = train(
+        tmp_path / "two", replace(CONFIG, log_every=1), model=half_gradients(Toy())
+    )
     _, once, _ = train(tmp_path / "one", replace(CONFIG, log_every=1), model=half_gradients(Toy()))
     told = lines(tmp_path / "two")
     assert told[0]["gradient_norm"] is None and told[-1]["gradient_norm"] > 0
     # skipped steps are not counted by AdamW
     assert same(resumed, once) and once["optimizer.0.step"] < 20
-    scales = [torch.load(tmp_path / n / "state-00000020" / "optimizer.pt")["scaler"] for n in ("one", "two")]
+    scales = [
+        torch.load(tmp_path / n / "state-00000020" / "optimizer.pt")["scaler"]
+        for n in ("one", "two")
+    ]
     assert scales[0] == scales[1] and scales[0]["scale"] < 2.0**20

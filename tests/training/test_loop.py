@@ -1,4 +1,5 @@
 """What a training step sees."""
+
 from __future__ import annotations
 
 import json
@@ -39,11 +40,26 @@ def test_two_processes_are_one_with_twice_the_batch_also_when_one_is_stopped_bet
 
     The second process alone gets the signal in the first fit, both stop; both go on.
     """
-    run = start("two", str(tmp_path / "two"), launcher=(
-        "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"))
+    run = start(
+        "two",
+        str(tmp_path / "two"),
+        launcher=(
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            "localhost:0",
+        ),
+    )
     shown, _ = run.communicate(timeout=120)
     assert run.returncode == 0, shown
-    for number, third in ((0, "adapter.safetensors could not be written"), (1, "the main process failed")):
+    for number, third in (
+        (0, "adapter.safetensors could not be written"),
+        (1, "the main process failed"),
+    ):
         told = json.loads((tmp_path / f"told-{number}.json").read_text())
         assert told[:2] == ["stopped at 4", "done at 8"] and third in told[2]
         assert "step 2 is not finite" in told[3] and "examples 6..7." in told[3]
@@ -67,7 +83,9 @@ def test_an_error_in_the_source_is_the_callers_also_from_a_thread(tmp_path):
 
     for workers in (0, 2):
         with pytest.raises(FileNotFoundError, match="picture 12"):
-            train(tmp_path / str(workers), replace(CONFIG, workers=workers), Source(at={12: broken}))
+            train(
+                tmp_path / str(workers), replace(CONFIG, workers=workers), Source(at={12: broken})
+            )
     assert not [t for t in threading.enumerate() if "ThreadPool" in t.name]
 
 

@@ -1,4 +1,5 @@
 """What the loop keeps and writes: averages, states, samples, rates, metrics."""
+
 from __future__ import annotations
 
 import logging
@@ -32,7 +33,9 @@ def test_the_average_is_what_its_formula_says_and_is_exported(tmp_path):
         decay = min(0.9, (1 + number) / (10 + number))
         average = decay * average + (1 - decay) * weight
     assert torch.allclose(state["ema.first.weight"], average, atol=1e-6)
-    assert torch.equal(load_file(tmp_path / "adapter.safetensors")["first.weight"], state["ema.first.weight"])
+    assert torch.equal(
+        load_file(tmp_path / "adapter.safetensors")["first.weight"], state["ema.first.weight"]
+    )
 
 
 def test_without_an_average_the_last_weights_are_exported(tmp_path):
@@ -47,7 +50,12 @@ def test_only_trained_parameters_are_saved_and_old_states_are_dropped(tmp_path):
     train(tmp_path, replace(CONFIG, keep_last=3))
     assert states(tmp_path) == ["state-00000010", "state-00000015", "state-00000020"]
     state = run_state.RunStates(tmp_path, 3).newest()
-    assert set(state.tensors("weights")) == {"first.weight", "first.bias", "second.weight", "second.bias"}
+    assert set(state.tensors("weights")) == {
+        "first.weight",
+        "first.bias",
+        "second.weight",
+        "second.bias",
+    }
     assert state.facts["step"] == 20 and state.facts["learning_rate"] == 0.05
     assert all(v.dtype == torch.float32 for v in state.tensors("ema").values())
 
@@ -59,29 +67,52 @@ def test_samples_see_the_exported_weights_and_change_nothing(tmp_path):
         seen[step] = model.first.weight.detach().clone()
         assert path.is_dir() and not torch.is_grad_enabled()
 
-    _, sampled, _ = train(tmp_path / "a", replace(CONFIG, sample_every=10), model=model, sample=sample)
+    _, sampled, _ = train(
+        tmp_path / "a", replace(CONFIG, sample_every=10), model=model, sample=sample
+    )
     _, plain, _ = train(tmp_path / "b")
-    assert sorted(seen) == [10, 20] and torch.equal(seen[20], sampled["ema.first.weight"]) and same(plain, sampled)
+    assert (
+        sorted(seen) == [10, 20]
+        and torch.equal(seen[20], sampled["ema.first.weight"])
+        and same(plain, sampled)
+    )
 
 
 def test_parameter_groups_have_their_own_rates(tmp_path):
     def groups(model, rate):
-        return [{"params": model.first.parameters(), "lr": 0.0, "weight_decay": 0.0}, {"params": model.second.parameters(), "lr": rate}]
+        return [
+            {"params": model.first.parameters(), "lr": 0.0, "weight_decay": 0.0},
+            {"params": model.second.parameters(), "lr": rate},
+        ]
 
     _, _, model = train(tmp_path, parameter_groups=groups)
-    assert torch.equal(model.first.weight, Toy().first.weight) and not torch.equal(model.second.weight, Toy().second.weight)
-    with pytest.raises(ValueError, match="leaves out 2 trained parameters, the first is second.weight"):
-        train(tmp_path / "less", parameter_groups=lambda model, rate: [{"params": model.first.parameters()}])
+    assert torch.equal(model.first.weight, Toy().first.weight) and not torch.equal(
+        model.second.weight, Toy().second.weight
+    )
+    with pytest.raises(
+        ValueError, match="leaves out 2 trained parameters, the first is second.weight"
+    ):
+        train(
+            tmp_path / "less",
+            parameter_groups=lambda model, rate: [{"params": model.first.parameters()}],
+        )
     with pytest.raises(ValueError, match="holds 1 parameters that do not require gradients"):
-        train(tmp_path / "more", parameter_groups=lambda model, rate: [{"params": model.parameters()}])
+        train(
+            tmp_path / "more", parameter_groups=lambda model, rate: [{"params": model.parameters()}]
+        )
 
 
 def test_muon_moves_every_direction_of_a_matrix_alike_and_leaves_the_rest_to_adamw(tmp_path):
-    config = replace(CONFIG, steps=1, batch=64, warmup_steps=0, clip_norm=0, weight_decay=0.0, ema_decay=0)
+    config = replace(
+        CONFIG, steps=1, batch=64, warmup_steps=0, clip_norm=0, weight_decay=0.0, ema_decay=0
+    )
     begun = Toy()
-    moved = {kind: train(tmp_path / kind, replace(config, optimizer=kind, muon_rate=4.0))[2] for kind in ("adamw", "muon")}
+    moved = {
+        kind: train(tmp_path / kind, replace(config, optimizer=kind, muon_rate=4.0))[2]
+        for kind in ("adamw", "muon")
+    }
     step = (moved["muon"].first.weight - begun.first.weight).detach()
-    lengths = torch.linalg.svdvals(step) / (4.0 * CONFIG.learning_rate * 0.2 * 12 ** 0.5)
+    lengths = torch.linalg.svdvals(step) / (4.0 * CONFIG.learning_rate * 0.2 * 12**0.5)
     # AdamW's first step goes one way only
     assert lengths.min() > 0.5 and lengths.max() < 1.3, lengths
     assert torch.equal(moved["muon"].first.bias, moved["adamw"].first.bias)
@@ -93,7 +124,9 @@ def test_muon_moves_a_convolutions_kernel_as_the_matrix_that_it_is():
     kernel, matrix = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(27, 8, bias=False)
     matrix.weight.data.copy_(kernel.weight.data.flatten(1))
     config = replace(CONFIG, optimizer="muon", muon_rate=1.0, weight_decay=0.0)
-    optimizers = [optimizer_for(m, dict(m.named_parameters()), config, None) for m in (kernel, matrix)]
+    optimizers = [
+        optimizer_for(m, dict(m.named_parameters()), config, None) for m in (kernel, matrix)
+    ]
     for step in range(3):
         gradient = torch.randn(8, 27, generator=torch.Generator().manual_seed(step))
         for module, optimizer in zip((kernel, matrix), optimizers):
@@ -108,10 +141,20 @@ def test_muon_moves_a_convolutions_kernel_as_the_matrix_that_it_is():
 
 
 def test_groups_keep_their_own_rates_under_muon(tmp_path):
-    groups = lambda model, rate: [{"params": model.first.parameters(), "lr": rate / 10}, {"params": model.second.parameters()}]  # noqa: E731
-    train(tmp_path, replace(CONFIG, steps=5, optimizer="muon", muon_rate=2.0), parameter_groups=groups)
+    groups = lambda model, rate: [
+        {"params": model.first.parameters(), "lr": rate / 10},
+        {"params": model.second.parameters()},
+    ]  # noqa: E731
+    train(
+        tmp_path, replace(CONFIG, steps=5, optimizer="muon", muon_rate=2.0), parameter_groups=groups
+    )
     told = run_state.RunStates(tmp_path, 1).newest().facts["groups"]
-    assert [(g["parameters"], g["lr"]) for g in told] == [(1, pytest.approx(0.01)), (1, pytest.approx(0.1)), (1, 0.005), (1, 0.05)]
+    assert [(g["parameters"], g["lr"]) for g in told] == [
+        (1, pytest.approx(0.01)),
+        (1, pytest.approx(0.1)),
+        (1, 0.005),
+        (1, 0.05),
+    ]
 
 
 def test_a_torch_without_muon_is_told(tmp_path, monkeypatch):
@@ -132,12 +175,29 @@ def test_metrics_are_written_logged_and_reported(tmp_path, caplog):
         report, _, _ = train(tmp_path, replace(CONFIG, tracker="tensorboard"))
     told = lines(tmp_path)
     assert [line["step"] for line in told] == [4, 8, 12, 16, 20]
-    assert set(told[0]) == {"step", "loss", "size", "learning_rate", "gradient_norm", "images_per_second", "data_seconds",
-                            "model_seconds", "optimizer_seconds"}
+    assert set(told[0]) == {
+        "step",
+        "loss",
+        "size",
+        "learning_rate",
+        "gradient_norm",
+        "images_per_second",
+        "data_seconds",
+        "model_seconds",
+        "optimizer_seconds",
+    }
     assert list((tmp_path / "tensorboard").glob("events.*"))
-    assert "step 8 of 20: loss" in caplog.text and "images/s" in caplog.text and "left" in caplog.text
-    assert report.images_per_second > 0 and report.peak_memory_bytes > 10**7 and "done at step 20" in caplog.text
-    assert report.seconds >= report.data_seconds + report.model_seconds + report.optimizer_seconds > 0
+    assert (
+        "step 8 of 20: loss" in caplog.text and "images/s" in caplog.text and "left" in caplog.text
+    )
+    assert (
+        report.images_per_second > 0
+        and report.peak_memory_bytes > 10**7
+        and "done at step 20" in caplog.text
+    )
+    assert (
+        report.seconds >= report.data_seconds + report.model_seconds + report.optimizer_seconds > 0
+    )
 
 
 def test_a_tracker_that_is_not_installed_is_told(tmp_path, monkeypatch, caplog):

@@ -1,4 +1,5 @@
 """The losses and the weights in them."""
+
 from __future__ import annotations
 
 import pytest
@@ -18,7 +19,10 @@ def test_the_constraint_is_lowest_where_attention_fills_the_mask_and_nothing_els
     flat = losses.masks_on_grid(mask, (4, 4))
     present = torch.ones(1, 1, dtype=torch.bool)
     inside = flat.transpose(1, 2)[:, None]
-    values = [losses.balanced_l1(p, flat, present).item() for p in (inside, torch.full_like(inside, 0.3), 1 - inside)]
+    values = [
+        losses.balanced_l1(p, flat, present).item()
+        for p in (inside, torch.full_like(inside, 0.3), 1 - inside)
+    ]
     assert values == [-1.0, 0.0, 1.0]
 
 
@@ -26,7 +30,9 @@ def test_an_absent_subject_or_a_vanished_mask_does_not_count():
     mask = torch.zeros(1, 2, 16)
     mask[0, 0, :8] = 1
     probability = torch.rand(1, 2, 16, 2)
-    alone = losses.balanced_l1(probability[..., :1], mask[:, :1], torch.ones(1, 1, dtype=torch.bool))
+    alone = losses.balanced_l1(
+        probability[..., :1], mask[:, :1], torch.ones(1, 1, dtype=torch.bool)
+    )
     for present in ([True, False], [True, True]):
         assert torch.allclose(losses.balanced_l1(probability, mask, torch.tensor([present])), alone)
 
@@ -35,8 +41,11 @@ def test_an_absent_subject_or_a_vanished_mask_does_not_count():
 def test_the_target_and_the_noisy_latents_give_the_latents_back(kind):
     latents, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     alpha = torch.tensor([0.9, 0.3]).sqrt().view(-1, 1, 1, 1)
-    sigma = (1 - alpha ** 2).sqrt()
-    noisy, target = alpha * latents + sigma * noise, losses.denoising_target(kind, latents, noise, alpha, sigma)
+    sigma = (1 - alpha**2).sqrt()
+    noisy, target = (
+        alpha * latents + sigma * noise,
+        losses.denoising_target(kind, latents, noise, alpha, sigma),
+    )
     back = alpha * noisy - sigma * target if kind == "v" else (noisy - sigma * target) / alpha
     assert torch.allclose(back, latents, atol=1e-5)
 
@@ -45,11 +54,14 @@ def test_min_snr_weights_the_same_picture_error_in_both_predictions():
     snr = torch.tensor([0.1, 1.0, 25.0])
     eps, v = (losses.min_snr_weight(kind, snr, 5.0) for kind in ("eps", "v"))
     # error of the picture = error of eps / snr = error of v / (snr + 1)
-    assert torch.allclose(eps * snr, v * (snr + 1)) and torch.allclose(eps * snr, snr.clamp_max(5.0))
+    assert torch.allclose(eps * snr, v * (snr + 1)) and torch.allclose(
+        eps * snr, snr.clamp_max(5.0)
+    )
 
 
 def test_noise_and_timestep_follow_from_the_examples_number(task):
     from mmdiff_core.training.task import draw_noise
+
     noise, steps = draw_noise([4, 5, 6], (2, 3), 1000, seed=1)
     other, later = draw_noise([5, 4], (2, 3), 1000, seed=1)
     assert torch.equal(noise[1], other[0]) and steps[0] == later[1]
@@ -58,23 +70,37 @@ def test_noise_and_timestep_follow_from_the_examples_number(task):
 
 def test_timesteps_are_uniform_or_from_the_middle_or_from_the_high_end_as_asked():
     from mmdiff_core.training.task import draw_noise
-    uniform, middle = (draw_noise(range(2000), (1,), 1000, 0, share)[1].float() for share in (0.0, 1.0))
-    assert uniform.std().item() == pytest.approx(288.7, rel=0.05) and middle.std().item() == pytest.approx(166.7, rel=0.05)
+
+    uniform, middle = (
+        draw_noise(range(2000), (1,), 1000, 0, share)[1].float() for share in (0.0, 1.0)
+    )
+    assert uniform.std().item() == pytest.approx(
+        288.7, rel=0.05
+    ) and middle.std().item() == pytest.approx(166.7, rel=0.05)
     assert uniform.min() >= 0 and uniform.max() <= 999 and abs(middle.mean().item() - 500) < 15
     high = draw_noise(range(2000), (1,), 1000, 0, high=1.0)[1].float()
     mixed = draw_noise(range(2000), (1,), 1000, 0, middle=0.25, high=0.5)[1].float()
-    assert abs(high.mean().item() - 750) < 15 and high.max() <= 999 and abs(mixed.mean().item() - 625) < 20
+    assert (
+        abs(high.mean().item() - 750) < 15
+        and high.max() <= 999
+        and abs(mixed.mean().item() - 625) < 20
+    )
 
 
 def test_a_subjects_pixels_can_count_more_and_the_mean_weight_stays_one():
     masks = torch.zeros(2, 2, 16, 16)
     masks[0, 0, :8] = 1
     where = losses.weigh_subjects(masks, (8, 8), 5.0)
-    assert torch.allclose(where.mean((1, 2, 3)), torch.ones(2)) and torch.allclose(where[1], torch.ones(1, 8, 8))
+    assert torch.allclose(where.mean((1, 2, 3)), torch.ones(2)) and torch.allclose(
+        where[1], torch.ones(1, 8, 8)
+    )
     assert (where[0, 0, 0, 0] / where[0, 0, 7, 0]).item() == pytest.approx(5)
     error = torch.zeros(2, 3, 8, 8)
-    error[:, :, :4] = 1                     # wrong inside the subject only
-    plain, weighed = (losses.denoising_loss(error, torch.zeros_like(error), torch.ones(2), w) for w in (None, where))
+    error[:, :, :4] = 1  # wrong inside the subject only
+    plain, weighed = (
+        losses.denoising_loss(error, torch.zeros_like(error), torch.ones(2), w)
+        for w in (None, where)
+    )
     assert weighed[0] > plain[0] and weighed[1].item() == pytest.approx(plain[1].item())
 
 
@@ -92,6 +118,7 @@ def test_a_lower_rank_keeps_the_nearest_product_and_the_file_can_be_trained_on(t
     from mmdiff_core import checkpoint
     from mmdiff_core.lora import LowRank
     from mmdiff_core.training.shrink import shrink, truncate
+
     torch.manual_seed(0)
     pair = LowRank(torch.randn(16, 24), torch.randn(40, 16))
     delta = pair.up @ pair.down
@@ -100,13 +127,22 @@ def test_a_lower_rank_keeps_the_nearest_product_and_the_file_can_be_trained_on(t
         assert smaller.down.shape == (rank, 24) and smaller.up.shape == (40, rank)
         error = (smaller.up @ smaller.down - delta).square().sum() / delta.square().sum()
         assert error.item() == pytest.approx(1 - share, abs=1e-5) and (share > 0.999) == exact
-        if not exact:       # nothing of this rank is nearer: the singular values that are left out
-            assert error.item() == pytest.approx((torch.linalg.svdvals(delta)[4:].square().sum() / delta.square().sum()).item(), rel=1e-4)
+        if not exact:  # nothing of this rank is nearer: the singular values that are left out
+            assert error.item() == pytest.approx(
+                (torch.linalg.svdvals(delta)[4:].square().sum() / delta.square().sum()).item(),
+                rel=1e-4,
+            )
     whole, small = tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
-    checkpoint.save_single(whole, task.adapter.config, to_flat(task.adapter.state_dict()), extra={"run": RUN.to_json(), "steps": "7"})
+    checkpoint.save_single(
+        whole,
+        task.adapter.config,
+        to_flat(task.adapter.state_dict()),
+        extra={"run": RUN.to_json(), "steps": "7"},
+    )
     said = shrink(whole, small, 3)
     assert "rank 3" in said and small.stat().st_size < whole.stat().st_size
     from mmdiff_core.host.evaluate import load_task
+
     again = load_task(small)
     assert again.run.adapter.rank == 3 and again.adapter.config == task.adapter.config
     again.bridge.close()
@@ -119,12 +155,14 @@ def test_shares_of_noise_levels_beyond_the_whole_are_refused():
 
 def test_a_batch_is_the_mean_of_its_halves(task, batch):
     with torch.no_grad():
-        whole, halves = task(batch)["loss"], [task(batch[i:i + 3])["loss"] for i in (0, 3)]
+        whole, halves = task(batch)["loss"], [task(batch[i : i + 3])["loss"] for i in (0, 3)]
     assert whole.item() == pytest.approx(sum(h.item() for h in halves) / 2, abs=2e-6)
 
 
 def test_masks_of_a_scene_are_the_subjects_dots():
     example = SmallWorldExamples(caption_dropout=0, subject_dropout=0).example(1)
-    assert example.pixels.shape == (3, 128, 128) and all(s.mask.shape == (128, 128) for s in example.subjects)
+    assert example.pixels.shape == (3, 128, 128) and all(
+        s.mask.shape == (128, 128) for s in example.subjects
+    )
     assert torch.equal(enlarge(example.subjects[0].mask[::4, ::4]), example.subjects[0].mask)
     assert [example.caption[slice(*s.span)] for s in example.subjects] == ["ghost", "tree"]

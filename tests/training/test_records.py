@@ -1,4 +1,5 @@
 """What a record is, in every form it is stored in, and what is said of one that is wrong."""
+
 from __future__ import annotations
 
 import json
@@ -10,13 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdiff_core.training.records import decode_rle, encode_rle, read_jsonl, read_records, read_shards
+from mmdiff_core.training.records import (
+    decode_rle,
+    encode_rle,
+    read_jsonl,
+    read_records,
+    read_shards,
+)
 
 from support.photos import SIZES, picture, write_jsonl, write_tar
 
 # what pycocotools 2 writes for the mask in the test of run lengths
-COCO_RING = ("gc0:Y1JlN:n0HRO:k0GUO:h0HXO:e0G[O:c0G]O:b0F^O:a0G_O:`0F@:`0F@:`0F@:`0F@:`0F@:`0F@:a0E_O:b0F^O:c0E]O:e0E[O:h0DXO:k0EUO:n0DRO:"
-             "Y1LQo0")
+COCO_RING = (
+    "gc0:Y1JlN:n0HRO:k0GUO:h0HXO:e0G[O:c0G]O:b0F^O:a0G_O:`0F@:`0F@:`0F@:`0F@:`0F@:`0F@:a0E_O:b0F^O:c0E]O:e0E[O:h0DXO:k0EUO:n0DRO:"
+    "Y1LQo0"
+)
 
 
 def told(record) -> list[tuple]:
@@ -28,8 +37,12 @@ def test_tar_jsonl_and_folder_give_the_same_records(tmp_path, masks_as):
     lines = read_records(write_jsonl(tmp_path, 4)).records
     tar = write_tar(tmp_path / "shard.tar", 4, masks_as)
     with tarfile.open(tar) as archive:
-        archive.extractall(tmp_path / "folder")         # noqa: S202  the test's own archive
-    for other in (read_records(tar).records, read_records(tmp_path).records, read_records(tmp_path / "folder").records):
+        archive.extractall(tmp_path / "folder")  # noqa: S202  the test's own archive
+    for other in (
+        read_records(tar).records,
+        read_records(tmp_path).records,
+        read_records(tmp_path / "folder").records,
+    ):
         assert len(lines) == len(other) == 4
         for a, b in zip(lines, other):
             assert (a.caption, a.size) == (b.caption, b.size)
@@ -41,9 +54,12 @@ def test_a_span_that_is_not_its_word_is_left_out_counted_and_logged(tmp_path, ca
     def spoil(number, facts):
         if number == 2:
             facts["segments"][0]["start"] = 1
+
     read = read_jsonl(write_jsonl(tmp_path, 5, spoil))
     assert len(read.records) == 4 and len(read.broken) == 1
-    assert [r.message for r in caplog.records] == ["data.jsonl:3 is left out: characters 1 to 5 of the caption are ' dog', but the word is 'dog'"]
+    assert [r.message for r in caplog.records] == [
+        "data.jsonl:3 is left out: characters 1 to 5 of the caption are ' dog', but the word is 'dog'"
+    ]
 
 
 def _drop(key):
@@ -54,21 +70,37 @@ def _box(*values):
     return lambda facts: facts["segments"][0].update(box=list(values))
 
 
-@pytest.mark.parametrize("spoil, says", [
-    (_drop("caption"), "lacks the key 'caption'"), (_drop("image"), "lacks the key 'image'"), (_box(10, 10, 300, 20), "outside"),
-    (_box(10, 10, 10, 20), "empty or outside"), (_box(1, 2), r"expected \[x0"), (lambda f: f.update(segments=[]), "no segments"),
-    (lambda f: f["segments"][0].pop("mask"), "segment 1 has no mask"), (lambda f: f.update(image="0.jsonl"), "cannot be read"),
-    (lambda f: f["segments"].append(f["segments"][0]), "share characters"), (lambda f: f.update(caption=3), "expected a str"),
-])
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (_drop("caption"), "lacks the key 'caption'"),
+        (_drop("image"), "lacks the key 'image'"),
+        (_box(10, 10, 300, 20), "outside"),
+        (_box(10, 10, 10, 20), "empty or outside"),
+        (_box(1, 2), r"expected \[x0"),
+        (lambda f: f.update(segments=[]), "no segments"),
+        (lambda f: f["segments"][0].pop("mask"), "segment 1 has no mask"),
+        (lambda f: f.update(image="0.jsonl"), "cannot be read"),
+        (lambda f: f["segments"].append(f["segments"][0]), "share characters"),
+        (lambda f: f.update(caption=3), "expected a str"),
+    ],
+)
 def test_what_is_wrong_with_a_record_is_said(tmp_path, spoil, says, caplog):
-    read = read_jsonl(write_jsonl(tmp_path, 3, lambda number, facts: spoil(facts) if number == 1 else None))
+    read = read_jsonl(
+        write_jsonl(tmp_path, 3, lambda number, facts: spoil(facts) if number == 1 else None)
+    )
     assert len(read.records) == 2 and len(read.broken) == len(caplog.records) == 1
     assert re.search(says, read.broken[0][1])
 
 
 def test_a_data_set_that_is_mostly_broken_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="3 of 5 records .* broken, more than half. The first ones: data.jsonl:1: lacks the key 'caption'"):
-        read_jsonl(write_jsonl(tmp_path, 5, lambda number, facts: number < 3 and facts.pop("caption")))
+    with pytest.raises(
+        ValueError,
+        match="3 of 5 records .* broken, more than half. The first ones: data.jsonl:1: lacks the key 'caption'",
+    ):
+        read_jsonl(
+            write_jsonl(tmp_path, 5, lambda number, facts: number < 3 and facts.pop("caption"))
+        )
     (tmp_path / "none.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="holds no records"):
         read_jsonl(tmp_path / "none.jsonl")
@@ -96,7 +128,9 @@ def test_run_lengths_come_back_as_they_went_and_as_coco_writes_them():
     mask = np.random.default_rng(0).random((7, 5)) > 0.5
     assert np.array_equal(decode_rle(json.loads(json.dumps(encode_rle(mask)))), mask)
     full = np.ones((3, 2), bool)
-    assert encode_rle(full)["counts"] == [0, 6] and np.array_equal(decode_rle(encode_rle(full)), full)
+    assert encode_rle(full)["counts"] == [0, 6] and np.array_equal(
+        decode_rle(encode_rle(full)), full
+    )
     y, x = np.mgrid[:60, :50]
     ring = ((y - 33) ** 2 / 400 + (x - 21) ** 2 / 144 < 1) & ~((y > 25) & (y < 31))
     assert np.array_equal(decode_rle({"size": [60, 50], "counts": COCO_RING}), ring)
@@ -110,8 +144,11 @@ def test_a_picture_that_lies_on_its_side_is_turned_upright(tmp_path):
 
     def turn(number, facts):
         if number == 0:
-            picture(0, SIZES[0])[0].rotate(90, expand=True).save(tmp_path / "0.jpg", exif=exif, quality=95)
+            picture(0, SIZES[0])[0].rotate(90, expand=True).save(
+                tmp_path / "0.jpg", exif=exif, quality=95
+            )
             facts["image"] = "0.jpg"
+
     record = read_jsonl(write_jsonl(tmp_path, 3, turn)).records[0]
     pixels, masks = record.load()
     assert record.size == (64, 96) and pixels.shape == (3, 64, 96)

@@ -1,4 +1,5 @@
 """A run goes on where it stopped, and what may have changed by then."""
+
 from __future__ import annotations
 
 import json
@@ -11,7 +12,18 @@ from torch import nn
 from mmdiff_core.training import run_state
 
 from support.toy_process import start
-from support.toy_run import CONFIG, Source, Toy, ask_to_stop, close, export, lines, same, states, train
+from support.toy_run import (
+    CONFIG,
+    Source,
+    Toy,
+    ask_to_stop,
+    close,
+    export,
+    lines,
+    same,
+    states,
+    train,
+)
 
 pytestmark = pytest.mark.usefixtures("without_gpu")
 
@@ -41,7 +53,7 @@ def test_a_killed_process_loses_only_what_came_after_its_last_state(tmp_path):
         raise Killed
 
     with pytest.raises(Killed):
-        train(tmp_path / "two", source=Source(at={26: kill}))        # step 13; states at 5 and 10
+        train(tmp_path / "two", source=Source(at={26: kill}))  # step 13; states at 5 and 10
     assert [line["step"] for line in lines(tmp_path / "two")] == [4, 8, 12]
     _, resumed, _ = train(tmp_path / "two", replace(CONFIG, log_every=2))
     _, once, _ = train(tmp_path / "one")
@@ -59,7 +71,16 @@ def test_resuming_a_finished_run_trains_nothing_and_writes_the_adapter(tmp_path)
 
 def test_only_what_may_change_may_change(tmp_path):
     train(tmp_path, replace(CONFIG, steps=6))
-    harmless = replace(CONFIG, steps=7, save_every=3, log_every=1, keep_last=5, sample_every=2, workers=1, tracker="tensorboard")
+    harmless = replace(
+        CONFIG,
+        steps=7,
+        save_every=3,
+        log_every=1,
+        keep_last=5,
+        sample_every=2,
+        workers=1,
+        tracker="tensorboard",
+    )
     report, _, _ = train(tmp_path, harmless)
     assert report.steps == 7
     with pytest.raises(ValueError, match=r"learning_rate was 0.05 and is now 0.01") as error:
@@ -91,7 +112,9 @@ def test_other_parameters_or_groups_are_refused_by_name(tmp_path):
         train(tmp_path, model=other)
     wider = Toy()
     wider.first, wider.second = nn.Linear(12, 9), nn.Linear(9, 1)
-    with pytest.raises(ValueError, match=r"another model: first.bias is \(8,\) there and \(9,\) in the model"):
+    with pytest.raises(
+        ValueError, match=r"another model: first.bias is \(8,\) there and \(9,\) in the model"
+    ):
         train(tmp_path, model=wider)
 
 

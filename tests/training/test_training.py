@@ -1,4 +1,5 @@
 """Training runs inference's own modules and attention, and its gradients are right."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,6 +16,7 @@ from support.small_task import RUN, build, gradients
 
 # ---------------------------------------------------------------- the same as inference
 
+
 def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg):
     """The picture that the graph's own functions sample from an adapter exported by the trainer."""
     import comfy.sample
@@ -24,60 +26,114 @@ def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg
     from mmdiff_core.host.encode import encode_prompt, encode_subject
     from mmdiff_core.host.models import load_mmdiff
     from mmdiff_core.host.unet import Strength, apply
+
     path = tmp_path / "trained.safetensors"
-    checkpoint.save_single(path, task.adapter.config, to_flat(task.adapter.state_dict()), dtype=torch.float32)
+    checkpoint.save_single(
+        path, task.adapter.config, to_flat(task.adapter.state_dict()), dtype=torch.float32
+    )
     mmdiff = load_mmdiff(path)
     model, clip, clip_vision, _ = small_world.load()
     subjects = tuple(
-        encode_subject(mmdiff, clip_vision, refs.movedim(1, -1), None, f"s{i}")[0] for i, refs in enumerate(scene_subjects)
+        encode_subject(mmdiff, clip_vision, refs.movedim(1, -1), None, f"s{i}")[0]
+        for i, refs in enumerate(scene_subjects)
     )
     prompt = encode_prompt(clip, mmdiff, caption, "", subjects)
     patched = apply(model, mmdiff.adapter, Strength(fuse_scale=1.0))
     return comfy.sample.sample(
-        patched, noise, steps, cfg, "euler", "normal", prompt.positive, prompt.negative, torch.zeros_like(noise), denoise=1.0, seed=0,
+        patched,
+        noise,
+        steps,
+        cfg,
+        "euler",
+        "normal",
+        prompt.positive,
+        prompt.negative,
+        torch.zeros_like(noise),
+        denoise=1.0,
+        seed=0,
     )
 
 
 def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_training(task, tmp_path):
     from mmdiff_core.host.sampling import sample_latents
+
     rng = np.random.default_rng(0)
     # bytes, as the nodes see pictures
-    references = [torch.from_numpy(rng.integers(0, 256, (count, 3, 32, 32))).float() / 255 for count in (2, 1)]
+    references = [
+        torch.from_numpy(rng.integers(0, 256, (count, 3, 32, 32))).float() / 255 for count in (2, 1)
+    ]
     caption, spans = "a ghost and a robot on the beach", ((2, 7), (14, 19))
-    subjects = tuple(ExampleSubject(s, torch.zeros(128, 128), r) for s, r in zip(spans, references, strict=True))
+    subjects = tuple(
+        ExampleSubject(s, torch.zeros(128, 128), r) for s, r in zip(spans, references, strict=True)
+    )
     noise = torch.randn(1, 12, 16, 16, generator=torch.Generator().manual_seed(5))
-    ours = sample_latents(task, [Example(torch.zeros(3, 128, 128), caption, subjects)], noise, steps=4, cfg=3.0)
-    theirs = through_the_nodes(task, tmp_path, references, "a ghost<|subj|> and a robot<|subj|> on the beach", noise, 4, 3.0)
+    ours = sample_latents(
+        task, [Example(torch.zeros(3, 128, 128), caption, subjects)], noise, steps=4, cfg=3.0
+    )
+    theirs = through_the_nodes(
+        task,
+        tmp_path,
+        references,
+        "a ghost<|subj|> and a robot<|subj|> on the beach",
+        noise,
+        4,
+        3.0,
+    )
     assert torch.allclose(task.bridge.base.process_latent_out(ours), theirs, atol=2e-3)
-    without = sample_latents(task, [dataclasses.replace(e, subjects=()) for e in [Example(torch.zeros(3, 128, 128), caption, ())]], noise, 4, 3.0)
+    without = sample_latents(
+        task,
+        [
+            dataclasses.replace(e, subjects=())
+            for e in [Example(torch.zeros(3, 128, 128), caption, ())]
+        ],
+        noise,
+        4,
+        3.0,
+    )
     assert (ours - without).abs().max() > 0.05
 
 
 def test_the_encoders_states_are_the_hosts_own(task):
     from mmdiff_core.host import small_world
     from mmdiff_core.host.differentiable import text_states, vision_states
+
     _, clip, clip_vision, _ = small_world.load()
     tokens = clip.tokenize("a cat at night")
     text = clip.cond_stage_model.clip_l
     with torch.no_grad():
         theirs = clip.cond_stage_model.encode_token_weights(tokens)[0]
         ids = torch.tensor([[t for t, _ in tokens["l"][0]]])
-        ours = text_states(text.transformer, text.transformer.get_input_embeddings()(ids, out_dtype=torch.float32))[0]
+        ours = text_states(
+            text.transformer, text.transformer.get_input_embeddings()(ids, out_dtype=torch.float32)
+        )[0]
         pixels = torch.rand(2, 3, 32, 32)
         _, penultimate, cls, *_ = clip_vision.model(pixel_values=pixels, intermediate_output=-2)
         mine = vision_states(clip_vision.model, pixels)
     assert torch.allclose(ours, theirs, atol=1e-5)
-    assert torch.allclose(mine[0], cls, atol=1e-5) and torch.allclose(mine[1], penultimate, atol=1e-5)
+    assert torch.allclose(mine[0], cls, atol=1e-5) and torch.allclose(
+        mine[1], penultimate, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("vision", [
-    ["vision_model.encoder.layers.3", "visual_projection"], ["vision_model.encoder.layers.1.mlp"], ["vision_model.post_layernorm"],
-    ["vision_model.embeddings", "vision_model.encoder.layers.2"], [],
-])
-def test_only_the_tuned_layers_of_the_image_encoder_run_twice_and_the_answer_is_the_whole_tuned_encoders(vision):
+@pytest.mark.parametrize(
+    "vision",
+    [
+        ["vision_model.encoder.layers.3", "visual_projection"],
+        ["vision_model.encoder.layers.1.mlp"],
+        ["vision_model.post_layernorm"],
+        ["vision_model.embeddings", "vision_model.encoder.layers.2"],
+        [],
+    ],
+)
+def test_only_the_tuned_layers_of_the_image_encoder_run_twice_and_the_answer_is_the_whole_tuned_encoders(
+    vision,
+):
     from mmdiff_core.host.differentiable import vision_states
     from mmdiff_core.vision import normalise
-    own = build(dataclasses.replace(RUN, adapter=dataclasses.replace(RUN.adapter, vision=tuple(vision))))
+
+    own = build(
+        dataclasses.replace(RUN, adapter=dataclasses.replace(RUN.adapter, vision=tuple(vision)))
+    )
     encoder, pixels = own.bridge.image_encoder.encoder, torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         for weight in own.adapter.vision.values():
@@ -95,21 +151,30 @@ def test_only_the_tuned_layers_of_the_image_encoder_run_twice_and_the_answer_is_
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_the_attention_for_training_on_the_cpu_is_the_same_attention(kind):
     from mmdiff_core.attention import attend, attention_on, probabilities, weigh
+
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 64, 128, dtype=kind) for _ in range(3))
     bias = torch.zeros(2, 1, 64, 64, dtype=kind)
     bias[..., 40:] = -1e6
-    expected, near = attend(q.float(), k.float(), v.float(), 4, bias.float()), 1e-5 if kind is torch.float32 else 2e-2
+    expected, near = (
+        attend(q.float(), k.float(), v.float(), 4, bias.float()),
+        1e-5 if kind is torch.float32 else 2e-2,
+    )
     assert torch.allclose(attention_on("cpu")(q, k, v, 4, bias).float(), expected, atol=near)
-    assert torch.allclose(weigh(probabilities(q, k, 4, bias.float()), v).float(), expected, atol=near)
+    assert torch.allclose(
+        weigh(probabilities(q, k, 4, bias.float()), v).float(), expected, atol=near
+    )
     assert attention_on("cuda") is attend
 
 
 def test_an_exported_adapter_comes_back_unchanged(task, tmp_path):
     from mmdiff_core import checkpoint
+
     path = tmp_path / "adapter.safetensors"
     flat = to_flat(task.adapter.state_dict())
-    checkpoint.save_single(path, task.adapter.config, flat, dtype=torch.float32, extra={"run": RUN.to_json()})
+    checkpoint.save_single(
+        path, task.adapter.config, flat, dtype=torch.float32, extra={"run": RUN.to_json()}
+    )
     config, read = checkpoint.read(path)
     assert config == task.adapter.config
     before = {k: v.clone() for k, v in task.adapter.state_dict().items()}
@@ -118,6 +183,7 @@ def test_an_exported_adapter_comes_back_unchanged(task, tmp_path):
 
 
 # ---------------------------------------------------------------- gradients
+
 
 def test_gradients_are_the_same_with_and_without_checkpointing(task, batch):
     plain = gradients(task, batch)
@@ -129,10 +195,18 @@ def test_gradients_are_the_same_with_and_without_checkpointing(task, batch):
 
 
 FAMILIES = (
-    "adapter.subjects.subject_to_text.hidden.weight", "adapter.subjects.query.tokens.weight", "adapter.subjects.refiner.blocks.0.to_kv.weight",
-    "adapter.subjects.fuse.l.out.weight", "adapter.unet.{block}/attn1/to_q/up", "adapter.unet.{block}/attn1/to_out/down",
-    "adapter.unet.{block}/attn2/to_k/up", "adapter.unet.{block}/attn2/to_v/down", "adapter.unet.{block}/attn2/to_k_image/up",
-    "adapter.unet.{block}/attn2/to_v_image/down", "adapter.text.l/layers/0/self_attn/q_proj/up", "adapter.text.l/layers/1/mlp/fc2/down",
+    "adapter.subjects.subject_to_text.hidden.weight",
+    "adapter.subjects.query.tokens.weight",
+    "adapter.subjects.refiner.blocks.0.to_kv.weight",
+    "adapter.subjects.fuse.l.out.weight",
+    "adapter.unet.{block}/attn1/to_q/up",
+    "adapter.unet.{block}/attn1/to_out/down",
+    "adapter.unet.{block}/attn2/to_k/up",
+    "adapter.unet.{block}/attn2/to_v/down",
+    "adapter.unet.{block}/attn2/to_k_image/up",
+    "adapter.unet.{block}/attn2/to_v_image/down",
+    "adapter.text.l/layers/0/self_attn/q_proj/up",
+    "adapter.text.l/layers/1/mlp/fc2/down",
     "adapter.vision.visual_projection/weight",
 )
 
@@ -177,4 +251,6 @@ def test_a_finite_difference_agrees_with_the_gradient_of(family, double_gradient
 def test_the_base_gets_no_gradient(task, batch):
     gradients(task, batch)
     frozen = [task.bridge.unet, task.bridge.image_encoder, *task.bridge.texts.values()]
-    assert all(p.grad is None and not p.requires_grad for module in frozen for p in module.parameters())
+    assert all(
+        p.grad is None and not p.requires_grad for module in frozen for p in module.parameters()
+    )

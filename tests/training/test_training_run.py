@@ -2,6 +2,7 @@
 
 The command's own path, from a config file to an adapter that samples through the nodes.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,15 +19,30 @@ from support.paths import PACK
 
 RUNS = sorted((PACK / "mmdiff_core/small_world/runs").glob("*.json"))
 STEPS, WEIGHT = 60, 0.5
-LOOP = {"steps": STEPS, "batch": 8, "learning_rate": 0.003, "betas": (0.9, 0.99), "warmup_steps": 5, "ema_decay": 0.9, "save_every": 1000,
-        "log_every": 20, "workers": 0, "tracker": None}
+LOOP = {
+    "steps": STEPS,
+    "batch": 8,
+    "learning_rate": 0.003,
+    "betas": (0.9, 0.99),
+    "warmup_steps": 5,
+    "ema_decay": 0.9,
+    "save_every": 1000,
+    "log_every": 20,
+    "workers": 0,
+    "tracker": None,
+}
 
 
 def short_run(weight: float) -> RunConfig:
-    return RunConfig.from_dict({
-        "base": "small-world", "adapter": {"name": "small-world", "rank": 8, "text_rank": 4}, "data": {"kind": "small-world", "count": 2},
-        "constraint": {"text": weight, "image": weight}, "loop": LOOP,
-    })
+    return RunConfig.from_dict(
+        {
+            "base": "small-world",
+            "adapter": {"name": "small-world", "rank": 8, "text_rank": 4},
+            "data": {"kind": "small-world", "count": 2},
+            "constraint": {"text": weight, "image": weight},
+            "loop": LOOP,
+        }
+    )
 
 
 def numbers(measures: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -36,7 +52,9 @@ def numbers(measures: dict[str, torch.Tensor]) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def judged():
     """The same held-out examples for every measurement."""
-    return SmallWorldExamples(seed=50, split="test", caption_dropout=0, subject_dropout=0, count=2).batch(0, 24)
+    return SmallWorldExamples(
+        seed=50, split="test", caption_dropout=0, subject_dropout=0, count=2
+    ).batch(0, 24)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +65,20 @@ def trained(tmp_path_factory, judged):
     from mmdiff_core.host.build import build_task
     from mmdiff_core.host.train import export_with, load_data
     from mmdiff_core.training.loop import fit
+
     found = {}
     for weight in (0.0, WEIGHT):
         run, folder = short_run(weight), tmp_path_factory.mktemp("run")
         task = build_task(run)
         with torch.no_grad():
             before = task(judged)
-        fit(task, load_data(run.data, run.seed), LoopConfig.from_dict(run.loop), folder, export=export_with(run, task, "a test"))
+        fit(
+            task,
+            load_data(run.data, run.seed),
+            LoopConfig.from_dict(run.loop),
+            folder,
+            export=export_with(run, task, "a test"),
+        )
         with torch.no_grad():
             after = task(judged)
         task.bridge.close()
@@ -85,6 +110,7 @@ def test_the_constraint_raises_a_trained_adapters_image_map_inside_the_own_mask(
     from mmdiff_core.host.small_world import WEIGHTS
     from mmdiff_core.host.train import load_data
     from mmdiff_core.training.loop import fit
+
     path, inside = WEIGHTS / "adapter.safetensors", {}
     with safe_open(str(path), framework="pt") as file:
         shipped = RunConfig.from_json(file.metadata()["run"])
@@ -106,6 +132,7 @@ def test_the_result_loads_and_samples_through_the_nodes(trained):
     from mmdiff_core.host.encode import encode_prompt, encode_subject
     from mmdiff_core.host.models import load_mmdiff
     from mmdiff_core.host.unet import Strength, apply
+
     mmdiff = load_mmdiff(trained[WEIGHT][2] / "adapter.safetensors")
     model, clip, clip_vision, vae = small_world.load()
     refs = small_world.draw_references("ghost", 0.7, 0.2, "stripes", "white", "crown", 2)
@@ -114,33 +141,62 @@ def test_the_result_loads_and_samples_through_the_nodes(trained):
     noise = torch.randn(1, 12, 16, 16, generator=torch.Generator().manual_seed(0))
     pictures = []
     for patched in (model, apply(model, mmdiff.adapter, Strength(fuse_scale=1.0))):
-        latents = comfy.sample.sample(patched, noise, 2, 3.0, "euler", "normal", prompt.positive, prompt.negative, torch.zeros_like(noise), seed=0)
+        latents = comfy.sample.sample(
+            patched,
+            noise,
+            2,
+            3.0,
+            "euler",
+            "normal",
+            prompt.positive,
+            prompt.negative,
+            torch.zeros_like(noise),
+            seed=0,
+        )
         pictures.append(vae.decode(latents))
     assert pictures[1].shape == (1, 128, 128, 3) and (pictures[0] - pictures[1]).abs().max() > 0.02
 
 
 def test_the_adapters_header_says_what_made_it(trained):
     from safetensors import safe_open
+
     with safe_open(str(trained[WEIGHT][2] / "adapter.safetensors"), framework="pt") as file:
         header = file.metadata()
     assert RunConfig.from_json(header["run"]).constraint.text == WEIGHT
-    assert header["training_step"] == str(STEPS) and header["made_by"] == "a test" and "threads" in header["hardware"]
+    assert (
+        header["training_step"] == str(STEPS)
+        and header["made_by"] == "a test"
+        and "threads" in header["hardware"]
+    )
 
 
-def test_a_run_can_begin_from_an_adapter_and_its_header_keeps_where_that_came_from(trained, tmp_path):
+def test_a_run_can_begin_from_an_adapter_and_its_header_keeps_where_that_came_from(
+    trained, tmp_path
+):
     from safetensors import safe_open
     from safetensors.torch import load_file
 
     from mmdiff_core.host.train import main
+
     begun = trained[WEIGHT][2] / "adapter.safetensors"
     still = {**LOOP, "steps": 1, "batch": 2, "learning_rate": 1e-12, "weight_decay": 0.0}
-    (tmp_path / "run.json").write_text(json.dumps(json.loads(short_run(WEIGHT).to_json()) | {"loop": still}))
-    assert main([str(tmp_path / "run.json"), str(tmp_path / "out"), "--init", str(begun), "--cpu"]) == 0
+    (tmp_path / "run.json").write_text(
+        json.dumps(json.loads(short_run(WEIGHT).to_json()) | {"loop": still})
+    )
+    assert (
+        main([str(tmp_path / "run.json"), str(tmp_path / "out"), "--init", str(begun), "--cpu"])
+        == 0
+    )
     before, after = load_file(begun), load_file(tmp_path / "out/adapter.safetensors")
-    assert before.keys() == after.keys() and all(torch.allclose(before[k], after[k], atol=1e-6) for k in before)
+    assert before.keys() == after.keys() and all(
+        torch.allclose(before[k], after[k], atol=1e-6) for k in before
+    )
     with safe_open(str(tmp_path / "out/adapter.safetensors"), framework="pt") as file:
         header = file.metadata()
-    assert json.loads(header["begun_from"])["made_by"] == "a test" and "--init adapter.safetensors" in header["made_by"]
+    assert (
+        json.loads(header["begun_from"])["made_by"] == "a test"
+        and "--init adapter.safetensors" in header["made_by"]
+    )
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
@@ -157,6 +213,7 @@ def test_a_misspelt_field_is_named_with_its_section():
 
 def test_a_base_that_is_not_there_is_named():
     from mmdiff_core.host.build import load_base
+
     with pytest.raises(FileNotFoundError, match="base.checkpoint"):
         load_base({"checkpoint": "nowhere.safetensors", "image_encoder": "nor.safetensors"})
     with pytest.raises(ValueError, match="small-world"):
@@ -165,7 +222,17 @@ def test_a_base_that_is_not_there_is_named():
 
 def test_an_adapter_without_a_part_has_no_weights_of_it(tmp_path):
     from mmdiff_core.host.build import build_task
-    plain = build_task(RunConfig(base="small-world", adapter=AdapterConfig(name="small-world", rank=4, text_rank=0, vision=(), refiner_depth=0)))
+
+    plain = build_task(
+        RunConfig(
+            base="small-world",
+            adapter=AdapterConfig(
+                name="small-world", rank=4, text_rank=0, vision=(), refiner_depth=0
+            ),
+        )
+    )
     names = [name for name, _ in plain.adapter.named_parameters()]
-    assert not any(name.startswith(("text.", "vision.")) or "refiner.blocks" in name for name in names)
+    assert not any(
+        name.startswith(("text.", "vision.")) or "refiner.blocks" in name for name in names
+    )
     assert dataclasses.replace(plain.adapter.config, refiner_depth=2).name == "small-world"

@@ -2,6 +2,7 @@
 
 The small SDXL with random weights of the reference numbers, and the recorded cases as inputs.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -19,7 +20,9 @@ class LoadTinyReferenceModel(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="MMDiffLoadTinyReferenceModel", display_name="Load Tiny Reference Model (random weights)", category=CATEGORY,
+            node_id="MMDiffLoadTinyReferenceModel",
+            display_name="Load Tiny Reference Model (random weights)",
+            category=CATEGORY,
             inputs=[io.String.Input("folder", default="", optional=True)],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output(), io.ClipVision.Output()],
         )
@@ -28,6 +31,7 @@ class LoadTinyReferenceModel(io.ComfyNode):
     def execute(cls, folder: str = ""):
         """`folder` has weights/ and configs/ of its own; empty: those of the tests."""
         from . import build
+
         source = Path(folder) if folder else build.REFERENCE
         return io.NodeOutput(
             build.model(source), build.clip(source), build.vae(), build.clip_vision(source)
@@ -38,20 +42,26 @@ class LoadTinyControlNet(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="MMDiffLoadTinyControlNet", display_name="Load Tiny ControlNet (random weights)", category=CATEGORY,
-            inputs=[], outputs=[io.ControlNet.Output()],
+            node_id="MMDiffLoadTinyControlNet",
+            display_name="Load Tiny ControlNet (random weights)",
+            category=CATEGORY,
+            inputs=[],
+            outputs=[io.ControlNet.Output()],
         )
 
     @classmethod
     def execute(cls):
         from . import build
+
         return io.NodeOutput(build.controlnet())
 
 
 def read_case(path: str):
-    spec = importlib.util.spec_from_file_location("mmdiff_recorded_cases", TESTS / "support/cases.py")
+    spec = importlib.util.spec_from_file_location(
+        "mmdiff_recorded_cases", TESTS / "support/cases.py"
+    )
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module         # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module.Case(Path(path))
 
@@ -72,7 +82,9 @@ class RecordedSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="MMDiffTestRecordedSubject", display_name="Recorded Subject", category=CATEGORY,
+            node_id="MMDiffTestRecordedSubject",
+            display_name="Recorded Subject",
+            category=CATEGORY,
             inputs=[io.String.Input("case"), io.Int.Input("number", default=0)],
             outputs=[io.Image.Output(), io.Custom("MMDIFF_FACES").Output()],
         )
@@ -88,20 +100,38 @@ class RecordedSampling(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="MMDiffTestRecordedSampling", display_name="Recorded Sampling", category=CATEGORY,
-            inputs=[io.String.Input("case"), io.Conditioning.Input("positive"), io.Conditioning.Input("negative")],
-            outputs=[io.Conditioning.Output(), io.Conditioning.Output(), io.Noise.Output(), io.Sigmas.Output(), io.Latent.Output()],
+            node_id="MMDiffTestRecordedSampling",
+            display_name="Recorded Sampling",
+            category=CATEGORY,
+            inputs=[
+                io.String.Input("case"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+            ],
+            outputs=[
+                io.Conditioning.Output(),
+                io.Conditioning.Output(),
+                io.Noise.Output(),
+                io.Sigmas.Output(),
+                io.Latent.Output(),
+            ],
         )
 
     @classmethod
     def execute(cls, case: str, positive, negative):
         import node_helpers
+
         recorded = read_case(case)
         sigmas = recorded["official/run/sigmas"]
         first = sigmas[0].item()
-        noise = recorded["input/latents"] * (first ** 2 + 1) ** 0.5 / first
-        sized = [node_helpers.conditioning_set_values(c, recorded.size_options) for c in (positive, negative)]
-        return io.NodeOutput(*sized, RecordedNoise(noise), sigmas, {"samples": torch.zeros_like(noise)})
+        noise = recorded["input/latents"] * (first**2 + 1) ** 0.5 / first
+        sized = [
+            node_helpers.conditioning_set_values(c, recorded.size_options)
+            for c in (positive, negative)
+        ]
+        return io.NodeOutput(
+            *sized, RecordedNoise(noise), sigmas, {"samples": torch.zeros_like(noise)}
+        )
 
 
 class Extension(ComfyExtension):

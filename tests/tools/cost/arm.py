@@ -1,4 +1,5 @@
 """One way to sample."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

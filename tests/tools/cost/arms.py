@@ -1,4 +1,5 @@
 """The ways to sample that are compared with the plain model."""
+
 from __future__ import annotations
 
 import types
@@ -52,13 +53,21 @@ class World:
         Regions found, nouns held, maps watched.
         """
         each_step, settled = FindRegions(settle=0.01, update=True), FindRegions(settle=0.01)
-        masked = [replace(s, hold_nouns=True) for s in make_subjects(self.adapter, make_masks(2, self.size))]
+        masked = [
+            replace(s, hold_nouns=True)
+            for s in make_subjects(self.adapter, make_masks(2, self.size))
+        ]
         free = make_subjects(self.adapter, [None, None])
         model = apply(self.model, self.adapter, Strength())
 
         def arm(name: str, subjects: Sequence[Subject], model=model) -> Arm:
             prompt = BoundPrompt(tuple(subjects), self.adapter.fingerprint, NOUNS)
-            return Arm(f"2 subjects, {name}", model, carry(self.positive, prompt), carry(self.negative, None))
+            return Arm(
+                f"2 subjects, {name}",
+                model,
+                carry(self.positive, prompt),
+                carry(self.negative, None),
+            )
 
         def finding(find: FindRegions, hold_nouns: bool = False) -> list[Subject]:
             return [replace(s, find=find, hold_nouns=hold_nouns) for s in free]
@@ -102,10 +111,18 @@ def make_world(scale: Scale, size: int, dtype: torch.dtype, meter: Meter) -> Wor
     wrappers = comfy.patcher_extension.WrappersMP
     model.add_wrapper_with_key(wrappers.SAMPLER_SAMPLE, "benchmark", meter.on_run)
     model.add_wrapper_with_key(wrappers.PREDICT_NOISE, "benchmark", meter.on_step)
-    return World(scale, size, model, make_adapter(scale, dtype), make_text(scale, 3), make_text(scale, 4))
+    return World(
+        scale, size, model, make_adapter(scale, dtype), make_text(scale, 3), make_text(scale, 4)
+    )
 
 
-def make_arms(world: World, counts: Sequence[int], masked: bool, peer: types.ModuleType | None, looks: bool = False) -> list[Arm]:
+def make_arms(
+    world: World,
+    counts: Sequence[int],
+    masked: bool,
+    peer: types.ModuleType | None,
+    looks: bool = False,
+) -> list[Arm]:
     """Everything that is compared with the plain model."""
     kinds = [False, True] if masked else [False]
     arms = [world.ours(count, kind) for kind in kinds for count in counts]

@@ -1,4 +1,5 @@
 """Operations, FLOP, and waits for the device, of one step."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -9,7 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-READS = {"aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
+READS = {
+    "aten::_local_scalar_dense",
+    "aten::equal",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+}
 
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 
@@ -24,7 +31,7 @@ class OperationCounter(TorchDispatchMode):
         self.waits: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        with self:                          # an operation made of others counts as those others
+        with self:  # an operation made of others counts as those others
             out = func.decompose(*args, **(kwargs or {}))
         if out is not NotImplemented:
             return out
@@ -39,14 +46,19 @@ class OperationCounter(TorchDispatchMode):
 def is_view(func: torch._ops.OpOverload) -> bool:
     """Whether the result only looks at the argument's numbers, and nothing is computed."""
     returns = func._schema.returns
-    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    return bool(returns) and all(
+        r.alias_info is not None and not r.alias_info.is_write for r in returns
+    )
 
 
 def waits(func: torch._ops.OpOverload, args: tuple, kwargs: dict, out: object) -> bool:
     """Whether the host would wait for a GPU here."""
     name = func._schema.name
     if name in INDEXING:
-        return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+        return any(
+            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+            for index in args[1]
+        )
     if name == "aten::repeat_interleave":
         return func._overloadname == "Tensor" and kwargs.get("output_size") is None
     if name in ("aten::copy_", "aten::_to_copy"):
@@ -58,6 +70,7 @@ def waits(func: torch._ops.OpOverload, args: tuple, kwargs: dict, out: object) -
 
 def flop_counter() -> FlopCounterMode:
     """torch's counter, which does not know the CPU's fused attention."""
+
     def attention(q, k, v, *args, **kwargs) -> int:
         return sdpa_flop_count(q, k, v)
 

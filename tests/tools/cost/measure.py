@@ -1,4 +1,5 @@
 """A whole measurement: count every arm, time every arm, print and write."""
+
 from __future__ import annotations
 
 import argparse
@@ -29,7 +30,9 @@ def run(args: argparse.Namespace, scale: Scale) -> tuple[list[Line], float, Coun
         say(f"counting: {arm.name}")
         counts.append(count_arm(arm, meter, args.size, args.cfg))
     plains, timings = time_all(plain, arms, meter, args)
-    lines = [make_line(arm, timings[i], plains, counts[i + 1], counts[0]) for i, arm in enumerate(arms)]
+    lines = [
+        make_line(arm, timings[i], plains, counts[i + 1], counts[0]) for i, arm in enumerate(arms)
+    ]
     return lines, 1000 * statistics.median(step for t in plains for step in t.steps[1:]), counts[0]
 
 

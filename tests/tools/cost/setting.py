@@ -1,4 +1,5 @@
 """What is measured: SDXL at some width, an adapter, subjects and prompts of random numbers."""
+
 from __future__ import annotations
 
 import contextlib
@@ -25,16 +26,30 @@ TRUE_CHANNELS = 320
 
 TEXT_TOKENS, POOLED_WIDTH = 77, 1280
 
-NOUNS = ((3,), (8,))        # text columns of two subjects' nouns
+NOUNS = ((3,), (8,))  # text columns of two subjects' nouns
 
 TOKENS = PORTRAIT_SDXL.tokens_per_reference
 
 SDXL_UNET = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": TRUE_CHANNELS, "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "use_linear_in_transformer": True, "context_dim": 2048,
-    "num_head_channels": 64, "num_heads": -1, "adm_in_channels": 2816, "num_classes": "sequential",
-    "use_spatial_transformer": True, "legacy": False, "use_temporal_attention": False, "use_temporal_resblock": False,
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": TRUE_CHANNELS,
+    "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4],
+    "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "use_linear_in_transformer": True,
+    "context_dim": 2048,
+    "num_head_channels": 64,
+    "num_heads": -1,
+    "adm_in_channels": 2816,
+    "num_classes": "sequential",
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "use_temporal_attention": False,
+    "use_temporal_resblock": False,
 }
 
 
@@ -49,7 +64,11 @@ class Scale:
 
     @property
     def unet(self) -> dict[str, Any]:
-        widths = {"model_channels": self.channels, "context_dim": self.context, "num_head_channels": self.head}
+        widths = {
+            "model_channels": self.channels,
+            "context_dim": self.context,
+            "num_head_channels": self.head,
+        }
         return {**SDXL_UNET, **widths}
 
     @property
@@ -57,7 +76,9 @@ class Scale:
         if self.channels == TRUE_CHANNELS:
             return PORTRAIT_SDXL
         base = f"sdxl-{self.channels}"
-        return dataclasses.replace(PORTRAIT_SDXL, name=f"portrait-{base}", base=base, context_width=self.context)
+        return dataclasses.replace(
+            PORTRAIT_SDXL, name=f"portrait-{base}", base=base, context_width=self.context
+        )
 
 
 SCALES = {"full": Scale(TRUE_CHANNELS, 2048, 64, 64), "reduced": Scale(64, 256, 16, 8)}
@@ -71,7 +92,9 @@ def layout(scale: Scale) -> Iterator[None]:
         yield
         return
     rows = unet_layers.LAYOUTS["sdxl"]
-    unet_layers.LAYOUTS[base] = tuple((b, i, n, width * scale.channels // TRUE_CHANNELS) for b, i, n, width in rows)
+    unet_layers.LAYOUTS[base] = tuple(
+        (b, i, n, width * scale.channels // TRUE_CHANNELS) for b, i, n, width in rows
+    )
     try:
         yield
     finally:
@@ -101,10 +124,15 @@ def make_adapter(scale: Scale, dtype: torch.dtype) -> MMDiffAdapter:
     """
     generator = torch.Generator().manual_seed(1)
     shapes = official.unet_shapes(scale.config, scale.rank)
-    pairs = {key: (torch.randn(shape, generator=generator) * 0.02).to(dtype) for key, shape in shapes.items()}
+    pairs = {
+        key: (torch.randn(shape, generator=generator) * 0.02).to(dtype)
+        for key, shape in shapes.items()
+    }
     with torch.device("meta"):
         modules = SubjectModules(scale.config)
-    return MMDiffAdapter(scale.config, modules, collect_pairs(pairs), {}, {}, "benchmark", "random adapter")
+    return MMDiffAdapter(
+        scale.config, modules, collect_pairs(pairs), {}, {}, "benchmark", "random adapter"
+    )
 
 
 def make_masks(count: int, size: int) -> list[Tensor]:
@@ -120,8 +148,14 @@ def make_subjects(adapter: MMDiffAdapter, masks: Sequence[Tensor | None]) -> tup
     """Subjects of random tokens, one reference each."""
     generator = torch.Generator().manual_seed(2)
     return tuple(
-        Subject(f"subject {i}", torch.randn(TOKENS, adapter.config.context_width, generator=generator), {}, 1,
-                adapter.fingerprint, mask=mask)
+        Subject(
+            f"subject {i}",
+            torch.randn(TOKENS, adapter.config.context_width, generator=generator),
+            {},
+            1,
+            adapter.fingerprint,
+            mask=mask,
+        )
         for i, mask in enumerate(masks, 1)
     )
 

@@ -1,4 +1,5 @@
 """Samplings and the time of their model calls."""
+
 from __future__ import annotations
 
 import argparse
@@ -40,7 +41,9 @@ class Meter:
         self.cuda = device == "cuda"
         self.begin()
 
-    def begin(self, probes: Sequence[contextlib.AbstractContextManager] = (), paired: bool = False) -> None:
+    def begin(
+        self, probes: Sequence[contextlib.AbstractContextManager] = (), paired: bool = False
+    ) -> None:
         """Forget the last sampling.
 
         Step i of the next runs inside probes[i]; when `paired`, also without the pack.
@@ -112,10 +115,20 @@ class Timing:
 def sample(arm: Arm, size: int, steps: int, cfg: float) -> Tensor:
     """Euler over the normal schedule."""
     noise = torch.randn(1, 4, size // 8, size // 8, generator=torch.Generator().manual_seed(0))
-    sigmas = comfy.samplers.calculate_sigmas(arm.model.get_model_object("model_sampling"), "normal", steps)
+    sigmas = comfy.samplers.calculate_sigmas(
+        arm.model.get_model_object("model_sampling"), "normal", steps
+    )
     return comfy.sample.sample_custom(
-        arm.model, noise, cfg, comfy.samplers.sampler_object("euler"), sigmas, arm.positive, arm.negative,
-        torch.zeros_like(noise), disable_pbar=True, seed=0,
+        arm.model,
+        noise,
+        cfg,
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        arm.positive,
+        arm.negative,
+        torch.zeros_like(noise),
+        disable_pbar=True,
+        seed=0,
     )
 
 
@@ -132,8 +145,10 @@ def time_arm(arm: Arm, meter: Meter, args: argparse.Namespace, paired: bool = Tr
     first = meter.bare[0] if paired else meter.steps[0]
     return Timing(
         before=meter.seconds(meter.started, first.start),
-        steps=meter.lengths(meter.steps), bare=meter.lengths(meter.bare),
-        busy=busy_of(meter.steps), bare_busy=busy_of(meter.bare),
+        steps=meter.lengths(meter.steps),
+        bare=meter.lengths(meter.bare),
+        busy=busy_of(meter.steps),
+        bare_busy=busy_of(meter.bare),
         peak=torch.cuda.max_memory_allocated() if meter.cuda else 0,
     )
 
@@ -144,13 +159,18 @@ def count_arm(arm: Arm, meter: Meter, size: int, cfg: float) -> Counts:
     meter.begin([first, second, flop])
     sample(arm, size, 3, cfg)
     return Counts(
-        dict(second.operations), second.kernels.total(), second.waits.total(), flop.get_total_flops(),
-        first.operations.total(), dict(+first.waits),
+        dict(second.operations),
+        second.kernels.total(),
+        second.waits.total(),
+        flop.get_total_flops(),
+        first.operations.total(),
+        dict(+first.waits),
     )
 
 
-def time_all(plain: Arm, arms: Sequence[Arm], meter: Meter, args: argparse.Namespace
-             ) -> tuple[list[Timing], list[list[Timing]]]:
+def time_all(
+    plain: Arm, arms: Sequence[Arm], meter: Meter, args: argparse.Namespace
+) -> tuple[list[Timing], list[list[Timing]]]:
     """Timings of the plain model's own samplings, and of each arm's; in every repeat one of each."""
     plains, timings = [], [[] for _ in arms]
     for repeat in range(args.repeats):
