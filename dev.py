@@ -92,7 +92,7 @@ COMMANDS: dict[str, Callable[[Pack, Sequence[str]], int]] = {
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The command, and all that follows it untouched (it belongs to pytest, ComfyUI or the demo)."""
+    """The command, and all that follows it untouched: it belongs to pytest, ComfyUI or the demo."""
     parser = argparse.ArgumentParser(
         prog="dev.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -118,6 +118,7 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     if sys.version_info < (3, 10):  # noqa: UP036
         sys.exit(
-            f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]} ({sys.executable})."
+            "dev.py needs Python 3.10 or newer; "
+            f"this is {sys.version.split()[0]} ({sys.executable})."
         )
     sys.exit(main(sys.argv[1:]))

@@ -50,7 +50,8 @@ def truly_missing(report: Mapping[str, Any], installed: Mapping[str, str]) -> li
     for name, version in wanted:
         if plain(name) in have:
             say(
-                f"Your ComfyUI keeps its {name} {have[plain(name)]}; pip would take {version} for this pack"
+                f"Your ComfyUI keeps its {name} {have[plain(name)]}; "
+                f"pip would take {version} for this pack"
             )
     return [f"{name}=={version}" for name, version in wanted if plain(name) not in have]
 
@@ -72,8 +73,9 @@ def install_extra(pack: Pack, host: Host, installed: Mapping[str, str]) -> None:
     extra.mkdir()
     if missing and any(host.python.parent.glob("*._pth")):
         raise DevError(
-            f"{host.python} is a portable build that looks for packages in its own folder only, and it lacks"
-            f" {', '.join(missing)}. Install them with: {host.python} -m pip install {' '.join(missing)}"
+            f"{host.python} is a portable build that looks for packages in its own folder only, "
+            f"and it lacks {', '.join(missing)}. "
+            f"Install them with: {host.python} -m pip install {' '.join(missing)}"
         )
     if missing:
         step(

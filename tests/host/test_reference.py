@@ -2,7 +2,7 @@
 
 Recorded cases, stage by stage and through whole samplings.
 
-    python dev.py test tests/host/test_reference.py --reference FOLDER      runs it on another folder of cases
+    python dev.py test tests/host/test_reference.py --reference FOLDER   on other cases
 """
 
 from __future__ import annotations

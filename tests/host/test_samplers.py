@@ -40,7 +40,7 @@ def make_guider(kind: str, model, first, second, negative):
 
 
 @pytest.mark.parametrize("kind", ["basic", "cfg", "dual", "dual nested", "perpneg"])
-def test_guiders_show_subjects_only_in_the_rows_that_carry_them_and_call_the_model_as_often_as_the_plain_graph(
+def test_guiders_show_subjects_in_the_rows_that_carry_them_alone_with_as_many_calls(
     scene, ann, bob, kind
 ):
     """The image branch alone acts (no LoRA), so taking the subjects out of the conditioning must
@@ -123,25 +123,15 @@ def test_distilled_models_show_the_subjects_in_few_steps_wherever_their_sampling
     """Turbo, LCM and Lightning: CFG 1, one to four steps, ModelSamplingDiscrete before or behind
     Apply; a window follows the schedule.
     """
-    node, noise = (
-        nodes_model_advanced.ModelSamplingDiscrete(),
-        torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
-    )
+    node = nodes_model_advanced.ModelSamplingDiscrete()
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    how, nothing = (steps, 1.0, sampler, "sgm_uniform"), torch.zeros_like(noise)
 
     def draw(model, positive):
+        sides = positive, scene.negative
         with count_calls(model) as calls:
             out = comfy.sample.sample(
-                model,
-                noise,
-                steps,
-                1.0,
-                sampler,
-                "sgm_uniform",
-                positive,
-                scene.negative,
-                torch.zeros_like(noise),
-                disable_pbar=True,
-                seed=0,
+                model, noise, *how, *sides, nothing, disable_pbar=True, seed=0
             )
         return out, calls
 

@@ -170,7 +170,8 @@ def test_a_subject_that_names_leave_out_does_not_show_and_a_note_says_so(clip, m
     [
         (
             "a man<|bill|>",
-            r"<\|bill\|> \(after 'man'\), but there is no subject of that name; there are: ann, bob",
+            r"<\|bill\|> \(after 'man'\), but there is no subject of that name; "
+            "there are: ann, bob",
         ),
         (
             "a man<|bob|> and a man<|subj|> and a man<|subj|>",

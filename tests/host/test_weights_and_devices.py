@@ -92,22 +92,14 @@ def test_a_partly_loaded_model_draws_what_the_whole_one_draws(scene, share):
     application = next(
         iter(ours.model_options["transformer_options"]["patches_replace"]["attn2"].values())
     ).application
-    state = application.make_state(
-        BoundPrompt(scene.subjects, scene.adapter.fingerprint),
-        ours.model.diffusion_model,
-        torch.float32,
-        torch.device("cpu"),
-    )
+    prompt = BoundPrompt(scene.subjects, scene.adapter.fingerprint)
+    kind = torch.float32, torch.device("cpu")
+    state = application.make_state(prompt, ours.model.diffusion_model, *kind)
     comfy.model_management.unload_all_models()
     ours.detach()
     whole = apply(scene.model, scene.adapter, BOTH)
     comfy.model_management.load_model_gpu(whole)
-    again = application.make_state(
-        BoundPrompt(scene.subjects, scene.adapter.fingerprint),
-        whole.model.diffusion_model,
-        torch.float32,
-        torch.device("cpu"),
-    )
+    again = application.make_state(prompt, whole.model.diffusion_model, *kind)
     for slot in state.keys:
         for a, b in zip(state.keys[slot], again.keys[slot], strict=True):
             assert torch.allclose(a, b, atol=1e-4), (slot, block)

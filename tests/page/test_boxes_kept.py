@@ -81,6 +81,20 @@ def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page,
     open_page(page, server)
 
 
+# How many boxes are saved, shown, and in each state to go back or on to
+HISTORY = """() => {
+  const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+  const { activeState, undoQueue, redoQueue } = tracker;
+  const count = (graph) => {
+    const masks = graph.nodes.find((n) => n.type === "MMDiffConstraintMasks");
+    return JSON.parse(masks?.widgets_values[1] ?? "[]").length;
+  };
+  const shown = document.querySelectorAll(".mmdiff-boxes .box").length;
+  const [back, on] = [undoQueue, redoQueue].map((queue) => queue.map(count));
+  return { saved: count(activeState), shown, back, on };
+}"""
+
+
 def test_every_finished_change_can_be_undone_and_done_again(page):
     page.evaluate("""async () => {
       // as a graph is that was loaded: one that a script built is arranged by the page's first undo
@@ -95,21 +109,11 @@ def test_every_finished_change_can_be_undone_and_done_again(page):
     editor = Editor(page)
     editor.draw_both()
     two = editor.boxes
-    look = """() => {
-      const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
-      const { activeState, undoQueue, redoQueue } = tracker;
-      const count = (graph) => {
-        const masks = graph.nodes.find((n) => n.type === "MMDiffConstraintMasks");
-        return JSON.parse(masks?.widgets_values[1] ?? "[]").length;
-      };
-      const shown = document.querySelectorAll(".mmdiff-boxes .box").length;
-      return { saved: count(activeState), shown, back: undoQueue.map(count), on: redoQueue.map(count) };
-    }"""
 
     def wait(count: int) -> dict:
         end = time.monotonic() + 10
         while (
-            (found := page.evaluate(look))
+            (found := page.evaluate(HISTORY))
             and (found["saved"], found["shown"]) != (count, count)
             and time.monotonic() < end
         ):

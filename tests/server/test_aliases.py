@@ -1,4 +1,4 @@
-"""Nodes are found by other words where the host has a place for them, and load where it has none."""
+"""Nodes are found by other words where the host knows aliases, and load where it does not."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_no_line_of_the_tables_is_without_a_test():
     assert len(rows) == len(NAMED) > 30
 
 
-def test_every_node_has_a_help_page_that_names_all_its_inputs_and_outputs_and_no_page_is_without_a_node(
+def test_every_node_has_a_help_page_that_names_its_inputs_and_outputs_and_every_page_has_a_node(
     nodes,
 ):
     assert {p.stem for p in PAGES.glob("*.md")} == set(nodes)

@@ -124,7 +124,8 @@ def test_a_whole_checkpoint_folder_is_ok_and_every_wrong_file_of_another_is_name
     first, advice = doctor.adapter_lines([folder], [], FILES)
     assert (first.state, advice.state) == (MISSING, MISSING)
     assert first.text == (
-        f"portrait_generation: {FILES[0]} is not there; {FILES[1]} is empty; {FILES[2]} is a Git LFS pointer, "
+        f"portrait_generation: {FILES[0]} is not there; {FILES[1]} is empty; "
+        f"{FILES[2]} is a Git LFS pointer, "
         "not the file it stands for"
     )
 

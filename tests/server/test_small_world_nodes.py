@@ -149,7 +149,7 @@ def test_the_workflows_and_the_demo_draw_with_the_small_worlds_sampler_numbers()
         assert {k: inputs[k] for k in sizes.SAMPLING} == sizes.SAMPLING
 
 
-def test_the_shipped_adapter_predicts_subjects_better_from_their_own_references_than_from_anothers():
+def test_the_shipped_adapter_predicts_subjects_better_from_own_references_than_from_anothers():
     from mmdiff_core.host.evaluate import gain, load_task
 
     task = load_task(small_world.WEIGHTS / "adapter.safetensors")

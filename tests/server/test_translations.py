@@ -153,7 +153,10 @@ def test_every_text_of_the_page_has_its_chinese_and_no_chinese_is_left_over():
 
 
 def test_a_text_that_cannot_be_looked_up_would_be_noticed():
-    code = 'export function say(text, values = {}) {}  say("One {n}", { n });  say(text);  say(`Two`);  say("Two" + more);  this.say("Three");'
+    code = (
+        'export function say(text, values = {}) {}  say("One {n}", { n });  say(text);  '
+        'say(`Two`);  say("Two" + more);  this.say("Three");'
+    )
     assert shown_by(code) == ["One {n}", None, None, None]
 
 
@@ -169,7 +172,7 @@ def test_bold_words_of_the_chinese_pages_are_shown_bold():
 
 
 def test_english_falls_back_to_the_page_beside_the_folder(server: Server):
-    """The web page asks for <node>/<language>.md first; only when that is not found for <node>.md."""
+    """The page asks for <node>/<language>.md, and only when that is not found for <node>.md."""
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(
             f"{server.url}/extensions/{PACK_NAME}/docs/MMDiffLoad/en.md", timeout=30

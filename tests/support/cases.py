@@ -84,7 +84,7 @@ class Case:
 
     @property
     def variants(self) -> list[str]:
-        """Recorded variants: "official" (second text encoder's LoRA unused) and "te2lora" (used)."""
+        """Recorded: second text encoder's LoRA unused ("official"), used ("te2lora")."""
         recorded = {name.partition("/")[0] for name in self.tensors}
         return [variant for variant in ("official", "te2lora") if variant in recorded]
 

@@ -23,7 +23,7 @@ CONTEXT = 64
 
 
 def narrow_base(like: str) -> str:
-    """Register SDXL's or SD1.5's layout with narrow layers as a base of its own; returns its name."""
+    """Register SDXL's or SD1.5's layout with narrow layers as a base; returns its name."""
     name = f"narrow-{like}"
     LAYOUTS[name] = tuple(
         (block, i, depth, width // WIDTH_DIVISOR) for block, i, depth, width in LAYOUTS[like]

@@ -1,4 +1,4 @@
-"""A real ComfyUI server process for tests: started once, spoken to over HTTP, stopped at the end."""
+"""A real ComfyUI server for tests: started once, spoken to over HTTP, stopped at the end."""
 
 from __future__ import annotations
 

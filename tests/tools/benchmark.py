@@ -2,10 +2,14 @@
 
 Random weights.
 
-    python tests/tools/benchmark.py                                     SDXL's 70 layers at a fifth of the width, on the CPU
-    python tests/tools/benchmark.py --device cuda --scale full --masks  true SDXL in fp16
-    python tests/tools/benchmark.py --looks                             also regions found, nouns held, and maps watched
-    python tests/tools/benchmark.py --pack FOLDER                       also a checkout of ComfyUI_IPAdapter_plus
+    python tests/tools/benchmark.py
+        SDXL's 70 layers at a fifth of the width, on the CPU
+    python tests/tools/benchmark.py --device cuda --scale full --masks
+        true SDXL in fp16
+    python tests/tools/benchmark.py --looks
+        also regions found, nouns held, and maps watched
+    python tests/tools/benchmark.py --pack FOLDER
+        also a checkout of ComfyUI_IPAdapter_plus
 
 COMFYUI_PATH is a ComfyUI folder. All arms share one UNet in one process. Every timed step of an arm
 runs twice on the same input, with what the pack added to the model call and without it, in turns

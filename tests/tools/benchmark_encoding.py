@@ -3,7 +3,7 @@
 Seconds and memory, from 1 to 8 references and from 1 to 8 subjects. Random weights of the true
 sizes.
 
-    COMFYUI_PATH=FOLDER python tests/tools/benchmark_encoding.py [--device cuda] [--threads N] [--repeats N]
+    COMFYUI_PATH=FOLDER python tests/tools/benchmark_encoding.py [--device cuda] [--threads N]
 
 CLIP ViT-L/14 and the portrait adapter for SDXL with a wholly fine-tuned image encoder, as released.
 Finding faces is left out: that is InsightFace's own time. `again` is the same reference under

@@ -2,7 +2,8 @@
 
 What found regions do in the small world, through the pack's own nodes' functions.
 
-    python tests/tools/found_regions.py [--pictures 64] [--adapter FILE] [--question "two of a class"] settle:sharpness:image_share[:u][:n] ...
+    python tests/tools/found_regions.py [--pictures 64] [--adapter FILE]
+        [--question "two of a class"] settle:sharpness:image_share[:u][:n] ...
 
 u = updated at every step, n = nouns held too; "free" is always first. drawn[:DOTS][:n] = boxes
 round the true places, that many dots (of 32) larger on every side and kept apart. Prints a line

@@ -57,10 +57,10 @@ def test_occlusion_covers_the_stated_share(square, rectangle, share):
 
 
 def test_flip_shift_and_scale_do_what_they_say(square):
+    def centre(cutout, axis):
+        return float((cutout[3].sum(axis) * torch.arange(40)).sum() / cutout[3].sum())
+
     square[:, :, :20] = 0  # the right half of the disc
-    centre = lambda cutout, axis: float(
-        (cutout[3].sum(axis) * torch.arange(40)).sum() / cutout[3].sum()
-    )  # noqa: E731
     assert centre(augment.apply_look(square, Look(flipped=True)), 0) == pytest.approx(
         39 - centre(square, 0), abs=1e-3
     )

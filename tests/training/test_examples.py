@@ -67,7 +67,8 @@ def test_workers_of_a_data_loader_give_the_same_batches(records):
         same(tuple(batch), source.batch(start, 4))
         for start, batch in zip(range(0, 24, 4), loader, strict=True)
     )
-    assert same(pickle.loads(pickle.dumps(source)).batch(4, 4), source.batch(4, 4))  # noqa: S301  its own bytes
+    copied = pickle.loads(pickle.dumps(source))  # noqa: S301  its own bytes
+    assert same(copied.batch(4, 4), source.batch(4, 4))
 
 
 def test_references_of_one_picture_are_different_looks_of_the_same_crop(records):
@@ -191,7 +192,8 @@ def test_faces_are_asked_for_each_reference_and_a_subject_without_one_is_left_ou
 def test_a_config_from_json_is_checked_field_by_field():
     config = DataConfig.from_dict(
         json.loads(
-            '{"side": 64, "references": [1, 2], "dropout": {"caption": 0.2}, "augmentation": {"scale": [1, 1]}}'
+            '{"side": 64, "references": [1, 2], "dropout": {"caption": 0.2}, '
+            '"augmentation": {"scale": [1, 1]}}'
         )
     )
     assert (

@@ -159,7 +159,8 @@ def test_an_unfinished_state_is_never_read_and_goes_away(tmp_path, caplog):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_what_it_was(tmp_path, value):
     with pytest.raises(
         RunError,
-        match=rf"step 8 is not finite: loss {value}, size .*, learning_rate 0\..*; examples 30..31\."
+        match=rf"step 8 is not finite: loss {value}, size .*, "
+        r"learning_rate 0\..*; examples 30..31\."
         r".*kept: state-00000005\. .*lower learning_rate",
     ) as error:
         train(tmp_path, replace(CONFIG, accumulate=2), model=Toy({30: value}))

@@ -141,10 +141,10 @@ def test_muon_moves_a_convolutions_kernel_as_the_matrix_that_it_is():
 
 
 def test_groups_keep_their_own_rates_under_muon(tmp_path):
-    groups = lambda model, rate: [
-        {"params": model.first.parameters(), "lr": rate / 10},
-        {"params": model.second.parameters()},
-    ]  # noqa: E731
+    def groups(model, rate):
+        first = {"params": model.first.parameters(), "lr": rate / 10}
+        return [first, {"params": model.second.parameters()}]
+
     train(
         tmp_path, replace(CONFIG, steps=5, optimizer="muon", muon_rate=2.0), parameter_groups=groups
     )

@@ -104,7 +104,7 @@ def test_a_subjects_pixels_can_count_more_and_the_mean_weight_stays_one():
     assert weighed[0] > plain[0] and weighed[1].item() == pytest.approx(plain[1].item())
 
 
-def test_the_subjects_weight_fades_to_one_over_the_stated_examples_and_follows_from_the_examples_number():
+def test_the_subjects_weight_fades_to_one_and_follows_from_the_examples_number():
     index = torch.tensor([0, 50, 100, 1000])
     assert losses.fading_weight(index, 9.0, 100).tolist() == [9.0, 5.0, 1.0, 1.0]
     assert losses.fading_weight(index, 9.0, 0).tolist() == [9.0] * 4

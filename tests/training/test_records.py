@@ -23,7 +23,8 @@ from support.photos import SIZES, picture, write_jsonl, write_tar
 
 # what pycocotools 2 writes for the mask in the test of run lengths
 COCO_RING = (
-    "gc0:Y1JlN:n0HRO:k0GUO:h0HXO:e0G[O:c0G]O:b0F^O:a0G_O:`0F@:`0F@:`0F@:`0F@:`0F@:`0F@:a0E_O:b0F^O:c0E]O:e0E[O:h0DXO:k0EUO:n0DRO:"
+    "gc0:Y1JlN:n0HRO:k0GUO:h0HXO:e0G[O:c0G]O:b0F^O:a0G_O:`0F@:`0F@:`0F@:`0F@:`0F@:`0F@:"
+    "a0E_O:b0F^O:c0E]O:e0E[O:h0DXO:k0EUO:n0DRO:"
     "Y1LQo0"
 )
 
@@ -58,7 +59,8 @@ def test_a_span_that_is_not_its_word_is_left_out_counted_and_logged(tmp_path, ca
     read = read_jsonl(write_jsonl(tmp_path, 5, spoil))
     assert len(read.records) == 4 and len(read.broken) == 1
     assert [r.message for r in caplog.records] == [
-        "data.jsonl:3 is left out: characters 1 to 5 of the caption are ' dog', but the word is 'dog'"
+        "data.jsonl:3 is left out: characters 1 to 5 of the caption are ' dog', "
+        "but the word is 'dog'"
     ]
 
 
@@ -96,7 +98,8 @@ def test_what_is_wrong_with_a_record_is_said(tmp_path, spoil, says, caplog):
 def test_a_data_set_that_is_mostly_broken_is_refused(tmp_path):
     with pytest.raises(
         ValueError,
-        match="3 of 5 records .* broken, more than half. The first ones: data.jsonl:1: lacks the key 'caption'",
+        match="3 of 5 records .* broken, more than half. "
+        "The first ones: data.jsonl:1: lacks the key 'caption'",
     ):
         read_jsonl(
             write_jsonl(tmp_path, 5, lambda number, facts: number < 3 and facts.pop("caption"))

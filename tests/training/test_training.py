@@ -125,7 +125,7 @@ def test_the_encoders_states_are_the_hosts_own(task):
         [],
     ],
 )
-def test_only_the_tuned_layers_of_the_image_encoder_run_twice_and_the_answer_is_the_whole_tuned_encoders(
+def test_only_tuned_layers_of_the_image_encoder_run_twice_and_give_what_the_whole_one_gives(
     vision,
 ):
     from mmdiff_core.host.differentiable import vision_states

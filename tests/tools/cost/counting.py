@@ -22,7 +22,7 @@ INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts what reaches the dispatcher: all operations, those that are no mere views, and waits."""
+    """Counts what reaches the dispatcher: all operations, those that compute, and waits."""
 
     def __init__(self) -> None:
         super().__init__()

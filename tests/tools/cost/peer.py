@@ -71,7 +71,8 @@ def read_peer(folder: Path) -> types.ModuleType:
     """The other pack's attention, without its nodes."""
     if not (folder / "CrossAttentionPatch.py").is_file():
         raise BenchmarkError(
-            f"{folder} has no CrossAttentionPatch.py; --pack is a checkout of ComfyUI_IPAdapter_plus"
+            f"{folder} has no CrossAttentionPatch.py; "
+            "--pack is a checkout of ComfyUI_IPAdapter_plus"
         )
     package = types.ModuleType("benchmark_peer")
     package.__path__ = [str(folder)]

@@ -171,7 +171,7 @@ def count_arm(arm: Arm, meter: Meter, size: int, cfg: float) -> Counts:
 def time_all(
     plain: Arm, arms: Sequence[Arm], meter: Meter, args: argparse.Namespace
 ) -> tuple[list[Timing], list[list[Timing]]]:
-    """Timings of the plain model's own samplings, and of each arm's; in every repeat one of each."""
+    """Timings of the plain model's own samplings and of each arm's, one of each in a repeat."""
     plains, timings = [], [[] for _ in arms]
     for repeat in range(args.repeats):
         say(f"repeat {repeat + 1} of {args.repeats}")
