@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdiff_core import checkpoint, convert, official
+from mmdiff_core import checkpoint, official
+from mmdiff_core.commands import convert
 from mmdiff_core.checkpoint import CheckpointError
 from mmdiff_core.config import CONFIGS, GENERAL_SD15, GENERAL_SDXL, PORTRAIT_SDXL, MMDiffConfig
 from mmdiff_core.unet_layers import transformer_blocks

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmdiff_core.small_world.examples import SmallWorldExamples, enlarge
-from mmdiff_core.training import losses
+from mmdiff_core.method import losses
 from mmdiff_core.training.config import AdapterConfig, ConstraintConfig, ObjectiveConfig, RunConfig
 from mmdiff_core.training.example import Example, ExampleSubject
 from mmdiff_core.training.trainable import from_flat, to_flat
@@ -27,7 +27,7 @@ def shake(task, seed: int = 0, scale: float = 0.05) -> None:
 
 
 def build(run: RunConfig = RUN):
-    from mmdiff_core.host.build import build_task
+    from mmdiff_core.host.frozen_base.build import build_task
     task = build_task(run)
     shake(task)
     return task
@@ -91,7 +91,7 @@ def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_traini
 
 def test_the_encoders_states_are_the_hosts_own(task):
     from mmdiff_core.host import small_world
-    from mmdiff_core.host.differentiable import text_states, vision_states
+    from mmdiff_core.host.frozen_base.differentiable import text_states, vision_states
     _, clip, clip_vision, _ = small_world.load()
     tokens = clip.tokenize("a cat at night")
     text = clip.cond_stage_model.clip_l
@@ -111,7 +111,7 @@ def test_the_encoders_states_are_the_hosts_own(task):
     ["vision_model.embeddings", "vision_model.encoder.layers.2"], [],
 ])
 def test_only_the_tuned_layers_of_the_image_encoder_run_twice_and_the_answer_is_the_whole_tuned_encoders(vision):
-    from mmdiff_core.host.differentiable import vision_states
+    from mmdiff_core.host.frozen_base.differentiable import vision_states
     from mmdiff_core.vision import normalise
     own = build(dataclasses.replace(RUN, adapter=dataclasses.replace(RUN.adapter, vision=tuple(vision))))
     encoder, pixels = own.bridge.image_encoder.encoder, torch.rand(2, 3, 32, 32)

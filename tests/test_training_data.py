@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmdiff_core.training import annotate as command
-from mmdiff_core.training import augment
-from mmdiff_core.training.augment import Augmentation, Look
-from mmdiff_core.training.buckets import BucketOrder, bucket_sizes, crop_window, fit, nearest_bucket
-from mmdiff_core.training.files import DataConfig, Dropout, ExampleDataset, FileExamples
-from mmdiff_core.training.records import decode_rle, encode_rle, read_jsonl, read_records, read_shards
+from mmdiff_core.training.data import annotate as command
+from mmdiff_core.training.data import augment
+from mmdiff_core.training.data.augment import Augmentation, Look
+from mmdiff_core.training.data.buckets import BucketOrder, bucket_sizes, crop_window, fit, nearest_bucket
+from mmdiff_core.training.data.files import DataConfig, Dropout, ExampleDataset, FileExamples
+from mmdiff_core.training.data.records import decode_rle, encode_rle, read_jsonl, read_records, read_shards
 
 CAPTION = "a dog and a red ball"
 # what pycocotools 2 writes for the mask in the test of run lengths

@@ -10,7 +10,7 @@ import torch
 
 from mmdiff_core.small_world.examples import SmallWorldExamples
 from mmdiff_core.training.config import AdapterConfig, ConstraintConfig, RunConfig
-from mmdiff_core.training.run_state import LoopConfig
+from mmdiff_core.training.run.run_state import LoopConfig
 
 PACK = Path(__file__).resolve().parent.parent
 RUNS = sorted((PACK / "mmdiff_core/small_world/runs").glob("*.json"))
@@ -35,9 +35,9 @@ def judged():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, judged):
     """{constraint's weight: (measures before, measures after, folder)} of two short runs that differ in nothing else."""
-    from mmdiff_core.host.build import build_task
-    from mmdiff_core.host.train import export_with, load_data
-    from mmdiff_core.training.loop import fit
+    from mmdiff_core.host.frozen_base.build import build_task
+    from mmdiff_core.host.frozen_base.run import export_with, load_data
+    from mmdiff_core.training.run.loop import fit
     found = {}
     for weight in (0.0, WEIGHT):
         run, folder = short_run(weight), tmp_path_factory.mktemp("run")
@@ -68,10 +68,10 @@ def test_the_constraint_raises_a_trained_adapters_image_map_inside_the_own_mask(
     from safetensors import safe_open
 
     from mmdiff_core import checkpoint
-    from mmdiff_core.host.build import build_task
+    from mmdiff_core.host.frozen_base.build import build_task
     from mmdiff_core.host.small_world import WEIGHTS
-    from mmdiff_core.host.train import load_data
-    from mmdiff_core.training.loop import fit
+    from mmdiff_core.host.frozen_base.run import load_data
+    from mmdiff_core.training.run.loop import fit
     path, inside = WEIGHTS / "adapter.safetensors", {}
     with safe_open(str(path), framework="pt") as file:
         shipped = RunConfig.from_json(file.metadata()["run"])
@@ -118,7 +118,7 @@ def test_a_run_can_begin_from_an_adapter_and_its_header_keeps_where_that_came_fr
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    from mmdiff_core.host.train import main
+    from mmdiff_core.host.frozen_base.run import main
     begun = trained[WEIGHT][2] / "adapter.safetensors"
     still = {**LOOP, "steps": 1, "batch": 2, "learning_rate": 1e-12, "weight_decay": 0.0}
     (tmp_path / "run.json").write_text(json.dumps(json.loads(short_run(WEIGHT).to_json()) | {"loop": still}))
@@ -143,7 +143,7 @@ def test_a_misspelt_field_is_named_with_its_section():
 
 
 def test_a_base_that_is_not_there_is_named():
-    from mmdiff_core.host.build import load_base
+    from mmdiff_core.host.frozen_base.build import load_base
     with pytest.raises(FileNotFoundError, match="base.checkpoint"):
         load_base({"checkpoint": "nowhere.safetensors", "image_encoder": "nor.safetensors"})
     with pytest.raises(ValueError, match="small-world"):
@@ -151,7 +151,7 @@ def test_a_base_that_is_not_there_is_named():
 
 
 def test_an_adapter_without_a_part_has_no_weights_of_it(tmp_path):
-    from mmdiff_core.host.build import build_task
+    from mmdiff_core.host.frozen_base.build import build_task
     plain = build_task(RunConfig(base="small-world", adapter=AdapterConfig(name="small-world", rank=4, text_rank=0, vision=(), refiner_depth=0)))
     names = [name for name, _ in plain.adapter.named_parameters()]
     assert not any(name.startswith(("text.", "vision.")) or "refiner.blocks" in name for name in names)

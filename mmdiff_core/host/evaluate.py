@@ -44,7 +44,7 @@ def load_task(path: Path | None) -> MMDiffTask:
     """An exported adapter on the shipped base, by the run in its header; None = the base without an adapter."""
     from safetensors import safe_open
 
-    from .build import build_task
+    from .frozen_base.build import build_task
     if path is None:
         run = RunConfig.from_dict({"base": "small-world", "adapter": {"name": "small-world", "rank": 1, "text_rank": 0, "vision": []}})
         task = build_task(run)
@@ -102,7 +102,7 @@ def gain(task: MMDiffTask, pictures: int, levels: Sequence[float] = LEVELS, batc
 def _errors(task: MMDiffTask, start: int, pictures: int, levels: Sequence[float]) -> Tensor:
     """Squared errors inside the subjects, summed over `pictures`, with their own references and with the next picture's: [2 levels]."""
     from ..small_world.examples import SmallWorldExamples
-    from ..training.losses import denoising_loss, denoising_target, weigh_subjects
+    from ..method.losses import denoising_loss, denoising_target, weigh_subjects
     *own, beyond = SmallWorldExamples(seed=SEED, split="test", caption_dropout=0, subject_dropout=0).batch(start, pictures + 1)
     others = [e.subjects[0].references for e in (*own[1:], beyond)]
     swapped = [replace(e, subjects=tuple(replace(s, references=r) for s in e.subjects)) for e, r in zip(own, others, strict=True)]

@@ -21,7 +21,7 @@ SIDE = 128
 
 def make(args: argparse.Namespace) -> None:
     """Draw and save. ValueError for a question or an adapter that is not there."""
-    from . import contact
+    from .frozen_base import contact
     from .evaluate import BASE, SEED, asked, draw, load_task, named
     question = asked([args.question], False)[0]
     trials = [make_trial(question, SEED, i) for i in range(args.count)]

@@ -30,13 +30,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..small_world import references, scenes, score, sizes, sprites
-from ..training import losses
+from ..method import losses
 from ..training.example import Example
-from ..training.loop import fit
-from ..training.run_state import LoopConfig, RunError
+from ..training.run.loop import fit
+from ..training.run.run_state import LoopConfig, RunError
 from ..training.task import draw_noise
 from ..vision import normalise
-from .build import hardware
+from .frozen_base.build import hardware
 from .start import use_comfyui
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,8 @@ class UNetTask(nn.Module):
         return tuple(self.vocabulary.index(token) for token, _ in self.clip.tokenize(caption)["l"][0])
 
     def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
-        from .bridge import training_options
-        from .differentiable import text_states
+        from .frozen_base.bridge import training_options
+        from .frozen_base.differentiable import text_states
         drawn = [scenes.scene("train", self.seed, e.index) for e in batch]
         dropped = [np.random.default_rng((self.seed, e.index, 3)).random() < CAPTION_DROPOUT for e in batch]
         captions = ["" if drop else s.caption for drop, s in zip(dropped, drawn, strict=True)]
@@ -119,7 +119,7 @@ class VisionTask(nn.Module):
         self.seed = args.seed
 
     def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
-        from .differentiable import vision_states
+        from .frozen_base.differentiable import vision_states
         rngs = [np.random.default_rng((self.seed, e.index, 5)) for e in batch]
         who = [(str(rng.choice(sprites.CLASSES)), scenes.random_identity(rng, "train")) for rng in rngs]
         pixels = np.stack([references.augmented(rng, *one) for rng, one in zip(rngs, who, strict=True)])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..adapter import key_value
 from ..attention import attention_on, full, probabilities, see_subjects, weigh
 from ..unet_layers import Slot, TransformerBlock, transformer_blocks
-from . import losses
+from ..method import losses
 from .config import RunConfig
 from .example import Example
 from .trainable import TrainableAdapter

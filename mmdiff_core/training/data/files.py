@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from .augment import BLACK, Augmentation, apply_look, cut_out, on_background, random_look, resize
 from .buckets import BucketOrder, bucket_sizes, fit, nearest_bucket, permutation, seeded
-from .example import Example, ExampleSubject
+from ..example import Example, ExampleSubject
 from .records import BrokenRecord, Record, check_share
 
 log = logging.getLogger(__name__)

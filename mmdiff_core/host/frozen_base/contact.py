@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..training.example import Example
-from ..training.task import MMDiffTask, draw_noise, pad_masks
-from .sampling import decode, sample_latents
+from ...training.example import Example
+from ...training.task import MMDiffTask, draw_noise, pad_masks
+from ..sampling import decode, sample_latents
 
 NAMES = 130         # px to the left for the names of rows
 HEAT_AT = 0.6       # noise level, as fraction of the timesteps, at which maps are shown

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..training.config import RunConfig
-from ..training.task import MMDiffTask
-from ..training.trainable import TrainableAdapter, from_flat
+from ...training.config import RunConfig
+from ...training.task import MMDiffTask
+from ...training.trainable import TrainableAdapter, from_flat
 
 SMALL_WORLD = "small-world"
 BASE_PARTS = ("checkpoint", "image_encoder")
@@ -19,7 +19,7 @@ BASE_PARTS = ("checkpoint", "image_encoder")
 def load_base(base: str | Mapping[str, str]) -> tuple:
     """MODEL, CLIP, CLIP_VISION and VAE of a run's "base": "small-world", or {"checkpoint": file, "image_encoder": file}."""
     if base == SMALL_WORLD:
-        from . import small_world
+        from .. import small_world
         return small_world.load()
     if not isinstance(base, Mapping) or set(base) != set(BASE_PARTS):
         raise ValueError(f'base is {base!r}, expected "{SMALL_WORLD}" or files for {BASE_PARTS}: '

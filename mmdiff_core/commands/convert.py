@@ -8,8 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from .checkpoint import DTYPES, convert
-from .config import BEHAVIOURS
+from ..checkpoint import DTYPES, convert
+from ..config import BEHAVIOURS
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .start import use_comfyui
+from ..start import use_comfyui
 
 MAPS_AT = 0.5           # noise level, as fraction of the timesteps
 SIDE = 128
@@ -21,17 +21,17 @@ SIDE = 128
 
 def read_reference(path: Path) -> Tensor:
     """A picture file as the image encoder wants it [1 3 K K] in 0..1."""
-    from ..small_world.sizes import VISION
-    from ..vision import object_pixels
+    from ...small_world.sizes import VISION
+    from ...vision import object_pixels
     pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).movedim(-1, 0)
     return object_pixels(pixels, VISION["image_size"])[None]
 
 
 def read_prompt(text: str, references: list[Path]):
     """A prompt with markers and a reference for each -> the example that asks for them. ValueError when the numbers differ."""
-    from ..small_world import scenes, sizes
-    from ..training.example import Example, ExampleSubject
-    from .text import MARKER
+    from ...small_world import scenes, sizes
+    from ...training.example import Example, ExampleSubject
+    from ..text import MARKER
     parts = text.split(MARKER)
     if len(parts) - 1 != len(references):
         raise ValueError(f"the prompt has {len(parts) - 1} {MARKER}, but {len(references)} pictures came; give one picture per marker")
@@ -45,10 +45,11 @@ def read_prompt(text: str, references: list[Path]):
 
 def make(references: list[Path], prompt: str, out: Path, seeds: int = 8) -> None:
     """Draw and save the sheet: a row of references, two rows of pictures, a row of maps per subject."""
-    from ..training.task import draw_noise
-    from . import contact, small_world
-    from .evaluate import load_task
-    from .sampling import decode, sample_latents
+    from ...training.task import draw_noise
+    from .. import small_world
+    from . import contact
+    from ..evaluate import load_task
+    from ..sampling import decode, sample_latents
     task = load_task(small_world.WEIGHTS / "adapter.safetensors")
     examples = [read_prompt(prompt, references)] * seeds
     noise, _ = draw_noise(range(seeds), (small_world.sizes.CHANNELS, 16, 16), 1, 0)

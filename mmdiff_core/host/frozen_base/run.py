@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import checkpoint
-from ..training.config import RunConfig
-from ..training.example import ExampleSource
-from ..training.loop import fit
-from ..training.run_state import LoopConfig, RunError
-from ..training.task import MMDiffTask
-from ..training.trainable import to_flat
+from ... import checkpoint
+from ...training.config import RunConfig
+from ...training.example import ExampleSource
+from ...training.run.loop import fit
+from ...training.run.run_state import LoopConfig, RunError
+from ...training.task import MMDiffTask
+from ...training.trainable import to_flat
 from .build import SMALL_WORLD, build_task, hardware
-from .start import use_comfyui
+from ..start import use_comfyui
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +36,11 @@ def load_data(data: Mapping, seed: int) -> ExampleSource:
     wanted = dict(data)
     kind = wanted.pop("kind", None)
     if kind == SMALL_WORLD:
-        from ..small_world.examples import SmallWorldExamples
+        from ...small_world.examples import SmallWorldExamples
         return SmallWorldExamples(**{"seed": seed, **wanted})
     if kind == "files":
-        from ..training.files import DataConfig, FileExamples
-        from ..training.records import read_records
+        from ...training.data.files import DataConfig, FileExamples
+        from ...training.data.records import read_records
         records = [r for path in wanted.pop("records", []) for r in read_records(Path(path)).records]
         faces = find_faces(wanted.pop("faces")) if "faces" in wanted else None
         return FileExamples(records, wanted.pop("seed", seed), DataConfig.from_dict(wanted), faces)
@@ -50,7 +50,7 @@ def load_data(data: Mapping, seed: int) -> ExampleSource:
 def find_faces(wanted: Mapping):
     """"faces": {"root": folder of models/, "model": "buffalo_l", "device": "auto"} -> crop -> embedding and aligned crop, or None
     where no face is seen."""
-    from ..faces import load_analyser
+    from ...faces import load_analyser
     analyser = load_analyser(Path(wanted["root"]), wanted.get("model", "buffalo_l"), wanted.get("device", "auto"))
 
     def faces(crop: Tensor) -> tuple[Tensor, Tensor] | None:

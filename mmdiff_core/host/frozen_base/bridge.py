@@ -18,14 +18,14 @@ from comfy.model_base import ModelType
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention import attend_by_products
-from ..lora import LowRank
-from ..training.task import SlotCall
-from ..training.trainable import DOT, TrainableAdapter
-from ..unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
-from ..vision import normalise
+from ...attention import attend_by_products
+from ...lora import LowRank
+from ...training.task import SlotCall
+from ...training.trainable import DOT, TrainableAdapter
+from ...unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
+from ...vision import normalise
 from .differentiable import text_states, vision_cls, vision_walk
-from .text import MARKER, find_nouns
+from ..text import MARKER, find_nouns
 
 MEASURES = "mmdiff_measures"
 MERGED = 2 ** 16        # values of a matrix up to which its LoRA is added into it for a step: cheaper than beside it

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .ema import Ema
-from .example import Example, ExampleSource
+from ..example import Example, ExampleSource
 from .optimizer import Groups, optimizer_for
 from .process import SHARDED, StopRequest, accelerator_for, on_main, process_as_it_was
 from .progress import Metrics, Progress, Report

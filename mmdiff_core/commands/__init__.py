@@ -1,0 +1,1 @@
+"""The commands of `python -m mmdiff_core`."""
