@@ -54,7 +54,7 @@ TINY_NODES = Path("tests/host_nodes")  # a folder of node packs that only the te
 DEMO = Path("tests/small_world/demo")  # a demo: one *.api.json, NOTE.txt, and photos/ where it has its own
 PORTRAIT_DEMO = Path("tests/tiny/demo")
 PHOTOS = Path("web/photos")  # those of the bundled workflows, for demos without their own
-SHEET = "mmdiff_core.host.frozen_base.sheet"  # the command that draws the contact sheet beside the demo's picture
+SHEET = ("mmdiff_core", "sheet")  # the command that draws the contact sheet beside the demo's picture
 SERVER_FOLDERS = ("output", "input", "temp", "user")
 START_LIMIT = 600  # seconds for the server to answer: custom nodes of a person's own can take minutes
 STARTED = time.monotonic()
@@ -704,7 +704,7 @@ def draw_sheet(pack: Pack, host: Host, folder: Path, workflow: Path) -> int:
     prompt = next(node["inputs"]["text"] for node in nodes if node["class_type"] == "MMDiffTextEncode")
     photos = [str(folder / "photos" / node["inputs"]["image"]) for node in nodes if node["class_type"] == "LoadImage"]
     sheet = pack.root / "output" / "mm-diff-demo-sheet.png"
-    command = [str(host.python), "-m", SHEET, *photos, "--prompt", prompt, "--out", str(sheet)]
+    command = [str(host.python), "-m", *SHEET, *photos, "--prompt", prompt, "--out", str(sheet)]
     code = subprocess.call(command, env={**child_env(pack, host), "COMFYUI_PATH": str(host.comfyui)}, cwd=pack.root)
     if not code:
         print(f"Sheet:   {sheet}", flush=True)

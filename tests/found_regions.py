@@ -39,7 +39,7 @@ def main() -> None:
     from mmdiff_core.small_world import sizes
     from mmdiff_core.small_world.trials import count, make_trial
     from mmdiff_core.subjects import FindRegions
-    from mmdiff_core.training.task import draw_noise
+    from mmdiff_core.training.noise import draw_noise
 
     model, clip, clip_vision, vae = small_world.load()
     mmdiff = load_mmdiff(args.adapter) if args.adapter else small_world.load_adapter()

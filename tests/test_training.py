@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmdiff_core.small_world.examples import SmallWorldExamples, enlarge
 from mmdiff_core.method import losses
+from mmdiff_core.small_world.examples import SmallWorldExamples, enlarge
 from mmdiff_core.training.config import AdapterConfig, ConstraintConfig, ObjectiveConfig, RunConfig
 from mmdiff_core.training.example import Example, ExampleSubject
 from mmdiff_core.training.trainable import from_flat, to_flat
@@ -91,7 +91,7 @@ def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_traini
 
 def test_the_encoders_states_are_the_hosts_own(task):
     from mmdiff_core.host import small_world
-    from mmdiff_core.host.frozen_base.differentiable import text_states, vision_states
+    from mmdiff_core.host.frozen_base.encoders import text_states, vision_states
     _, clip, clip_vision, _ = small_world.load()
     tokens = clip.tokenize("a cat at night")
     text = clip.cond_stage_model.clip_l
@@ -111,7 +111,7 @@ def test_the_encoders_states_are_the_hosts_own(task):
     ["vision_model.embeddings", "vision_model.encoder.layers.2"], [],
 ])
 def test_only_the_tuned_layers_of_the_image_encoder_run_twice_and_the_answer_is_the_whole_tuned_encoders(vision):
-    from mmdiff_core.host.frozen_base.differentiable import vision_states
+    from mmdiff_core.host.frozen_base.encoders import vision_states
     from mmdiff_core.vision import normalise
     own = build(dataclasses.replace(RUN, adapter=dataclasses.replace(RUN.adapter, vision=tuple(vision))))
     encoder, pixels = own.bridge.image_encoder.encoder, torch.rand(2, 3, 32, 32)
@@ -255,7 +255,7 @@ def test_min_snr_weights_the_same_picture_error_in_both_predictions():
 
 
 def test_noise_and_timestep_follow_from_the_examples_number(task):
-    from mmdiff_core.training.task import draw_noise
+    from mmdiff_core.training.noise import draw_noise
     noise, steps = draw_noise([4, 5, 6], (2, 3), 1000, seed=1)
     other, later = draw_noise([5, 4], (2, 3), 1000, seed=1)
     assert torch.equal(noise[1], other[0]) and steps[0] == later[1]
@@ -263,7 +263,7 @@ def test_noise_and_timestep_follow_from_the_examples_number(task):
 
 
 def test_timesteps_are_uniform_or_from_the_middle_or_from_the_high_end_as_asked():
-    from mmdiff_core.training.task import draw_noise
+    from mmdiff_core.training.noise import draw_noise
     uniform, middle = (draw_noise(range(2000), (1,), 1000, 0, share)[1].float() for share in (0.0, 1.0))
     assert uniform.std().item() == pytest.approx(288.7, rel=0.05) and middle.std().item() == pytest.approx(166.7, rel=0.05)
     assert uniform.min() >= 0 and uniform.max() <= 999 and abs(middle.mean().item() - 500) < 15

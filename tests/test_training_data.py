@@ -16,14 +16,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from mmdiff_core.training.data import annotate as command
-from mmdiff_core.training.data import augment
-from mmdiff_core.training.data.augment import Augmentation, Look
-from mmdiff_core.training.data.buckets import BucketOrder, bucket_sizes, crop_window, fit, nearest_bucket
-from mmdiff_core.training.data.files import DataConfig, Dropout, ExampleDataset, FileExamples
-from mmdiff_core.training.data.records import decode_rle, encode_rle, read_jsonl, read_records, read_shards
+from mmdiff_core.commands import main
+from mmdiff_core.training.data import augment, cutouts
+from mmdiff_core.training.data.annotation import folder as folders
+from mmdiff_core.training.data.annotation import models, pipeline
+from mmdiff_core.training.data.annotation.nouns import find_nouns, read_classes
+from mmdiff_core.training.data.augment import Augmentation, Variation
+from mmdiff_core.training.data.buckets import best_crop, bucket_sizes, crop_to_bucket, nearest_bucket
+from mmdiff_core.training.data.config import DataConfig, Dropout
+from mmdiff_core.training.data.files import FileExamples
+from mmdiff_core.training.data.masks import decode_rle, encode_rle
+from mmdiff_core.training.data.order import BucketOrder
+from mmdiff_core.training.data.reading import read_jsonl, read_records, read_shards
+from mmdiff_core.training.example import ReferenceFace
 
 CAPTION = "a dog and a red ball"
 # what pycocotools 2 writes for the mask in the test of run lengths
@@ -128,7 +134,8 @@ def test_tar_jsonl_and_folder_give_the_same_records(tmp_path, masks_as):
         for a, b in zip(lines, other):
             assert (a.caption, a.size) == (b.caption, b.size)
             assert [(s.word, s.span, s.box) for s in a.segments] == [(s.word, s.span, s.box) for s in b.segments]
-            assert all(torch.equal(x, y) for x, y in zip(a.load(), b.load()))
+            x, y = a.decode(), b.decode()
+            assert torch.equal(x.pixels, y.pixels) and torch.equal(x.masks, y.masks)
 
 
 def test_a_span_that_is_not_its_word_is_left_out_counted_and_logged(tmp_path, caplog):
@@ -207,42 +214,42 @@ def test_a_picture_that_lies_on_its_side_is_turned_upright(tmp_path):
             picture(0, SIZES[0])[0].rotate(90, expand=True).save(tmp_path / "0.jpg", exif=exif, quality=95)
             facts["image"] = "0.jpg"
     record = read_jsonl(write_jsonl(tmp_path, 3, turn)).records[0]
-    pixels, masks = record.load()
-    assert record.size == (64, 96) and pixels.shape == (3, 64, 96)
-    assert pixels[:, masks[0]].float().mean(1)[0] > 180
+    decoded = record.decode()
+    assert record.size == (64, 96) and decoded.pixels.shape == (3, 64, 96)
+    assert decoded.pixels[:, decoded.masks[0] == 1].mean(1)[0] > 180 / 255
 
 
 # ---------------------------------------------------------------- augmentation
 
 def test_augmentation_zero_leaves_the_crop_unchanged(square):
     generator = torch.Generator().manual_seed(0)
-    look = augment.random_look(Augmentation.identity(), generator)
-    assert torch.equal(augment.apply_look(square, look), square)
+    variation = augment.random_variation(Augmentation.identity(), generator)
+    assert torch.equal(cutouts.vary(square, variation), square)
     pixels, masks = np.zeros((3, 50, 60), np.float32), np.zeros((50, 60), np.float32)
     pixels[:, 10:30, 20:40], masks[10:30, 20:40] = 0.5, 1
-    crop = augment.cut_out(torch.from_numpy(pixels), torch.from_numpy(masks))
-    shown = augment.reference(torch.from_numpy(pixels), torch.from_numpy(masks), crop.shape[-1], Augmentation.identity(), generator)
+    crop = cutouts.cut_out(torch.from_numpy(pixels), torch.from_numpy(masks))
+    shown = cutouts.reference(crop, crop.shape[-1], variation)
     assert torch.equal(shown, crop[:3])
 
 
 def test_a_crop_is_square_holds_the_whole_subject_and_nothing_else():
     image, masks = picture(3, (96, 64))
     pixels = torch.from_numpy(np.array(image)).movedim(-1, 0) / 255
-    crop = augment.cut_out(pixels, torch.from_numpy(masks[0]).float())
+    crop = cutouts.cut_out(pixels, torch.from_numpy(masks[0]).float())
     assert crop.shape == (4, 34, 34)                                # 30 high, 5 % border on both sides, rounded
     assert crop[3].sum() == masks[0].sum() and torch.equal(crop[:3, crop[3] == 0], torch.zeros(3, int((crop[3] == 0).sum())))
     assert torch.allclose(crop[0, crop[3] == 1], torch.tensor(200 / 255))
-    white = augment.on_background(crop, (1.0, 1.0, 1.0))
+    white = cutouts.on_background(crop, (1.0, 1.0, 1.0))
     assert (white[:, crop[3] == 0] == 1).all() and torch.equal(white[:, crop[3] == 1], crop[:3, crop[3] == 1])
     with pytest.raises(ValueError, match="empty"):
-        augment.cut_out(pixels, torch.zeros(64, 96))
+        cutouts.cut_out(pixels, torch.zeros(64, 96))
 
 
 @pytest.mark.parametrize("rectangle", [True, False])
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
 def test_occlusion_covers_the_stated_share(square, rectangle, share):
     for at in (0.1, 0.45, 0.8):
-        left = augment.apply_look(square, Look(covered=share, cover=(rectangle, at, at)))
+        left = cutouts.vary(square, Variation(covered=share, cover=(rectangle, at, at)))
         assert 1 - left[3].sum() / square[3].sum() == pytest.approx(share, abs=0.02)
         assert not left[:3, left[3] == 0].any()
 
@@ -250,26 +257,26 @@ def test_occlusion_covers_the_stated_share(square, rectangle, share):
 def test_flip_shift_and_scale_do_what_they_say(square):
     square[:, :, :20] = 0                                           # the right half of the disc
     centre = lambda cutout, axis: float((cutout[3].sum(axis) * torch.arange(40)).sum() / cutout[3].sum())   # noqa: E731
-    assert centre(augment.apply_look(square, Look(flipped=True)), 0) == pytest.approx(39 - centre(square, 0), abs=1e-3)
-    assert centre(augment.apply_look(square, Look(shift=(-0.1, 0))), 0) == pytest.approx(centre(square, 0) - 4, abs=0.01)
-    assert centre(augment.apply_look(square, Look(rotation=90)), 1) == pytest.approx(centre(square, 0), abs=0.5)
-    assert augment.apply_look(square, Look(scale=0.5))[3].sum() == pytest.approx(float(square[3].sum()) / 4, rel=0.05)
+    assert centre(cutouts.vary(square, Variation(flipped=True)), 0) == pytest.approx(39 - centre(square, 0), abs=1e-3)
+    assert centre(cutouts.vary(square, Variation(shift=(-0.1, 0))), 0) == pytest.approx(centre(square, 0) - 4, abs=0.01)
+    assert centre(cutouts.vary(square, Variation(rotation=90)), 1) == pytest.approx(centre(square, 0), abs=0.5)
+    assert cutouts.vary(square, Variation(scale=0.5))[3].sum() == pytest.approx(float(square[3].sum()) / 4, rel=0.05)
 
 
 def test_colour_jitter_changes_the_subject_and_leaves_the_background_blank(square):
-    for look in (Look(brightness=0.7), Look(contrast=0.5, brightness=1.1), Look(saturation=0.3), Look(hue=0.1)):
-        out = augment.apply_look(square, look)
+    for look in (Variation(brightness=0.7), Variation(contrast=0.5, brightness=1.1), Variation(saturation=0.3), Variation(hue=0.1)):
+        out = cutouts.vary(square, look)
         assert torch.equal(out[3], square[3]) and not out[:3, square[3] == 0].any() and not torch.allclose(out, square)
-    assert torch.allclose(augment.apply_look(square, Look(brightness=0.5))[:3], square[:3] * 0.5)
+    assert torch.allclose(cutouts.vary(square, Variation(brightness=0.5))[:3], square[:3] * 0.5)
 
 
 def test_looks_stay_within_their_ranges_and_follow_from_the_generator():
     wanted, generator = Augmentation(clean=0), torch.Generator().manual_seed(1)
-    looks = [augment.random_look(wanted, generator) for _ in range(400)]
+    looks = [augment.random_variation(wanted, generator) for _ in range(400)]
     assert all(0.6 <= x.scale <= 1.1 and abs(x.rotation) <= 15 and max(map(abs, x.shift)) <= 0.1 and abs(x.hue) <= 0.02 for x in looks)
     assert all(0.8 <= v <= 1.2 for x in looks for v in (x.brightness, x.contrast, x.saturation))
     assert sum(x.covered > 0 for x in looks) / 400 == pytest.approx(0.3, abs=0.08) and all(x.covered == 0 or 0.1 <= x.covered <= 0.4 for x in looks)
-    assert looks[0] == augment.random_look(wanted, torch.Generator().manual_seed(1))
+    assert looks[0] == augment.random_variation(wanted, torch.Generator().manual_seed(1))
     with pytest.raises(ValueError, match="augmentation.hue is 0.9, expected within 0 to 0.5"):
         Augmentation(hue=0.9)
 
@@ -287,30 +294,27 @@ def test_buckets_are_multiples_near_the_area_and_pictures_go_to_the_nearest():
         bucket_sizes(32, 64)
 
 
-def test_masks_and_boxes_follow_the_crop():
+def test_masks_follow_the_crop():
     _, masks = picture(0, (96, 64))
     masks = torch.from_numpy(np.stack(masks)).float()
     pixels = torch.cat([masks, masks[:1]])                          # the picture shows its masks
-    boxes = torch.tensor([s["box"] for s in segments([m.numpy() > 0 for m in masks])])
-    shown, inside, moved, kept = fit(pixels, masks, boxes, (48, 48))
+    shown, inside, kept = crop_to_bucket(pixels, masks, (48, 48))
     assert shown.shape == (3, 48, 48) and inside.shape == (2, 48, 48)
     assert torch.equal(shown[:2], inside)
-    for mask, box, share, before in zip(inside, moved, kept, masks):
-        rows, columns = (mask > 0.5).any(1).nonzero(), (mask > 0.5).any(0).nonzero()
-        assert torch.allclose(box, torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float(), atol=1)
+    for mask, share, before in zip(inside, kept, masks):
         assert mask.sum() / before.sum() == pytest.approx(float(share) * (48 / 64) ** 2, rel=0.05)
 
 
 def test_the_crop_goes_where_the_subjects_are():
     masks = torch.zeros(2, 64, 200)
     masks[0, 10:50, 150:160], masks[1, 20:30, 190:200] = 1, 1
-    top, left, height, width = crop_window(masks, (64, 200), (64, 64))
+    top, left, height, width = best_crop(masks, (64, 200), (64, 64))
     assert (top, height, width) == (0, 64, 64) and left == 136                       # both are whole only at the right end
     masks[1] = 0
     masks[1, 20:30, 0:10] = 1                                                      # too far apart: the worst kept is lost either way
-    _, left, _, _ = crop_window(masks, (64, 200), (64, 64))
-    assert fit(torch.zeros(3, 64, 200), masks, torch.zeros(2, 4), (64, 64))[3].max() == 1
-    assert crop_window(torch.zeros(0, 64, 200), (64, 200), (64, 64))[1] == 68        # nobody: the middle
+    _, left, _, _ = best_crop(masks, (64, 200), (64, 64))
+    assert crop_to_bucket(torch.zeros(3, 64, 200), masks, (64, 64)).kept.max() == 1
+    assert best_crop(torch.zeros(0, 64, 200), (64, 200), (64, 64))[1] == 68        # nobody: the middle
 
 
 def test_every_picture_comes_equally_often_and_groups_share_a_bucket():
@@ -353,10 +357,8 @@ def test_a_batch_is_its_two_halves_and_has_one_size(records):
         source.batch(2, 4)
 
 
-def test_workers_of_a_data_loader_give_the_same_batches(records):
+def test_a_source_that_was_sent_to_another_process_gives_the_same_batches(records):
     source = FileExamples(records, 0, CONFIG)
-    loader = DataLoader(ExampleDataset(source, range(0, 24, 4), 4), batch_size=None, num_workers=1)
-    assert all(same(tuple(batch), source.batch(start, 4)) for start, batch in zip(range(0, 24, 4), loader, strict=True))
     assert same(pickle.loads(pickle.dumps(source)).batch(4, 4), source.batch(4, 4))     # noqa: S301  its own bytes
 
 
@@ -376,7 +378,7 @@ def test_an_identity_is_shown_by_its_other_pictures(tmp_path):
                           augmentation=Augmentation.identity(), group=1))
     seen = {}
     for index in range(9):
-        number = source._picture(index)[1]
+        number = source._draw(index).number
         dog = source.example(index).subjects[0].references[:, 1].amax((1, 2)).mul(255).round().int() - 40
         seen[number] = set(dog.tolist())
     assert seen[0] == {3, 6} and seen[3] == {0, 6} and seen[6] == {0, 3}
@@ -439,11 +441,11 @@ def test_faces_are_asked_for_each_reference_and_a_subject_without_one_is_left_ou
     def faces(crop):
         if crop[1].max() > crop[0].max():                                   # the green ball has no face
             return None
-        return torch.full((512,), float(crop.mean())), crop.new_zeros(3, 8, 8)
+        return ReferenceFace(torch.full((512,), float(crop.mean())), crop.new_zeros(3, 8, 8))
     example = FileExamples(records, 0, replace(CONFIG, references=(3, 3)), faces).example(0)
     assert [example.caption[slice(*s.span)] for s in example.subjects] == ["dog"]
-    embeddings, crops = example.subjects[0].faces
-    assert embeddings.shape == (3, 512) and crops.shape == (3, 3, 8, 8)
+    found = example.subjects[0].faces
+    assert found.embeddings.shape == (3, 512) and found.crops.shape == (3, 3, 8, 8)
 
 
 def test_a_config_from_json_is_checked_field_by_field():
@@ -460,23 +462,23 @@ def test_a_config_from_json_is_checked_field_by_field():
 class Fakes:
     """A captioner, grounder and segmenter that know `picture`. `calls` counts what they were asked; `fail` names an error to raise."""
 
-    def __init__(self, caption: str = CAPTION, extra: tuple[command.Found, ...] = (), fail: Exception | None = None) -> None:
+    def __init__(self, caption: str = CAPTION, extra: tuple[pipeline.Detection, ...] = (), fail: Exception | None = None) -> None:
         self.text, self.extra, self.fail, self.calls = caption, extra, fail, Counter()
 
-    def models(self) -> command.Models:
-        return command.Models(self.caption, self.ground, self.segment)
+    def models(self) -> pipeline.Models:
+        return pipeline.Models(self.caption, self.ground, self.segment)
 
     def caption(self, image) -> str:
         self.calls["caption"] += 1
         return self.text
 
-    def ground(self, image, words) -> list[command.Found]:
+    def ground(self, image, words) -> list[pipeline.Detection]:
         self.calls["ground"] += 1
         if self.fail:
             raise self.fail
         width = image.width
         boxes = {"dog": (5.6, 20.2, 26.0, 50.0), "ball": (width - 24.0, 30, width - 10, 44)}
-        return [command.Found(w, boxes[w], 0.9) for w in words if w in boxes] + list(self.extra)
+        return [pipeline.Detection(w, boxes[w], 0.9) for w in words if w in boxes] + list(self.extra)
 
     def segment(self, image, boxes) -> np.ndarray:
         masks = np.zeros((len(boxes), image.height, image.width), bool)
@@ -485,11 +487,11 @@ class Fakes:
         return masks
 
 
-def annotated(folder: Path, out: Path, fakes: Fakes, classes=("dog", "ball", "cat"), previews: int = 0, rules=None) -> command.Progress:
-    file = command.AnnotationFile(out)
-    pictures = command.find_pictures(folder, file)
-    progress = command.Progress(len(pictures), lambda text: None)
-    command.annotate_folder(pictures, file, fakes.models(), classes, rules or command.Rules(), progress, previews)
+def annotated(folder: Path, out: Path, fakes: Fakes, classes=("dog", "ball", "cat"), previews: int = 0, rules=None) -> folders.AnnotationProgress:
+    file = folders.AnnotationFile(out)
+    pictures = folders.find_images(folder, file)
+    progress = folders.AnnotationProgress(len(pictures), lambda text: None)
+    folders.annotate_folder(pictures, file, fakes.models(), classes, rules or pipeline.Rules(), progress, previews)
     return progress
 
 
@@ -509,8 +511,8 @@ def test_an_annotated_folder_reads_as_records_with_the_right_masks(album, tmp_pa
     read = read_records(tmp_path / "out.jsonl")
     assert len(read.records) == 4 and not read.broken and fakes.calls["caption"] == 3
     assert [[s.word for s in r.segments] for r in read.records] == [["dog", "ball"], ["ball"], ["dog", "ball"], ["dog", "ball"]]
-    pixels, masks = read.records[0].load()
-    assert torch.equal(masks, torch.from_numpy(np.stack(picture(0, SIZES[0])[1])))
+    decoded = read.records[0].decode()
+    assert torch.equal(decoded.masks == 1, torch.from_numpy(np.stack(picture(0, SIZES[0])[1])))
     line = json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])
     assert line["image"] == "album/0.png" and set(line["segments"][0]) >= {"id", "word", "start", "end", "box", "mask"}
     assert str(tmp_path) not in (tmp_path / "out.jsonl").read_text()
@@ -538,7 +540,7 @@ def test_a_truncated_last_line_is_repaired(album, tmp_path, cut, caplog):
     out.write_bytes(whole.read_bytes()[:-cut])                             # one byte: only the line's end is missing
     progress = annotated(album, out, Fakes())
     assert out.read_text() == whole.read_text() and progress.total == (0 if cut == 1 else 1)
-    assert any("taken off" in r.message for r in caplog.records) == (cut > 1)
+    assert any("is removed" in r.message for r in caplog.records) == (cut > 1)
 
 
 def test_previews_show_boxes_masks_and_words(album, tmp_path):
@@ -547,7 +549,7 @@ def test_previews_show_boxes_masks_and_words(album, tmp_path):
     assert [p.name for p in found] == ["00000001.jpg", "00000003.jpg"]
     with Image.open(found[0]) as image:
         assert image.size == (96, 64 + 16)
-    drawn = np.array(command.preview(*_previewed()))
+    drawn = np.array(pipeline.preview(*_previewed()))
     assert (drawn[20, 10] == (230, 60, 60)).all() and (drawn[45, 20] == (215, 50, 50)).all() and not (drawn[66:, :60] == 255).all()
 
 
@@ -562,7 +564,7 @@ def test_rejects_are_counted_by_reason_recorded_and_not_done_again(album, tmp_pa
     (album / "1.png").write_bytes(b"not a picture")
     (album / "2.txt").write_text("a cat")                                    # nothing found
     progress = annotated(album, tmp_path / "out.jsonl", Fakes())
-    assert progress.reasons == {"no class noun that stands once in the caption": 1, "unreadable": 1, "no noun with one box of its own": 1}
+    assert progress.reasons == {"no class noun that occurs once in the caption": 1, "unreadable": 1, "no noun with one box of its own": 1}
     lines = [json.loads(line) for line in (tmp_path / "out_rejected.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == ["album/0.png", "album/1.png", "album/2.png"]
     assert sum("is left out" in r.message for r in caplog.records) == 3
@@ -570,7 +572,7 @@ def test_rejects_are_counted_by_reason_recorded_and_not_done_again(album, tmp_pa
 
 
 def test_masks_that_are_specks_or_the_whole_picture_are_rejected(album, tmp_path):
-    progress = annotated(album, tmp_path / "out.jsonl", Fakes(), rules=command.Rules(smallest=0.5))
+    progress = annotated(album, tmp_path / "out.jsonl", Fakes(), rules=pipeline.Rules(smallest=0.5))
     assert progress.reasons == {"no mask of a fitting size": 4}
 
 
@@ -578,32 +580,32 @@ def test_one_odd_picture_is_rejected_and_failing_models_stop_the_command(tmp_pat
     progress = annotated(album, tmp_path / "out.jsonl", Fakes(fail=RuntimeError("too thin")))
     assert progress.reasons == {"a model failed": 4} and "too thin" in (tmp_path / "out_rejected.jsonl").read_text()
     picture(5, SIZES[0])[0].save(album / "5.png")
-    with pytest.raises(ValueError, match="failed on 5 pictures in a row.*out of memory"):
+    with pytest.raises(ValueError, match="failed on 5 images in a row.*out of memory"):
         annotated(album, tmp_path / "again.jsonl", Fakes(fail=RuntimeError("out of memory")))
     assert not (tmp_path / "again_rejected.jsonl").exists()
 
 
 def test_nouns_are_whole_words_that_stand_once():
-    find = command.find_words
+    find = find_nouns
     assert find("A Dog beside a hot dog", ("dog", "hot dog")) == {"dog": (2, 5), "hot dog": (15, 22)}
     assert find("a dog and a dog and dogs and a cat", ("dog", "cat")) == {"cat": (31, 34)}
     assert find("a doghouse", ("dog",)) == {}
-    assert {"man", "polar bear", "tent"} <= set(command.read_classes(None))
+    assert {"man", "polar bear", "tent"} <= set(read_classes(None))
 
 
 def test_overlapping_detections_are_one_and_a_noun_with_two_boxes_is_none():
-    found = [command.Found("dog", (0, 0, 10, 10), 0.9), command.Found("cat", (0, 0, 10, 11), 0.8), command.Found("ball", (20, 0, 30, 10), 0.7),
-             command.Found("ball", (40, 0, 50, 10), 0.6), command.Found("hat", (-9, 2.4, 99, 30), 0.5), command.Found("pig", (60, 0, 70, 9), 0.4)]
-    chosen = command.choose(found, ["dog", "cat", "ball", "hat"], (64, 32), command.Rules())
+    found = [pipeline.Detection("dog", (0, 0, 10, 10), 0.9), pipeline.Detection("cat", (0, 0, 10, 11), 0.8), pipeline.Detection("ball", (20, 0, 30, 10), 0.7),
+             pipeline.Detection("ball", (40, 0, 50, 10), 0.6), pipeline.Detection("hat", (-9, 2.4, 99, 30), 0.5), pipeline.Detection("pig", (60, 0, 70, 9), 0.4)]
+    chosen = pipeline.choose(found, ["dog", "cat", "ball", "hat"], (64, 32), pipeline.Rules())
     assert [(f.word, f.box) for f in chosen] == [("dog", (0, 0, 10, 10)), ("hat", (0, 2, 64, 30))]
 
 
 def test_progress_tells_rate_and_rejects():
     told = []
-    progress = command.Progress(2, told.append, every=0)
+    progress = folders.AnnotationProgress(2, told.append, every=0)
     progress.step("unreadable")
     progress.step()
-    assert "1/2" in told[0] and "2/2" in told[1] and "1 rejected" in told[1] and "pictures/s" in told[1]
+    assert "1/2" in told[0] and "2/2" in told[1] and "1 rejected" in told[1] and "images/s" in told[1]
 
 
 # ---------------------------------------------------------------- annotation: the real models, tiny and untrained
@@ -676,13 +678,13 @@ def cpu():
 
 @pytest.mark.parametrize("name", ["blip", "blip2"])
 def test_a_captioner_loads_from_a_folder_and_captions(tiny_models, cpu, name):
-    captioner = command.BlipCaptioner(tiny_models / name, cpu)
+    captioner = models.BlipCaptioner(tiny_models / name, cpu)
     caption = captioner(picture(0, SIZES[0])[0])
     assert isinstance(caption, str) and caption == captioner(picture(0, SIZES[0])[0])
 
 
 def test_the_grounder_loads_from_a_folder_and_finds_what_transformers_finds(tiny_models, cpu):
-    grounder, image = command.DinoGrounder(tiny_models / "dino", cpu, threshold=0.0), picture(0, SIZES[0])[0]
+    grounder, image = models.DinoGrounder(tiny_models / "dino", cpu, threshold=0.0), picture(0, SIZES[0])[0]
     found = grounder(image, ["dog", "hot dog"])
     assert len(found) == 8 and {f.word for f in found} <= {"dog", "hot dog"}
     inputs = grounder.prepared(images=image, text="dog. hot dog.")
@@ -698,31 +700,31 @@ def test_the_grounder_loads_from_a_folder_and_finds_what_transformers_finds(tiny
 
 @pytest.mark.parametrize("name", ["sam", "sam2"])
 def test_a_segmenter_loads_from_a_folder_and_gives_a_mask_for_each_box(tiny_models, cpu, name):
-    masks = command.SamSegmenter(tiny_models / name, cpu)(picture(0, SIZES[0])[0], [(5, 20, 26, 50), (70, 30, 90, 44), (0, 0, 96, 64)])
+    masks = models.SamSegmenter(tiny_models / name, cpu)(picture(0, SIZES[0])[0], [(5, 20, 26, 50), (70, 30, 90, 44), (0, 0, 96, 64)])
     assert masks.shape == (3, 64, 96) and masks.dtype == bool
 
 
 def test_the_command_runs_from_folders_to_records_and_says_what_it_did(tiny_models, album, tmp_path, capsys, monkeypatch):
     for number in range(4):
         (album / f"{number}.txt").write_text("a dog")
-    monkeypatch.setattr(command, "fits", lambda mask, rules: mask.any())            # untrained masks may be any size
-    args = [str(album), str(tmp_path / "out.jsonl"), "--grounder", str(tiny_models / "dino"), "--segmenter", str(tiny_models / "sam2"),
+    monkeypatch.setattr(pipeline, "fits", lambda mask, rules: mask.any())            # untrained masks may be any size
+    args = ["annotate", str(album), str(tmp_path / "out.jsonl"), "--grounder", str(tiny_models / "dino"), "--segmenter", str(tiny_models / "sam2"),
             "--device", "cpu", "--threshold", "0", "--previews", "1"]
-    assert command.main(args) == 0
+    assert main(args) == 0
     told = capsys.readouterr().err
-    images = command.repaired_images(tmp_path / "out.jsonl") + command.repaired_images(tmp_path / "out_rejected.jsonl")
-    assert "4 pictures to do" in told and "4/4" in told and sorted(images) == [f"album/{n}.png" for n in range(4)]
-    assert command.main(args) == 0 and "0 pictures to do, 4 are done" in capsys.readouterr().err
+    images = folders.repaired_images(tmp_path / "out.jsonl") + folders.repaired_images(tmp_path / "out_rejected.jsonl")
+    assert "4 images to do" in told and "4/4" in told and sorted(images) == [f"album/{n}.png" for n in range(4)]
+    assert main(args) == 0 and "0 images to do, 4 are done" in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_missing(tiny_models, album, tmp_path, capsys):
     def says(*args: object) -> str:
-        assert command.main(list(map(str, args))) == 1
+        assert main(["annotate", *map(str, args)]) == 1
         return capsys.readouterr().err
     out, dino, sam = tmp_path / "out.jsonl", tiny_models / "dino", tiny_models / "sam"
-    models = ("--grounder", dino, "--segmenter", sam)
-    assert "must end in .jsonl" in says(album, tmp_path / "out.json", *models)
-    assert "is not a folder" in says(tmp_path / "nowhere", out, *models)
-    assert "4 pictures have no caption" in says(album, out, *models)
+    both = ("--grounder", dino, "--segmenter", sam)
+    assert "must end in .jsonl" in says(album, tmp_path / "out.json", *both)
+    assert "is not a folder" in says(tmp_path / "nowhere", out, *both)
+    assert "4 images have no caption" in says(album, out, *both)
     assert "is a 'sam', expected one of grounding-dino" in says(album, out, "--captioner", tiny_models / "blip", "--grounder", sam, "--segmenter", sam)
-    assert "its config.json cannot be read" in says(album, out, *models, "--captioner", os.devnull)
+    assert "its config.json cannot be read" in says(album, out, *both, "--captioner", os.devnull)

@@ -21,11 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmdiff_core.training.run import process, run_state
 from mmdiff_core.training.example import Example
-from mmdiff_core.training.run.loop import LoopConfig, fit, learning_rate_factor
-from mmdiff_core.training.run.optimizer import optimizer_for
-from mmdiff_core.training.run.run_state import RunError
+from mmdiff_core.training.run import process, run_state
+from mmdiff_core.training.run.config import LoopConfig
+from mmdiff_core.training.run.errors import RunError
+from mmdiff_core.training.run.loop import fit
+from mmdiff_core.training.run.optimizer import learning_rate_factor, optimizer_for
 
 PACK = Path(__file__).resolve().parent.parent
 CONFIG = LoopConfig(

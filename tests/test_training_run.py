@@ -10,7 +10,7 @@ import torch
 
 from mmdiff_core.small_world.examples import SmallWorldExamples
 from mmdiff_core.training.config import AdapterConfig, ConstraintConfig, RunConfig
-from mmdiff_core.training.run.run_state import LoopConfig
+from mmdiff_core.training.run.config import LoopConfig
 
 PACK = Path(__file__).resolve().parent.parent
 RUNS = sorted((PACK / "mmdiff_core/small_world/runs").glob("*.json"))
@@ -69,8 +69,8 @@ def test_the_constraint_raises_a_trained_adapters_image_map_inside_the_own_mask(
 
     from mmdiff_core import checkpoint
     from mmdiff_core.host.frozen_base.build import build_task
-    from mmdiff_core.host.small_world import WEIGHTS
     from mmdiff_core.host.frozen_base.run import load_data
+    from mmdiff_core.host.small_world import WEIGHTS
     from mmdiff_core.training.run.loop import fit
     path, inside = WEIGHTS / "adapter.safetensors", {}
     with safe_open(str(path), framework="pt") as file:
@@ -118,11 +118,11 @@ def test_a_run_can_begin_from_an_adapter_and_its_header_keeps_where_that_came_fr
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    from mmdiff_core.host.frozen_base.run import main
+    from mmdiff_core.commands import main
     begun = trained[WEIGHT][2] / "adapter.safetensors"
     still = {**LOOP, "steps": 1, "batch": 2, "learning_rate": 1e-12, "weight_decay": 0.0}
     (tmp_path / "run.json").write_text(json.dumps(json.loads(short_run(WEIGHT).to_json()) | {"loop": still}))
-    assert main([str(tmp_path / "run.json"), str(tmp_path / "out"), "--init", str(begun), "--cpu"]) == 0
+    assert main(["train", str(tmp_path / "run.json"), str(tmp_path / "out"), "--init", str(begun), "--cpu"]) == 0
     before, after = load_file(begun), load_file(tmp_path / "out/adapter.safetensors")
     assert before.keys() == after.keys() and all(torch.allclose(before[k], after[k], atol=1e-6) for k in before)
     with safe_open(str(tmp_path / "out/adapter.safetensors"), framework="pt") as file:
@@ -143,7 +143,7 @@ def test_a_misspelt_field_is_named_with_its_section():
 
 
 def test_a_base_that_is_not_there_is_named():
-    from mmdiff_core.host.frozen_base.build import load_base
+    from mmdiff_core.host.frozen_base.base import load_base
     with pytest.raises(FileNotFoundError, match="base.checkpoint"):
         load_base({"checkpoint": "nowhere.safetensors", "image_encoder": "nor.safetensors"})
     with pytest.raises(ValueError, match="small-world"):

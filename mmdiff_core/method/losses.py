@@ -1,11 +1,13 @@
-"""What training minimises, as pure functions (MM-Diff, sections 3.2 and 3.4; the constraint is FastComposer's balanced L1).
+"""What training minimises, as pure functions. The constraint is FastComposer's balanced L1.
 
-    loss = denoising + weight_text * constraint(noun's map) + weight_image * constraint(subject's map)
+    loss = denoising + text * constraint(noun's map) + image * constraint(subject's map)
     constraint = mean probability outside the subject's mask - mean probability inside it
 
-Every function gives one number per example, so that a mean over examples is the same however they are spread over processes.
+Every function returns one number per example, so that a mean over examples is the same however
+they are spread over processes.
 
 Shapes   B examples · S subjects · H heads · P latent positions · T text tokens · N subject tokens
+         C h w latents
 """
 from __future__ import annotations
 
@@ -16,8 +18,13 @@ from torch import Tensor
 from ..attention import full
 
 
-def denoising_target(prediction_type: str, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What the UNet is asked for: "eps" the noise, "v" alpha * noise - sigma * latents. alpha, sigma [B 1 1 1], squares add to 1."""
+def denoising_target(
+    prediction_type: str, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
+    """What the UNet should predict: "eps" the noise, "v" alpha * noise - sigma * latents.
+
+    alpha, sigma  [B 1 1 1], their squares add to 1
+    """
     if prediction_type == "eps":
         return noise
     if prediction_type == "v":
@@ -26,30 +33,47 @@ def denoising_target(prediction_type: str, latents: Tensor, noise: Tensor, alpha
 
 
 def min_snr_weight(prediction_type: str, snr: Tensor, gamma: float | None) -> Tensor:
-    """Weight of each example's squared error [B]; gamma None = 1 (Hang et al., Min-SNR: min(snr, gamma) on the picture's error)."""
+    """Weight of each example's squared error [B]; gamma None = 1.
+
+    Min-SNR (Hang et al.) weighs the error of the image by min(snr, gamma).
+    """
     if gamma is None:
         return torch.ones_like(snr)
     scale = snr if prediction_type == "eps" else snr + 1
     return torch.minimum(snr, torch.full_like(snr, gamma)) / scale
 
 
-def denoising_loss(prediction: Tensor, target: Tensor, weight: Tensor, where: Tensor | None = None) -> Tensor:
-    """Squared error of each example [B], in at least float32; `where` [B 1 h w] weighs the positions, with a mean of 1."""
+def denoising_loss(
+    prediction: Tensor, target: Tensor, weight: Tensor, where: Tensor | None = None
+) -> Tensor:
+    """Squared error of each example [B], in at least float32.
+
+    weight  of each example [B]
+    where   weight of each position [B 1 h w], with a mean of 1; None = equal
+    """
     squares = (full(prediction) - full(target)).square()
     return weight * (squares if where is None else squares * where).flatten(1).mean(1)
 
 
 def fading_weight(index: Tensor, weight: float, until: int) -> Tensor:
-    """Weight of the subjects' pixels at examples `index` [B]: from `weight` to 1 over `until` examples, evenly; 0 = it stays."""
-    left = (1 - index.float() / until).clamp_min(0) if until else torch.ones_like(index, dtype=torch.float32)
+    """Weight of the subjects' pixels at examples `index` [B].
+
+    It falls linearly from `weight` to 1 over `until` examples; 0 = it stays.
+    """
+    left = torch.ones_like(index, dtype=torch.float32)
+    if until:
+        left = (1 - index.float() / until).clamp_min(0)
     return 1 + (weight - 1) * left
 
 
 def weigh_subjects(masks: Tensor, grid: tuple[int, int], weight: float | Tensor) -> Tensor:
-    """Masks [B S H W] in 0..1 -> weights of the positions [B 1 h w]: a subject's count `weight` (one, or [B]) times as much as the
-    ground's, and the mean over the picture is 1."""
+    """Masks [B S H W] in 0..1 -> weights of the positions [B 1 h w], with a mean of 1.
+
+    A subject's positions count `weight` (a number, or [B]) times as much as the background's.
+    """
     inside = F.interpolate(full(masks), size=grid, mode="area").amax(1, keepdim=True)
-    weights = 1 + (torch.as_tensor(weight, device=inside.device).view(-1, 1, 1, 1) - 1) * inside
+    more = torch.as_tensor(weight, device=inside.device).view(-1, 1, 1, 1) - 1
+    weights = 1 + more * inside
     return weights / weights.mean((2, 3), keepdim=True)
 
 
@@ -59,11 +83,14 @@ def masks_on_grid(masks: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def balanced_l1(probability: Tensor, mask: Tensor, present: Tensor) -> Tensor:
-    """Mean outside minus mean inside, averaged over heads and present subjects [B]; in -1..1, lower is better.
+    """Mean outside minus mean inside, averaged over heads and present subjects [B].
 
-    probability   [B H P S] of reading subject s at a position
+    It lies in -1..1; lower is better.
+
+    probability   of attending to subject s at a position [B H P S]
     mask          [B S P] in 0..1
-    present       [B S] bool; subjects that are not there, or whose mask vanished on this grid, do not count
+    present       [B S] bool; subjects that are not there, or whose mask vanished on this grid, do
+                  not count
     """
     inside = mask.transpose(1, 2)[:, None]                              # B 1 P S
     outside = 1 - inside
@@ -75,7 +102,10 @@ def balanced_l1(probability: Tensor, mask: Tensor, present: Tensor) -> Tensor:
 
 
 def inside_share(probability: Tensor, mask: Tensor, present: Tensor) -> Tensor:
-    """Mean probability inside the subject's own mask, averaged like `balanced_l1` [B]: what the constraint should raise."""
+    """Mean probability inside the subject's own mask, averaged like `balanced_l1` [B].
+
+    This is what the constraint should raise.
+    """
     inside = mask.transpose(1, 2)[:, None]
     counts = present & (mask.sum(-1) > 0)
     mean_in = ((probability * inside).sum(2) / inside.sum(2).clamp_min(1e-6)).mean(1) * counts
@@ -83,17 +113,20 @@ def inside_share(probability: Tensor, mask: Tensor, present: Tensor) -> Tensor:
 
 
 def noun_probability(text: Tensor, nouns: Tensor) -> Tensor:
-    """Columns of the text branch's softmax [B H P T] at every subject's noun [B S] -> [B H P S]."""
+    """The text branch's softmax [B H P T] at every subject's noun [B S] -> [B H P S]."""
     index = nouns[:, None, None, :].expand(-1, text.shape[1], text.shape[2], -1)
     return text.gather(-1, index)
 
 
 def subject_probability(image: Tensor, owner: Tensor, subjects: int) -> Tensor:
-    """The image branch's softmax [B H P N] summed over each subject's tokens -> [B H P S]. owner [N]: token -> subject."""
+    """The image branch's softmax [B H P N] summed over each subject's tokens -> [B H P S].
+
+    owner  subject of each token [N]
+    """
     member = F.one_hot(owner, subjects).to(image)
     return image @ member
 
 
 def noise_gate(fraction: Tensor, first: float, last: float) -> Tensor:
-    """1 where an example's noise level (0 clean .. 1 pure noise) lies in the range in which the constraint acts, else 0 [B]."""
+    """1 where an example's noise level (0 clean .. 1 noise) lies within first..last, else 0 [B]."""
     return ((fraction >= first) & (fraction <= last)).float()

@@ -1,4 +1,4 @@
-"""Pictures for the eye: what a run draws, and where its subjects are read."""
+"""Contact sheets: what a run draws, and the attention maps of its subjects."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,30 +10,40 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ...training.conditions import Conditions, pad_masks
 from ...training.example import Example
-from ...training.task import MMDiffTask, draw_noise, pad_masks
+from ...training.noise import draw_noise
+from ...training.task import MMDiffTask
 from ..sampling import decode, sample_latents
 
-NAMES = 130         # px to the left for the names of rows
-HEAT_AT = 0.6       # noise level, as fraction of the timesteps, at which maps are shown
+NAMES = 130         # pixels to the left for the names of rows
+MAPS_AT = 0.6       # noise level, as fraction of the timesteps, at which maps are shown
 
 
-def tile(rows: Sequence[Sequence[np.ndarray]], side: int, gap: int = 4, names: Sequence[str] = ()) -> Image.Image:
-    """Rows of uint8 pictures, each scaled to `side` by nearest neighbour, on white; `names` stand to the left of the rows."""
-    width, margin = max(len(row) for row in rows), NAMES if names else 0
-    sheet = np.full((len(rows) * (side + gap) + gap, margin + width * (side + gap) + gap, 3), 255, np.uint8)
+def tile(
+    rows: Sequence[Sequence[np.ndarray]], side: int, gap: int = 4, names: Sequence[str] = ()
+) -> Image.Image:
+    """Rows of uint8 images, each scaled to `side` by nearest neighbour, on white.
+
+    names  of the rows, to their left
+    """
+    width, margin = max(map(len, rows)), NAMES if names else 0
+    shape = (len(rows) * (side + gap) + gap, margin + width * (side + gap) + gap, 3)
+    sheet = np.full(shape, 255, np.uint8)
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            scaled = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST))
-            sheet[gap + y * (side + gap):, margin + gap + x * (side + gap):][:side, :side] = scaled
+        for x, image in enumerate(row):
+            scaled = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
+            top, left = gap + y * (side + gap), margin + gap + x * (side + gap)
+            sheet[top:top + side, left:left + side] = np.asarray(scaled)
     out = Image.fromarray(sheet)
     for y, name in enumerate(names):
-        ImageDraw.Draw(out).text((gap, gap + y * (side + gap) + side // 2 - 6), name.replace("_", " "), fill="black")
+        middle = gap + y * (side + gap) + side // 2
+        ImageDraw.Draw(out).text((gap, middle - 6), name.replace("_", " "), fill="black")
     return out
 
 
 def to_bytes(image: Tensor) -> np.ndarray:
-    """[H W 3] or [H W] in 0..1 -> uint8 RGB."""
+    """[H W 3] or [H W] in 0..1 -> uint8 RGB [H W 3]."""
     image = image.detach().cpu().float()
     if image.ndim == 2:
         image = image[..., None].expand(-1, -1, 3)
@@ -41,34 +51,50 @@ def to_bytes(image: Tensor) -> np.ndarray:
 
 
 def heat(probability: Tensor) -> np.ndarray:
-    """A map [h w] in 0..1 -> black, red, yellow, white."""
+    """A map [h w] in 0..1 -> uint8 RGB [h w 3]: black, red, yellow, white."""
     p = probability.detach().cpu().float().clamp(0, 1)
-    return to_bytes(torch.stack([(p * 3).clamp(0, 1), (p * 3 - 1).clamp(0, 1), (p * 3 - 2).clamp(0, 1)], -1))
+    channels = [(p * 3).clamp(0, 1), (p * 3 - 1).clamp(0, 1), (p * 3 - 2).clamp(0, 1)]
+    return to_bytes(torch.stack(channels, -1))
 
 
 @torch.no_grad()
-def training_grid(task: MMDiffTask, examples: Sequence[Example], path: Path, steps: int = 20, cfg: float = 2.0) -> None:
-    """One column per example: its picture, a reference, what the model draws, then each subject's mask and both its maps."""
-    device = task.bridge.alphas.device
-    latents = task.bridge.latents(torch.stack([e.pixels for e in examples]).to(device))
-    noise, _ = draw_noise([e.index for e in examples], latents.shape[1:], len(task.bridge.alphas), task.run.seed)
-    noise = noise.to(latents)
-    drawn = decode(task, sample_latents(task, examples, noise, steps, cfg))
-    conditions = task.conditions(examples)
-    at = torch.full((len(examples),), int(HEAT_AT * (len(task.bridge.alphas) - 1)), device=device)
-    alpha = task.bridge.alphas[at].view(-1, 1, 1, 1)
-    text, image = task.maps(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, at, conditions, tuple(latents.shape[-2:]))
-    masks = F.interpolate(pad_masks(examples, conditions.present.shape[1]), size=latents.shape[-2:], mode="area")
-    blank = np.full((8, 8, 3), 230, np.uint8)
-    rows = [
-        [to_bytes(e.pixels.movedim(0, -1)) for e in examples],
-        [to_bytes(e.subjects[0].references[0].movedim(0, -1)) if e.subjects else blank for e in examples],
-        [to_bytes(picture) for picture in drawn],
-    ]
-    for s in range(conditions.present.shape[1]):
-        there = conditions.present[:, s].tolist()
-        rows += [
-            [show(part[b, s]) if there[b] else blank for b in range(len(examples))]
-            for part, show in ((masks, to_bytes), (text / text.amax().clamp_min(1e-6), heat), (image, heat))
-        ]
+def maps_at(
+    task: MMDiffTask, latents: Tensor, noise: Tensor, conditions: Conditions, level: float,
+    grid: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Attention maps of text and image branch [B S h w] at a noise level, 0..1 of the timesteps."""
+    alphas = task.bridge.alphas
+    timestep = int(level * (len(alphas) - 1))
+    timesteps = torch.full((len(latents),), timestep, device=alphas.device)
+    alpha = alphas[timesteps].view(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    return task.maps(noisy, timesteps, conditions, grid)
+
+
+@torch.no_grad()
+def training_grid(
+    task: MMDiffTask, batch: Sequence[Example], path: Path, steps: int = 20, cfg: float = 2.0
+) -> None:
+    """Save a sheet with a column per example.
+
+    Rows: its image, a reference, what the model draws, then each subject's mask and both its maps.
+    """
+    alphas, blank = task.bridge.alphas, np.full((8, 8, 3), 230, np.uint8)
+    latents = task.bridge.latents(torch.stack([e.pixels for e in batch]).to(alphas.device))
+    numbers = [example.index for example in batch]
+    noise, _ = draw_noise(numbers, latents.shape[1:], len(alphas), task.run.seed)
+    noise, grid = noise.to(latents), tuple(latents.shape[-2:])
+    drawn = decode(task, sample_latents(task, batch, noise, steps, cfg))
+    conditions = task.conditions(batch)
+    text, image = maps_at(task, latents, noise, conditions, MAPS_AT, grid)
+    masks = F.interpolate(pad_masks(batch, conditions.present.shape[1]), size=grid, mode="area")
+    rows = [[to_bytes(example.pixels.movedim(0, -1)) for example in batch], []]
+    for example in batch:
+        subjects = example.subjects
+        rows[1].append(to_bytes(subjects[0].references[0].movedim(0, -1)) if subjects else blank)
+    rows.append([to_bytes(pixels) for pixels in drawn])
+    brightest = text.amax().clamp_min(1e-6)
+    for s, present in enumerate(conditions.present.T.tolist()):
+        for part, show in ((masks, to_bytes), (text / brightest, heat), (image, heat)):
+            rows.append([show(part[b, s]) if there else blank for b, there in enumerate(present)])
     tile(rows, 128).save(path)

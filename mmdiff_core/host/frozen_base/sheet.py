@@ -1,11 +1,7 @@
-"""Command: a contact sheet of the small world: the references, eight seeds, and where each subject was read.
-
-    python -m mmdiff_core.host.sheet REF1.png [REF2.png ...] --prompt "a ghost<|subj|> and a cat<|subj|> at night" --out sheet.png
-"""
+"""A contact sheet of the small world: the references, several seeds, and the subjects' maps."""
 from __future__ import annotations
 
-import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,72 +9,54 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..start import use_comfyui
+from ...small_world import scenes, sizes
+from ...training.example import Example, ExampleSubject
+from ...training.noise import draw_noise
+from ...vision import object_pixels
+from ..evaluate import load_task
+from ..sampling import decode, sample_latents
+from ..small_world import WEIGHTS
+from ..text import MARKER
+from .contact import heat, maps_at, tile, to_bytes
 
 MAPS_AT = 0.5           # noise level, as fraction of the timesteps
-SIDE = 128
+SIDE = 128              # of the sheet's images, in pixels
+GRID = (16, 16)         # of the latents
 
 
 def read_reference(path: Path) -> Tensor:
-    """A picture file as the image encoder wants it [1 3 K K] in 0..1."""
-    from ...small_world.sizes import VISION
-    from ...vision import object_pixels
+    """An image file as the image encoder expects it [1 3 K K] in 0..1."""
     pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).movedim(-1, 0)
-    return object_pixels(pixels, VISION["image_size"])[None]
+    return object_pixels(pixels, sizes.VISION["image_size"])[None]
 
 
-def read_prompt(text: str, references: list[Path]):
-    """A prompt with markers and a reference for each -> the example that asks for them. ValueError when the numbers differ."""
-    from ...small_world import scenes, sizes
-    from ...training.example import Example, ExampleSubject
-    from ..text import MARKER
-    parts = text.split(MARKER)
-    if len(parts) - 1 != len(references):
-        raise ValueError(f"the prompt has {len(parts) - 1} {MARKER}, but {len(references)} pictures came; give one picture per marker")
-    side, spans, at = scenes.SIDE * sizes.DOT, [], 0
-    for part in parts[:-1]:
+def read_prompt(text: str, references: Sequence[Path]) -> Example:
+    """A prompt with markers, and a reference for each. ValueError when the numbers differ."""
+    *parts, end = text.split(MARKER)
+    if len(parts) != len(references):
+        raise ValueError(
+            f"the prompt has {len(parts)} {MARKER}, but {len(references)} images came; give one "
+            "image per marker"
+        )
+    side, at, subjects = scenes.SIDE * sizes.DOT, 0, []
+    for part, path in zip(parts, references):
         at += len(part)
-        spans.append((at - len(part.split()[-1]), at))
-    subjects = tuple(ExampleSubject(s, torch.zeros(side, side), read_reference(p)) for s, p in zip(spans, references, strict=True))
-    return Example(torch.zeros(3, side, side), "".join(parts), subjects)
+        span = (at - len(part.split()[-1]), at)
+        subjects.append(ExampleSubject(span, torch.zeros(side, side), read_reference(path)))
+    return Example(torch.zeros(3, side, side), "".join([*parts, end]), tuple(subjects))
 
 
-def make(references: list[Path], prompt: str, out: Path, seeds: int = 8) -> None:
-    """Draw and save the sheet: a row of references, two rows of pictures, a row of maps per subject."""
-    from ...training.task import draw_noise
-    from .. import small_world
-    from . import contact
-    from ..evaluate import load_task
-    from ..sampling import decode, sample_latents
-    task = load_task(small_world.WEIGHTS / "adapter.safetensors")
-    examples = [read_prompt(prompt, references)] * seeds
-    noise, _ = draw_noise(range(seeds), (small_world.sizes.CHANNELS, 16, 16), 1, 0)
-    latents = sample_latents(task, examples, noise, **small_world.sizes.SAMPLING)
-    at = torch.full((seeds,), int(MAPS_AT * (len(task.bridge.alphas) - 1)))
-    alpha = task.bridge.alphas[at].view(-1, 1, 1, 1)
-    _, maps = task.maps(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, at, task.conditions(examples), (16, 16))
-    shown = [contact.to_bytes(s.references[0].movedim(0, -1)) for s in examples[0].subjects]
-    drawn = [contact.to_bytes(p) for p in decode(task, latents)]
-    rows = [shown, drawn] + [[contact.heat(maps[b, s]) for b in range(seeds)] for s in range(len(shown))]
+def draw_sheet(references: Sequence[Path], prompt: str, out: Path, seeds: int = 8) -> None:
+    """Save a row of references, a row of `seeds` images, and a row of maps per subject."""
+    task = load_task(WEIGHTS / "adapter.safetensors")
+    example = read_prompt(prompt, references)
+    batch = [example] * seeds
+    noise, _ = draw_noise(range(seeds), (sizes.CHANNELS, *GRID), 1, 0)
+    latents = sample_latents(task, batch, noise, **sizes.SAMPLING)
+    _, maps = maps_at(task, latents, noise, task.conditions(batch), MAPS_AT, GRID)
+    rows = [[to_bytes(s.references[0].movedim(0, -1)) for s in example.subjects]]
+    rows.append([to_bytes(pixels) for pixels in decode(task, latents)])
+    for s in range(len(references)):
+        rows.append([heat(maps[seed, s]) for seed in range(seeds)])
     out.parent.mkdir(parents=True, exist_ok=True)
-    contact.tile(rows, SIDE).save(out)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mmdiff_core.host.sheet", description=__doc__)
-    parser.add_argument("references", type=Path, nargs="+")
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=8)
-    args = parser.parse_args(argv)
-    try:
-        use_comfyui()
-        make(args.references, args.prompt, args.out, args.seeds)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    tile(rows, SIDE).save(out)

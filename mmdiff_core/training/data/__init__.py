@@ -1,1 +1,1 @@
-"""Annotated images on disk to training examples, and bare images to annotated ones. Pure torch: knows no host."""
+"""Annotated images on disk to training examples. Pure torch: knows no host."""

@@ -1,14 +1,11 @@
-"""Aspect-ratio buckets: picture sizes near one area, each picture in the nearest, and an order in which batches share a bucket.
+"""Aspect-ratio buckets: image sizes of about one area; an image goes into the nearest one.
 
-Shapes   H W picture · h w bucket · n subjects     All sizes are (height, width) in pixels.
+Shapes   H W image · h w bucket · n subjects     All sizes are (height, width) in pixels.
 """
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -19,130 +16,97 @@ Size = tuple[int, int]
 
 
 def bucket_sizes(side: int = 512, multiple: int = 64, aspect: float = 2.0) -> tuple[Size, ...]:
-    """All sizes of whole `multiple`s with at most side x side pixels, as large as that allows, whose longer side is at most `aspect`
-    times the shorter; from flat to tall. ValueError when `side` is smaller than `multiple` or `aspect` below 1."""
+    """All sizes in whole `multiple`s with at most side x side pixels, from flat to tall.
+
+    Each is as large as that allows, and its longer side is at most `aspect` times the shorter.
+    ValueError when `side` is smaller than `multiple`, or `aspect` is below 1.
+    """
     if multiple < 1 or side < multiple or aspect < 1:
         raise ValueError(
-            f"no buckets for side {side}, multiple {multiple} and aspect {aspect}: the multiple must be at least 1, the side at least "
-            "the multiple, the aspect at least 1"
+            f"no buckets for side {side}, multiple {multiple} and aspect {aspect}: the multiple "
+            "must be at least 1, the side at least the multiple, the aspect at least 1"
         )
-    across = [(multiple * k, side * side // (multiple * k) // multiple * multiple) for k in range(1, side // multiple + 1)]
-    flat = [(h, w) for h, w in across if w <= aspect * h]
-    return tuple(sorted({*flat, *((w, h) for h, w in flat)}, key=lambda s: s[0] / s[1]))
+    sizes: set[Size] = set()
+    for height in range(multiple, side + 1, multiple):
+        width = side * side // height // multiple * multiple
+        if width <= aspect * height:
+            sizes |= {(height, width), (width, height)}
+    return tuple(sorted(sizes, key=lambda size: size[0] / size[1]))
 
 
 def nearest_bucket(size: Size, buckets: Sequence[Size]) -> int:
     """Index of the bucket whose aspect ratio is nearest, in octaves; the first of equals."""
     wanted = math.log(size[0] / size[1])
-    return min(range(len(buckets)), key=lambda i: abs(math.log(buckets[i][0] / buckets[i][1]) - wanted))
+    distances = [abs(math.log(height / width) - wanted) for height, width in buckets]
+    return distances.index(min(distances))
 
 
-# ---------------------------------------------------------------- a picture into its bucket
+class Crop(NamedTuple):
+    """Part of an image, in pixels."""
 
-def fit(pixels: Tensor, masks: Tensor, boxes: Tensor, bucket: Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Crop to the bucket's shape where most of the subjects stays, then resize.
+    top: int
+    left: int
+    height: int
+    width: int
 
-    pixels [3 H W] in 0..1 -> [3 h w] in 0..1         masks [n H W] in 0..1 -> [n h w] in 0..1, a pixel's share
-    boxes  [n 4] x0 y0 x1 y1 pixels -> the same, clipped     and the share of every mask that was kept [n] in 0..1
+
+class Cropped(NamedTuple):
+    """An image in its bucket: pixels [3 h w] in 0..1, masks [n h w] in 0..1 (a pixel's share).
+
+    kept  the share of every mask that the crop left [n], 0..1
     """
-    top, left, height, width = crop_window(masks, tuple(pixels.shape[-2:]), bucket)
-    area = (..., slice(top, top + height), slice(left, left + width))
-    kept = masks[area].float().sum((1, 2)) / masks.float().sum((1, 2)).clamp_min(1e-6)
-    scale = torch.tensor([bucket[1] / width, bucket[0] / height] * 2)
-    moved = (boxes.float() - torch.tensor([left, top] * 2)) * scale
-    moved = torch.minimum(moved.clamp_min(0), torch.tensor([bucket[1], bucket[0]] * 2, dtype=torch.float32))
-    return _resize(pixels[area], bucket), _resize(masks[area].float(), bucket), moved, kept
+
+    pixels: Tensor
+    masks: Tensor
+    kept: Tensor
+
+
+def crop_to_bucket(pixels: Tensor, masks: Tensor, bucket: Size) -> Cropped:
+    """pixels [3 H W] and masks [n H W] in 0..1, cropped where most of the subjects stays, resized.
+    """
+    crop = best_crop(masks, tuple(pixels.shape[-2:]), bucket)
+    rows = slice(crop.top, crop.top + crop.height)
+    columns = slice(crop.left, crop.left + crop.width)
+    part = masks[..., rows, columns].float()
+    kept = part.sum((1, 2)) / masks.float().sum((1, 2)).clamp_min(1e-6)
+    return Cropped(_resize(pixels[..., rows, columns], bucket), _resize(part, bucket), kept)
 
 
 def _resize(images: Tensor, size: Size) -> Tensor:
     if images.shape[-2:] == size or not len(images):
         return images.reshape(len(images), *size)
-    return F.interpolate(images[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
+    resized = F.interpolate(
+        images[None], size=size, mode="bilinear", antialias=True, align_corners=False
+    )
+    return resized[0].clamp(0, 1)
 
 
-def crop_window(masks: Tensor, size: Size, bucket: Size) -> tuple[int, int, int, int]:
-    """(top, left, height, width): the largest part of a picture of this size with the bucket's shape, where the worst kept of the
-    masks [n H W] keeps most; then where all together keep most; then nearest to the middle."""
+def best_crop(masks: Tensor, size: Size, bucket: Size) -> Crop:
+    """The largest part of an image of this size that has the bucket's shape.
+
+    Of all positions, the one where the worst kept of the masks [n H W] keeps most; then where all
+    together keep most; then the one nearest to the middle.
+    """
     scale = min(size[0] / bucket[0], size[1] / bucket[1])
-    height, width = (max(1, min(full, round(part * scale))) for full, part in zip(size, bucket))
-    return _best_start(masks, 1, height), _best_start(masks, 2, width), height, width
+    height, width = (
+        max(1, min(full, round(part * scale))) for full, part in zip(size, bucket)
+    )
+    return Crop(_best_start(masks, 1, height), _best_start(masks, 2, width), height, width)
 
 
 def _best_start(masks: Tensor, axis: int, length: int) -> int:
-    """First row (axis 1) or column (axis 2) of the best window of `length`."""
+    """First row (axis 1) or column (axis 2) of the best crop of `length`."""
     full = masks.shape[axis]
     starts = torch.arange(full - length + 1)
     if len(starts) == 1:
         return 0
-    ranks = -(starts - (full - length) / 2).abs() / full           # in -0.5..0: less than any share that counts
+    # -0.5..0: less than any share that counts
+    ranks = -(starts - (full - length) / 2).abs() / full
     if len(masks):
         profile = masks.sum(3 - axis, dtype=torch.float64)
-        sums = F.pad((profile / profile.sum(1, keepdim=True).clamp_min(1e-6)).cumsum(1), (1, 0))
-        kept = (sums[:, length:] - sums[:, :full - length + 1]).mul(1e4).round()       # n, starts; in hundredths of a percent
+        shares = profile / profile.sum(1, keepdim=True).clamp_min(1e-6)
+        sums = F.pad(shares.cumsum(1), (1, 0))
+        # [n starts], in hundredths of a percent
+        kept = (sums[:, length:] - sums[:, :full - length + 1]).mul(1e4).round()
         ranks = ranks + kept.amin(0) * (1e4 * len(masks) + 1) + kept.sum(0)
     return int(ranks.argmax())
-
-
-# ---------------------------------------------------------------- the order of a run
-
-def seeded(*key: object) -> torch.Generator:
-    """A CPU generator that follows from the key alone, on any machine."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-
-
-@lru_cache(maxsize=64)      # a few epochs of a few buckets; a pure function, kept because every example asks
-def permutation(count: int, *key: object) -> Tensor:
-    """0..count-1 in an order that follows from the key [count]."""
-    return torch.randperm(count, generator=seeded(*key))
-
-
-class Place(NamedTuple):
-    """Which picture is number so-and-so: place `position` of the `turn`-th permutation of a bucket's pictures."""
-
-    bucket: int
-    turn: int
-    position: int
-
-
-@dataclass(frozen=True)
-class BucketOrder:
-    """An endless order of pictures in which aligned groups of `group` share a bucket, and every picture comes equally often.
-
-    Each bucket is read in one permutation after the other, cut into groups; a group may span two of them. Epoch e has of each bucket
-    the groups that are full after e + 1 times its pictures but not after e, in an order of its own; so what is left over is not
-    dropped and not repeated, it comes in the next epoch.
-    """
-
-    counts: tuple[int, ...]
-    seed: int
-    group: int
-
-    def at(self, index: int) -> Place:
-        """Place of example `index`, from 0."""
-        number, within = divmod(index, self.group)
-        epoch = self.epoch_of(number)
-        bucket, group = self._group(epoch, number - self.groups_before(epoch))
-        turn, position = divmod(group * self.group + within, self.counts[bucket])
-        return Place(bucket, turn, position)
-
-    def groups_before(self, epoch: int) -> int:
-        return sum(epoch * count // self.group for count in self.counts)
-
-    def epoch_of(self, number: int) -> int:
-        """Epoch of group `number`: the last one that begins at or before it."""
-        epoch = number * self.group // sum(self.counts)
-        while self.groups_before(epoch + 1) <= number:
-            epoch += 1
-        return epoch
-
-    def _group(self, epoch: int, place: int) -> tuple[int, int]:
-        """(bucket, the bucket's group) at a place of an epoch."""
-        first = [epoch * count // self.group for count in self.counts]
-        sizes = [(epoch + 1) * count // self.group - start for count, start in zip(self.counts, first)]
-        number = int(permutation(sum(sizes), self.seed, "groups", epoch)[place])
-        for bucket, size in enumerate(sizes):
-            if number < size:
-                return bucket, first[bucket] + number
-            number -= size
-        raise AssertionError("an epoch's places are as many as its groups")

@@ -1,1 +1,1 @@
-"""One training run on Hugging Face accelerate: loop, optimiser, states on disk. Knows no model and no host."""
+"""One training run on accelerate: loop, optimiser, states. Knows no model and no host."""

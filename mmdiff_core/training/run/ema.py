@@ -1,4 +1,5 @@
-"""The average of the weights along a run: what is exported, because it is better than the last step's weights."""
+"""The average of the weights along a run: what is exported, since it is better than the last step.
+"""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -11,8 +12,11 @@ Tensors = dict[str, Tensor]
 
 
 def decay_at(decay: float, update: int) -> float:
-    """The decay of update number `update` (1 for the first): rises with (1 + n) / (10 + n), so that a young average
-    forgets the initial weights, and ends at `decay`."""
+    """The decay of update number `update`, counted from 1.
+
+    It rises with (1 + n) / (10 + n), so that a young average forgets the initial weights, and ends
+    at `decay`.
+    """
     return min(decay, (1 + update) / (10 + update))
 
 
@@ -24,12 +28,13 @@ class Ema:
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
-        self.parameters, self.decay = dict(parameters), decay
-        self.average: Tensors = {name: p.detach().to(torch.float32, copy=True) for name, p in self.parameters.items()}
+        self.parameters, self.decay, self.average = dict(parameters), decay, {}
+        for name, parameter in self.parameters.items():
+            self.average[name] = parameter.detach().to(torch.float32, copy=True)
 
     @torch.no_grad()
     def update(self, update: int) -> None:
-        """Take the weights in. `update` counts from 1: the state of the average is its tensors and the step, no more."""
+        """Add the weights to the average. `update` counts from 1."""
         share = 1 - decay_at(self.decay, update)
         for name, average in self.average.items():
             average.lerp_(self.parameters[name].float(), share)
@@ -42,7 +47,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The parameters hold the average while this is open, and exactly their own values again after it."""
+        """Put the average into the parameters; they get exactly their own values back after it."""
         kept = {name: p.detach().clone() for name, p in self.parameters.items()}
         _copy(self.average, self.parameters)
         try:

@@ -1,4 +1,4 @@
-"""The process a run lives in: accelerate set up for it, signals that ask it to stop, and everything as it was afterwards."""
+"""The process of a run: accelerate set up for it, signals that stop it, all restored after it."""
 from __future__ import annotations
 
 import logging
@@ -18,59 +18,86 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import nn
 
-from .run_state import LoopConfig, RunError
+from .config import LoopConfig
+from .errors import RunError
 
 log = logging.getLogger(__name__)
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")      # what accelerate sets on a model
+# what accelerate sets on a model
+PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 def accelerator_for(config: LoopConfig, folder: Path) -> Accelerator:
-    """accelerate as `config` and the launcher say. ValueError for what cannot be had here."""
+    """accelerate as `config` and the launcher ask for. ValueError for what is impossible here."""
+    # the plugin, since `accelerate launch` overrules the plain number by the environment
+    plugin = GradientAccumulationPlugin(num_steps=config.accumulate, sync_with_dataloader=False)
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, project_dir=str(folder), log_with=_tracker(config.tracker),
-        # not by number: that one is overruled by what `accelerate launch` puts into the environment
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.accumulate, sync_with_dataloader=False),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+        mixed_precision=config.mixed_precision, project_dir=str(folder),
+        log_with=_tracker(config.tracker), gradient_accumulation_plugin=plugin,
+        kwargs_handlers=[ddp],
     )
     kind, launched = accelerator.distributed_type, int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes and kind != DistributedType.DEEPSPEED:
         raise ValueError(
-            f"launched as {launched} processes, but accelerate sees {accelerator.num_processes}: each would train alone in the "
-            "same folder. Without GPUs, launch with torchrun and set ACCELERATE_USE_CPU=true."
+            f"launched as {launched} processes, but accelerate sees {accelerator.num_processes}: "
+            "each would train alone in the same folder. Without GPUs, launch with torchrun and set "
+            "ACCELERATE_USE_CPU=true."
         )
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError('mixed_precision is "fp16", which needs a GPU; this device is the CPU. Use "bf16" or "no".')
+        raise ValueError(
+            'mixed_precision is "fp16", which needs a GPU; this device is the CPU. Use "bf16" or '
+            '"no".'
+        )
     if kind in SHARDED:
         _check_sharded(config, kind)
     if kind == DistributedType.DEEPSPEED:
-        settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        settings |= {"train_micro_batch_size_per_gpu": config.batch, "gradient_accumulation_steps": config.accumulate,
-                     "gradient_clipping": config.clip_norm}
-        settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True   # else ZeRO 3 fails at its first state
+        _configure_deepspeed(accelerator, config)
     return accelerator
 
 
+def _configure_deepspeed(accelerator: Accelerator, config: LoopConfig) -> None:
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config
+    settings["train_micro_batch_size_per_gpu"] = config.batch
+    settings["gradient_accumulation_steps"] = config.accumulate
+    settings["gradient_clipping"] = config.clip_norm
+    # without it ZeRO 3 fails at its first state
+    settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+
+
 def _check_sharded(config: LoopConfig, kind: DistributedType) -> None:
-    """No process has the whole model there, so what needs it whole is refused rather than wrong."""
-    for field, why in (("ema_decay", "the average of sharded weights"), ("sample_every", "sampling from a sharded model")):
+    """ValueError for what needs the whole model in one process: there it would be wrong."""
+    reasons = {
+        "ema_decay": "the average of sharded weights",
+        "sample_every": "sampling from a sharded model",
+    }
+    for field, what in reasons.items():
         if getattr(config, field):
-            raise ValueError(f"{field} is {getattr(config, field)}: {why} is not supported under {kind.value}; set it to 0, or use DDP")
+            raise ValueError(
+                f"{field} is {getattr(config, field)}: {what} is not supported under {kind.value}; "
+                "set it to 0, or use DDP"
+            )
     if config.optimizer == "muon":
-        raise ValueError(f'optimizer is "muon", which needs whole matrices: not supported under {kind.value}; set "adamw", or use DDP')
+        raise ValueError(
+            'optimizer is "muon", which needs whole matrices: not supported under '
+            f'{kind.value}; set "adamw", or use DDP'
+        )
 
 
 def _tracker(name: str | None) -> str | None:
-    """The tracker that was asked for, unless it is known but not installed."""
+    """The tracker that was asked for; None if tensorboard is not installed."""
     if name == "tensorboard" and name not in map(str, get_available_trackers()):
-        log.warning("tensorboard is not installed: metrics go to metrics.jsonl only (pip install tensorboard, or set tracker to null)")
+        log.warning(
+            "tensorboard is not installed: metrics go to metrics.jsonl only (pip install "
+            "tensorboard, or set tracker to null)"
+        )
         return None
     return name
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
-    """Do `work` on the main process while the others wait. Its error ends all of them, instead of leaving them waiting."""
+    """Do `work` on the main process while the others wait. Its error ends all of them."""
     error = None
     if accelerator.is_main_process:
         try:
@@ -86,9 +113,10 @@ def on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
 
 
 class StopRequest:
-    """Counts SIGTERM and SIGINT while open. From the third on they act as before: a launcher may send each of two.
+    """Counts SIGTERM and SIGINT while open.
 
-    Outside the main thread Python takes no signal handlers; there they are left as they are.
+    From the third on they act as before: a launcher may send each of the two. Outside the main
+    thread Python accepts no signal handlers; there they are left as they are.
     """
 
     def __init__(self) -> None:
@@ -96,7 +124,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,10 +141,13 @@ class StopRequest:
 
 @contextmanager
 def process_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Gradients are on inside, also for a caller in inference mode. Afterwards grad mode, accelerate's shared state, the
-    process group and the model's forward are as they were: what was made inside is undone, what was there stays."""
+    """Turn gradients on inside, also for a caller in inference mode, and restore all after it.
+
+    Afterwards grad mode, accelerate's shared state, the process group and the model's forward are
+    as they were: what was made inside is undone, what was there stays.
+    """
     shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
-    before, attributes, grouped = [dict(state) for state in shared], dict(vars(model)), _grouped()
+    before, attributes, grouped = [*map(dict, shared)], dict(vars(model)), _grouped()
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield
@@ -128,7 +160,8 @@ def process_as_it_was(model: nn.Module) -> Iterator[None]:
             state.update(values)
         for name in PREPARED:
             vars(model).pop(name, None)
-        vars(model).update({name: attributes[name] for name in PREPARED if name in attributes})
+            if name in attributes:
+                vars(model)[name] = attributes[name]
         model.zero_grad(set_to_none=True)
 
 
