@@ -26,7 +26,7 @@ PICTURE = "mm-diff-demo.png"
 PHOTOS = Path("web/photos")  # those of the bundled workflows, for demos without their own
 
 # the command that draws the contact sheet beside the demo's picture
-SHEET = "mmdiff_core.host.sheet"
+SHEET = ("mmdiff_core", "sheet")
 
 
 def demo_parser() -> argparse.ArgumentParser:
@@ -95,7 +95,7 @@ def draw_sheet(pack: Pack, host: Host, folder: Path, workflow: Path) -> int:
         if node["class_type"] == "LoadImage"
     ]
     sheet = pack.root / "output" / "mm-diff-demo-sheet.png"
-    command = [str(host.python), "-m", SHEET, *photos, "--prompt", prompt, "--out", str(sheet)]
+    command = [str(host.python), "-m", *SHEET, *photos, "--prompt", prompt, "--out", str(sheet)]
     code = subprocess.call(
         command, env={**child_env(pack, host), "COMFYUI_PATH": str(host.comfyui)}, cwd=pack.root
     )

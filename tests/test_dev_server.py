@@ -162,7 +162,7 @@ def test_the_sheet_is_drawn_from_the_demos_own_prompt_and_references(
     pack, host = make_pack(tmp_path / "mm"), Host(tmp_path / "ComfyUI", Path(sys.executable), False)
     assert draw_sheet(pack, host, tmp_path, tmp_path / "demo.api.json") == 0
     ((command, options),) = called
-    assert command[3:5] == [str(tmp_path / "photos" / name) for name in ("one.png", "two.png")]
+    assert command[4:6] == [str(tmp_path / "photos" / name) for name in ("one.png", "two.png")]
     assert "a cat<|subj|> and a fish<|subj|>" in command and options["env"]["COMFYUI_PATH"] == str(
         tmp_path / "ComfyUI"
     )

@@ -1,21 +1,18 @@
-"""Command: what the pack finds on this computer, what is missing, and where it comes from. It reports and changes nothing.
+"""What the pack finds on this computer, what is missing, and where it comes from. It reports and changes nothing.
 
-    python -m mmdiff_core.host.doctor [--extra-model-paths-config FILE ...]
-
-MM-Diff Doctor is the same as a node. Nothing is downloaded, and nothing that is missing is an error here: it is a line.
+Shown by the node MM-Diff Doctor and by `python -m mmdiff_core doctor`. Nothing is downloaded, and nothing that is missing is an
+error here: it is a line.
 """
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import platform
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .start import PACK, find_comfyui, use_comfyui
+from .start import PACK
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 OLDEST_COMFYUI = "0.3.75"
@@ -285,35 +282,3 @@ def look_at_subjects() -> list[Line]:
     found = files.paths(files.SUBJECTS)
     broken = [Line(NOTE, "Saved subjects", f"{path.name} {wrong}") for path in found if (wrong := wrong_with(path))]
     return [Line(OK, "Saved subjects", f"{len(found)} saved" if found else "none yet"), *broken]
-
-
-# ---------------------------------------------------------------- as a command
-
-def _enter_host(extra: Sequence[Path]) -> None:
-    """Folders as the server would know them: ComfyUI's own extra_model_paths.yaml and those named, then ours."""
-    use_comfyui()
-    from utils.extra_config import load_extra_path_config
-
-    from . import files
-    for path in (find_comfyui() / "extra_model_paths.yaml", *extra):
-        if path.is_file():
-            load_extra_path_config(str(path))
-    files.register_folders()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mmdiff_core.host.doctor", description=__doc__)
-    parser.add_argument("--extra-model-paths-config", type=Path, nargs="+", default=[], help="as the server was given")
-    args = parser.parse_args(argv)
-    absent = [path for path in args.extra_model_paths_config if not path.is_file()]
-    lines = [Line(NOTE, "Start", f"{path} is not there") for path in absent]
-    try:
-        _enter_host(args.extra_model_paths_config)
-    except (ImportError, OSError) as error:
-        lines.append(Line(MISSING, "Start", str(error)))
-    sys.stdout.write(render([*lines, *examine()]) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -28,7 +28,9 @@ from ..small_world.score import Reader
 from ..small_world.trials import MORE_QUESTIONS, QUESTIONS, Question, Tally, count, make_trial
 from ..training.config import RunConfig
 from ..training.example import Example
-from ..training.task import MEASURES, MMDiffTask, draw_noise
+from ..training.layers import MEASURES
+from ..training.noise import draw_noise
+from ..training.task import MMDiffTask
 from .start import use_comfyui
 
 log = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ def load_task(path: Path | None) -> MMDiffTask:
     """An exported adapter on the shipped base, by the run in its header; None = the base without an adapter."""
     from safetensors import safe_open
 
-    from .build import build_task
+    from .frozen_base.build import build_task
     if path is None:
         run = RunConfig.from_dict({"base": "small-world", "adapter": {"name": "small-world", "rank": 1, "text_rank": 0, "vision": []}})
         task = build_task(run)
@@ -101,8 +103,8 @@ def gain(task: MMDiffTask, pictures: int, levels: Sequence[float] = LEVELS, batc
 
 def _errors(task: MMDiffTask, start: int, pictures: int, levels: Sequence[float]) -> Tensor:
     """Squared errors inside the subjects, summed over `pictures`, with their own references and with the next picture's: [2 levels]."""
+    from ..method.losses import denoising_loss, denoising_target, weigh_subjects
     from ..small_world.examples import SmallWorldExamples
-    from ..training.losses import denoising_loss, denoising_target, weigh_subjects
     *own, beyond = SmallWorldExamples(seed=SEED, split="test", caption_dropout=0, subject_dropout=0).batch(start, pictures + 1)
     others = [e.subjects[0].references for e in (*own[1:], beyond)]
     swapped = [replace(e, subjects=tuple(replace(s, references=r) for s in e.subjects)) for e, r in zip(own, others, strict=True)]

@@ -21,8 +21,8 @@ SIDE = 128
 
 def make(args: argparse.Namespace) -> None:
     """Draw and save. ValueError for a question or an adapter that is not there."""
-    from . import contact
     from .evaluate import BASE, SEED, asked, draw, load_task, named
+    from .frozen_base import contact
     question = asked([args.question], False)[0]
     trials = [make_trial(question, SEED, i) for i in range(args.count)]
     shown = [np.concatenate([contact.to_bytes(s.references[0].movedim(0, -1)) for s in t.example.subjects], 1) for t in trials]

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..masks import regions
+from ..training.conditions import Conditions
 from ..training.example import Example
-from ..training.task import Conditions, MMDiffTask
+from ..training.task import MMDiffTask
 
 
 class Denoiser:

@@ -29,14 +29,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..method import losses
 from ..small_world import references, scenes, score, sizes, sprites
-from ..training import losses
 from ..training.example import Example
-from ..training.loop import fit
-from ..training.run_state import LoopConfig, RunError
-from ..training.task import draw_noise
+from ..training.noise import draw_noise
+from ..training.run.config import LoopConfig
+from ..training.run.errors import RunError
+from ..training.run.loop import fit
+from ..training.run.report import hardware
 from ..vision import normalise
-from .build import hardware
 from .start import use_comfyui
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,8 @@ class UNetTask(nn.Module):
         return tuple(self.vocabulary.index(token) for token, _ in self.clip.tokenize(caption)["l"][0])
 
     def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
-        from .bridge import training_options
-        from .differentiable import text_states
+        from .frozen_base.encoders import text_states
+        from .frozen_base.unet_call import training_options
         drawn = [scenes.scene("train", self.seed, e.index) for e in batch]
         dropped = [np.random.default_rng((self.seed, e.index, 3)).random() < CAPTION_DROPOUT for e in batch]
         captions = ["" if drop else s.caption for drop, s in zip(dropped, drawn, strict=True)]
@@ -119,7 +120,7 @@ class VisionTask(nn.Module):
         self.seed = args.seed
 
     def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
-        from .differentiable import vision_states
+        from .frozen_base.encoders import vision_states
         rngs = [np.random.default_rng((self.seed, e.index, 5)) for e in batch]
         who = [(str(rng.choice(sprites.CLASSES)), scenes.random_identity(rng, "train")) for rng in rngs]
         pixels = np.stack([references.augmented(rng, *one) for rng, one in zip(rngs, who, strict=True)])

@@ -1,1 +1,1 @@
-"""Training: the same modules and attention as inference, with gradients. Pure torch and accelerate: knows no host."""
+"""Training: the modules and attention of inference, with gradients. Knows no host."""

@@ -1,6 +1,7 @@
-"""One typed file for a training run; it is written into the checkpoint's header.
+"""The config of one training run; it is written into the checkpoint's header.
 
-JSON with the sections of `RunConfig`; a field that is not known is an error, a field that is left out has its default.
+JSON with the sections of `RunConfig`. A field that is not known is an error; a field that is left
+out has its default.
 """
 from __future__ import annotations
 
@@ -15,11 +16,14 @@ LAYERS = ("all", "deep", "shallow")
 
 @dataclass(frozen=True)
 class ConstraintConfig:
-    """The attention-map constraints. Defaults justified in small_world/README.md by runs in the small world.
+    """The constraints on the attention maps.
+
+    The defaults are justified in small_world/README.md by runs in the small world.
 
     text, image     weights of the two terms, 0 = off
-    layers          "all"; "deep" = the narrower grids (the wider layers), "shallow" = the others
-    first, last     range of the noise level, as fraction of the timesteps (0 clean .. 1 noise), in which they act
+    layers          "all"; "deep" = the layers with narrower grids, "shallow" = the others
+    first, last     range of the noise level, as fraction of the timesteps (0 clean .. 1 noise), in
+                    which they act
     warmup          examples over which the weights grow to their values
     """
 
@@ -34,7 +38,10 @@ class ConstraintConfig:
         if self.layers not in LAYERS:
             raise ValueError(f"constraint.layers is {self.layers!r}, expected one of {LAYERS}")
         if not 0 <= self.first <= self.last <= 1:
-            raise ValueError(f"constraint.first..last is {self.first}..{self.last}, expected 0 <= first <= last <= 1")
+            raise ValueError(
+                f"constraint.first..last is {self.first}..{self.last}, expected "
+                "0 <= first <= last <= 1"
+            )
         if self.text < 0 or self.image < 0:
             raise ValueError("a constraint's weight is negative; 0 turns it off")
 
@@ -43,10 +50,10 @@ class ConstraintConfig:
 class AdapterConfig:
     """What is trained.
 
-    name            a name of `config.CONFIGS`, whose sizes the adapter gets
+    name            a name of `config.CONFIGS`: the sizes of the adapter
     rank            of the UNet's LoRA (published: 64)
     text_rank       of the text encoders' LoRA; 0 = none
-    vision          keys of the image encoder that are fine-tuned begin with one of these
+    vision          weights of the image encoder whose keys start with one of these are fine-tuned
     refiner_depth   None = the named config's; 0 = tokens from the query embedding alone
     text_fusion     whether nouns are fused with their subjects
     subject_tokens  whether the image branch exists
@@ -63,16 +70,20 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """How the prediction is judged.
+    """How the prediction is scored.
 
     min_snr         gamma of the Min-SNR weighting; None = plain mean squared error
-    middle, high    shares of the examples whose noise level comes from the middle, or from the high end, rather than from anywhere;
-                    together at most 1
-    subject_weight  how much more a subject's pixels count in the denoising loss than the ground's; 1 = alike, as published
-    subject_weight_until    examples over which that weight falls to 1, evenly; 0 = it stays. A weight that stays teaches the subjects
-                    sooner and lets the picture show more of them than were asked for
+    middle, high    shares of the examples whose noise level comes from the middle, or from the
+                    high end, instead of from the whole range; together at most 1
+    subject_weight  how much more a subject's pixels count in the denoising loss than the
+                    background's; 1 = equal, as published
+    subject_weight_until
+                    examples over which that weight falls linearly to 1; 0 = it stays. A weight
+                    that stays teaches the subjects sooner, but more of them appear than were
+                    asked for
     fuse_scale      lambda during training
-    checkpointing   recompute the transformer blocks in the backward pass: less memory, about a third more time
+    checkpointing   recompute the transformer blocks in the backward pass: less memory, about a
+                    third more time
     """
 
     min_snr: float | None = None
@@ -85,11 +96,20 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         if min(self.middle, self.high) < 0 or self.middle + self.high > 1:
-            raise ValueError(f"objective.middle and high are {self.middle} and {self.high}, expected shares of at most 1 together")
+            raise ValueError(
+                f"objective.middle and high are {self.middle} and {self.high}, expected shares of "
+                "at most 1 together"
+            )
         if self.subject_weight <= 0:
-            raise ValueError(f"objective.subject_weight is {self.subject_weight}, expected above 0; 1 counts all pixels alike")
+            raise ValueError(
+                f"objective.subject_weight is {self.subject_weight}, expected above 0; 1 counts "
+                "all pixels equally"
+            )
         if self.subject_weight_until < 0:
-            raise ValueError(f"objective.subject_weight_until is {self.subject_weight_until}, expected a number of examples; 0 = it stays")
+            raise ValueError(
+                f"objective.subject_weight_until is {self.subject_weight_until}, expected a number "
+                "of examples; 0 = it stays"
+            )
 
 
 @dataclass(frozen=True)
@@ -105,25 +125,33 @@ class RunConfig:
     seed: int = 0
 
     def to_json(self) -> str:
+        """JSON with sorted keys; `from_json` is the inverse."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
+        """The config of a JSON text; errors as in `from_dict`."""
         return read_section(cls, json.loads(text), "run")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """ValueError names an unknown field, its section and the known ones."""
         return read_section(cls, values, "run")
 
 
-SECTIONS = {"adapter": AdapterConfig, "constraint": ConstraintConfig, "objective": ObjectiveConfig}
+SECTIONS = {
+    "adapter": AdapterConfig, "constraint": ConstraintConfig, "objective": ObjectiveConfig,
+}
 
 
-def read_section(cls, values: Mapping[str, Any], name: str):
+def read_section(cls: type, values: Mapping[str, Any], name: str) -> Any:
     """A mapping -> dataclass. ValueError names an unknown field, its section and the known ones."""
     known = {f.name for f in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
-        raise ValueError(f"the config's section {name!r} has unknown fields {unknown}; known are {sorted(known)}")
+        raise ValueError(
+            f"the config's section {name!r} has unknown fields {unknown}; known are "
+            f"{sorted(known)}"
+        )
     filled = dict(values)
     for key, section in SECTIONS.items():
         if key in known and isinstance(filled.get(key), Mapping):

@@ -1,47 +1,87 @@
-"""What one training step sees: pictures with captions, subjects with masks and references.
+"""What one training step sees: images with captions, subjects with masks and references.
 
-Shapes   H W picture · R references · S side of the image encoder's input
+Shapes   H W image · R references · S side of the image encoder's input
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+
+class ReferenceFace(NamedTuple):
+    """One face: its unit embedding [512] and its aligned crop [3 S S] in 0..1."""
+
+    embedding: Tensor
+    crop: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceFaces:
+    """The faces of a subject's references: embeddings [R 512] and crops [R 3 S S] in 0..1."""
+
+    embeddings: Tensor
+    crops: Tensor
+
+    @classmethod
+    def stack(cls, faces: Sequence[ReferenceFace]) -> ReferenceFaces:
+        """Single faces as one record."""
+        embeddings, crops = zip(*faces)
+        return cls(torch.stack(embeddings), torch.stack(crops))
 
 
 @dataclass(frozen=True, eq=False)
 class ExampleSubject:
-    """One subject of a picture.
+    """One subject of an image.
 
     span        first and one-past-last character of the class noun in the caption
-    mask        [H W] in 0..1, where the subject is in the picture
+    mask        [H W] in 0..1, where the subject is in the image
     references  [R 3 S S] in 0..1, the subject cut out on a blank background, augmented
-    faces       portrait adapters only: unit face embeddings [R 512] and aligned crops [R 3 S S] in 0..1
+    faces       for portrait adapters only
     """
 
     span: tuple[int, int]
     mask: Tensor
     references: Tensor
-    faces: tuple[Tensor, Tensor] | None = None
+    faces: ReferenceFaces | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One picture [3 H W] in 0..1 with its caption. `index` is its number in the run: noise and timestep follow from it."""
+    """One image [3 H W] in 0..1 with its caption.
+
+    index  its number in the run: noise and timestep follow from it
+    """
 
     pixels: Tensor
     caption: str
     subjects: tuple[ExampleSubject, ...]
     index: int = 0
 
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """The spans of its subjects' nouns."""
+        return tuple(tuple(subject.span) for subject in self.subjects)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image, in pixels."""
+        height, width = self.pixels.shape[-2:]
+        return height, width
+
 
 class ExampleSource(Protocol):
-    """Where examples come from. The same number always gives the same example: that is what makes a resumed run, and a
-    run on two processes, equal to an uninterrupted one."""
+    """Where examples come from.
+
+    The same number always gives the same example. That is what makes a resumed run, and a run on
+    two processes, equal to an uninterrupted one.
+    """
 
     def example(self, index: int) -> Example: ...
 
     def batch(self, start: int, size: int) -> tuple[Example, ...]:
-        """Examples start..start+size, all of one picture size."""
+        """Examples start..start+size, all of one image size."""
         ...

@@ -1,4 +1,4 @@
-"""The adapter as one torch module: the parts that inference runs, with gradients, and nothing of the frozen base."""
+"""The adapter as one torch module: what inference runs, with gradients; nothing of the base."""
 from __future__ import annotations
 
 import dataclasses
@@ -14,19 +14,24 @@ from .config import AdapterConfig
 
 DOT = "/"       # torch refuses dots in parameter names
 
+Shapes = dict[str, tuple[int, ...]]
+
 
 def adapter_config(wanted: AdapterConfig) -> MMDiffConfig:
     """The named sizes, with the run's depth of the refiner. ValueError lists the known names."""
     if wanted.name not in CONFIGS:
         raise ValueError(f"adapter.name is {wanted.name!r}, expected one of {sorted(CONFIGS)}")
     config = CONFIGS[wanted.name]
-    return config if wanted.refiner_depth is None else dataclasses.replace(config, refiner_depth=wanted.refiner_depth)
+    if wanted.refiner_depth is None:
+        return config
+    return dataclasses.replace(config, refiner_depth=wanted.refiner_depth)
 
 
 class TrainableAdapter(nn.Module):
     """Projections, refiner, fusion, LoRA pairs and the fine-tuned part of the image encoder.
 
-    LoRA begins as nothing: down is small noise, up is zero. `vision` begins as the base weights it is given.
+    LoRA starts without effect: down is small noise, up is zero. `vision` starts as the base
+    weights that are passed in.
     """
 
     def __init__(self, wanted: AdapterConfig, vision: dict[str, Tensor], seed: int = 0):
@@ -35,53 +40,83 @@ class TrainableAdapter(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.subjects = SubjectModules(self.config)
-            self.unet = self._pairs(official.unet_shapes(self.config, wanted.rank))
-            self.text = self._pairs(self._text_shapes(wanted.text_rank))
-        chosen = {k: v for k, v in vision.items() if wanted.vision and k.startswith(tuple(wanted.vision))}
-        if wanted.vision and not chosen:
-            raise ValueError(f"adapter.vision {wanted.vision} names no weight of the image encoder; it has {sorted(vision)[:3]} ...")
-        self.vision = nn.ParameterDict({k.replace(".", DOT): nn.Parameter(v.detach().clone().float()) for k, v in chosen.items()})
-
-    def _text_shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {}
-        for stem in official.text_keys(self.config) if rank else ():
-            rows, columns = official.text_shape(self.config, stem)
-            down, up = pair_keys(stem)
-            shapes |= {down: (rank, columns), up: (rows, rank)}
-        return shapes
-
-    @staticmethod
-    def _pairs(shapes: dict[str, tuple[int, ...]]) -> nn.ParameterDict:
-        def begin(key: str, shape: tuple[int, ...]) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(shape) if key.endswith(".up") else torch.randn(shape) / shape[1] ** 0.5)
-
-        return nn.ParameterDict({key.replace(".", DOT): begin(key, shape) for key, shape in shapes.items()})
-
-    @staticmethod
-    def pairs(parameters: nn.ParameterDict) -> dict[str, LowRank]:
-        """{module path: LowRank} over the live parameters."""
-        stems = [k.removesuffix(f"{DOT}down") for k in parameters if k.endswith(f"{DOT}down")]
-        return {s.replace(DOT, "."): LowRank(parameters[f"{s}{DOT}down"], parameters[f"{s}{DOT}up"]) for s in stems}
+            self.unet = _start_pairs(official.unet_shapes(self.config, wanted.rank))
+            self.text = _start_pairs(_text_shapes(self.config, wanted.text_rank))
+        tuned = {}
+        for key, weight in vision.items():
+            if key.startswith(tuple(wanted.vision)):
+                tuned[key.replace(".", DOT)] = nn.Parameter(weight.detach().clone().float())
+        self.vision = nn.ParameterDict(tuned)
+        if wanted.vision and not tuned:
+            raise ValueError(
+                f"adapter.vision {wanted.vision} names no weight of the image encoder; it has "
+                f"{sorted(vision)[:3]} ..."
+            )
 
     def vision_weights(self) -> dict[str, Tensor]:
         """Fine-tuned image encoder weights by the encoder's own keys."""
-        return {k.replace(DOT, "."): v for k, v in self.vision.items()}
+        return {key.replace(DOT, "."): weight for key, weight in self.vision.items()}
 
     def view(self) -> MMDiffAdapter:
         """The same parameters as the record that inference works on."""
+        unet, text = live_pairs(self.unet), live_pairs(self.text)
+        vision = self.vision_weights()
         return MMDiffAdapter(
-            self.config, self.subjects, self.pairs(self.unet), self.pairs(self.text), self.vision_weights(), "training", "training"
+            self.config, self.subjects, unet, text, vision, "training", "training"
         )
 
 
+def _text_shapes(config: MMDiffConfig, rank: int) -> Shapes:
+    shapes: Shapes = {}
+    for stem in official.text_keys(config) if rank else ():
+        rows, columns = official.text_shape(config, stem)
+        down, up = pair_keys(stem)
+        shapes |= {down: (rank, columns), up: (rows, rank)}
+    return shapes
+
+
+def _start_pairs(shapes: Shapes) -> nn.ParameterDict:
+    pairs = {}
+    for key, shape in shapes.items():
+        zero = key.endswith(".up")
+        start = torch.zeros(shape) if zero else torch.randn(shape) / shape[1] ** 0.5
+        pairs[key.replace(".", DOT)] = nn.Parameter(start)
+    # from a dict, ParameterDict sorts: the order of the optimiser's state in saved runs
+    return nn.ParameterDict(pairs)
+
+
+def pair_stems(parameters: nn.ParameterDict) -> list[str]:
+    """Module paths of the LoRA pairs among these parameters."""
+    downs = [key for key in parameters if key.endswith(f"{DOT}down")]
+    return [key.removesuffix(f"{DOT}down").replace(DOT, ".") for key in downs]
+
+
+def live_pair(parameters: nn.ParameterDict, stem: str) -> LowRank:
+    """The pair of a module path over the live parameters."""
+    key = stem.replace(".", DOT)
+    return LowRank(parameters[f"{key}{DOT}down"], parameters[f"{key}{DOT}up"])
+
+
+def live_pairs(parameters: nn.ParameterDict) -> dict[str, LowRank]:
+    """{module path: LowRank} over the live parameters."""
+    return {stem: live_pair(parameters, stem) for stem in pair_stems(parameters)}
+
+
 def to_flat(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A `TrainableAdapter` state dict -> the checkpoint's flat names ("modules.", "unet.", "text.", "vision.")."""
-    return {key.replace("subjects.", "modules.", 1).replace(DOT, "."): tensor for key, tensor in state.items()}
+    """A `TrainableAdapter` state dict -> the checkpoint's flat names.
+
+    These start with "modules.", "unet.", "text." or "vision.".
+    """
+    return {_flat_name(key): tensor for key, tensor in state.items()}
+
+
+def _flat_name(key: str) -> str:
+    return key.replace("subjects.", "modules.", 1).replace(DOT, ".")
 
 
 def from_flat(flat: dict[str, Tensor], module: TrainableAdapter) -> None:
-    """Load a checkpoint's flat tensors; every parameter must be there."""
-    names = {to_flat({k: v}).popitem()[0]: k for k, v in module.state_dict().items()}
-    if set(names) != set(flat):
-        raise ValueError(f"the checkpoint does not fit this run's adapter: {sorted(set(names) ^ set(flat))[:3]} differ")
-    module.load_state_dict({names[k]: v.float() for k, v in flat.items()})
+    """Load a checkpoint's flat tensors; ValueError unless they are exactly the module's."""
+    names = {_flat_name(key): key for key in module.state_dict()}
+    if wrong := sorted(set(names) ^ set(flat)):
+        raise ValueError(f"the checkpoint does not fit this run's adapter: {wrong[:3]} differ")
+    module.load_state_dict({names[key]: tensor.float() for key, tensor in flat.items()})

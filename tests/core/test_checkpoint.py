@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdiff_core import checkpoint, convert, official
+from mmdiff_core import checkpoint, official
 from mmdiff_core.checkpoint import CheckpointError
+from mmdiff_core.commands import convert, main
 from mmdiff_core.config import CONFIGS, GENERAL_SD15, GENERAL_SDXL, PORTRAIT_SDXL, MMDiffConfig
 from mmdiff_core.unet_layers import transformer_blocks
 
@@ -341,7 +342,13 @@ def test_an_interrupted_write_leaves_no_file_under_its_name(tmp_path, monkeypatc
 
 
 def test_the_convert_command_says_what_it_wrote_and_what_is_wrong(tmp_path, capsys):
-    assert convert.main([str(CHECKPOINT), str(tmp_path / "x.safetensors"), "--dtype", "bf16"]) == 0
+    assert (
+        main(["convert", str(CHECKPOINT), str(tmp_path / "x.safetensors"), "--dtype", "bf16"]) == 0
+    )
     assert "423 tensors" in capsys.readouterr().out
-    assert convert.main([str(tmp_path), str(tmp_path / "y.safetensors")]) == 1
+    assert main(["convert", str(tmp_path), str(tmp_path / "y.safetensors")]) == 1
     assert "not found" in capsys.readouterr().err
+
+
+def test_the_convert_command_offers_every_type_that_a_checkpoint_can_have():
+    assert sorted(convert.DTYPES) == sorted(checkpoint.DTYPES)

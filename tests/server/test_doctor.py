@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from mmdiff_core import faces
-from mmdiff_core.host import doctor
+from mmdiff_core.commands import main
+from mmdiff_core.host import doctor, start
 from mmdiff_core.host.doctor import MISSING, NOTE, OK, SOURCES, Line
 from mmdiff_core.official import FILES
 
@@ -232,11 +233,11 @@ def test_one_part_that_cannot_be_looked_at_does_not_stop_the_others(bare, monkey
 
 def test_the_command_without_a_comfyui_still_reports(bare, monkeypatch, capsys):
     monkeypatch.setattr(
-        doctor,
+        start,
         "use_comfyui",
         lambda: (_ for _ in ()).throw(FileNotFoundError("no ComfyUI found: put this pack")),
     )
-    assert doctor.main(["--extra-model-paths-config", str(bare / "gone.yaml")]) == 0
+    assert main(["doctor", "--extra-model-paths-config", str(bare / "gone.yaml")]) == 0
     said = capsys.readouterr().out
     assert (
         "missing no ComfyUI found: put this pack" in said
@@ -249,13 +250,7 @@ def test_the_command_sees_the_folders_it_is_told_of(tmp_path):
     config = tmp_path / "paths.yaml"
     config.write_text(f"tests:\n  mmdiff: {TINY.parent}\n", encoding="utf-8")
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mmdiff_core.host.doctor",
-            "--extra-model-paths-config",
-            str(config),
-        ],
+        [sys.executable, "-m", "mmdiff_core", "doctor", "--extra-model-paths-config", str(config)],
         cwd=PACK,
         capture_output=True,
         text=True,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmdiff_core.training import annotate as command
+from mmdiff_core.training.data.annotation import folder as folders
+from mmdiff_core.training.data.annotation import pipeline
 
 from support.photos import CAPTION
 
@@ -21,25 +22,27 @@ class Fakes:
     def __init__(
         self,
         caption: str = CAPTION,
-        extra: tuple[command.Found, ...] = (),
+        extra: tuple[pipeline.Detection, ...] = (),
         fail: Exception | None = None,
     ) -> None:
         self.text, self.extra, self.fail, self.calls = caption, extra, fail, Counter()
 
-    def models(self) -> command.Models:
-        return command.Models(self.caption, self.ground, self.segment)
+    def models(self) -> pipeline.Models:
+        return pipeline.Models(self.caption, self.ground, self.segment)
 
     def caption(self, image) -> str:
         self.calls["caption"] += 1
         return self.text
 
-    def ground(self, image, words) -> list[command.Found]:
+    def ground(self, image, words) -> list[pipeline.Detection]:
         self.calls["ground"] += 1
         if self.fail:
             raise self.fail
         width = image.width
         boxes = {"dog": (5.6, 20.2, 26.0, 50.0), "ball": (width - 24.0, 30, width - 10, 44)}
-        return [command.Found(w, boxes[w], 0.9) for w in words if w in boxes] + list(self.extra)
+        return [pipeline.Detection(w, boxes[w], 0.9) for w in words if w in boxes] + list(
+            self.extra
+        )
 
     def segment(self, image, boxes) -> np.ndarray:
         masks = np.zeros((len(boxes), image.height, image.width), bool)
@@ -55,11 +58,11 @@ def annotated(
     classes=("dog", "ball", "cat"),
     previews: int = 0,
     rules=None,
-) -> command.Progress:
-    file = command.AnnotationFile(out)
-    pictures = command.find_pictures(folder, file)
-    progress = command.Progress(len(pictures), lambda text: None)
-    command.annotate_folder(
-        pictures, file, fakes.models(), classes, rules or command.Rules(), progress, previews
+) -> folders.AnnotationProgress:
+    file = folders.AnnotationFile(out)
+    pictures = folders.find_images(folder, file)
+    progress = folders.AnnotationProgress(len(pictures), lambda text: None)
+    folders.annotate_folder(
+        pictures, file, fakes.models(), classes, rules or pipeline.Rules(), progress, previews
     )
     return progress

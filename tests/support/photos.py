@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmdiff_core.training.files import DataConfig, Dropout
-from mmdiff_core.training.records import encode_rle
+from mmdiff_core.training.data.config import DataConfig, Dropout
+from mmdiff_core.training.data.masks import encode_rle
 
 CAPTION = "a dog and a red ball"
 

@@ -22,7 +22,7 @@ def shake(task, seed: int = 0, scale: float = 0.05) -> None:
 
 
 def build(run: RunConfig = RUN):
-    from mmdiff_core.host.build import build_task
+    from mmdiff_core.host.frozen_base.build import build_task
 
     task = build_task(run)
     shake(task)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from mmdiff_core.training.loop import LoopConfig, fit
-from mmdiff_core.training.run_state import RunError
+from mmdiff_core.training.run.config import LoopConfig
+from mmdiff_core.training.run.errors import RunError
+from mmdiff_core.training.run.loop import fit
 
 from support.paths import PACK, TESTS
 from support.toy_run import CONFIG, Source, Toy, ask_to_stop, full_disk

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mmdiff_core.training import run_state
 from mmdiff_core.training.example import Example
-from mmdiff_core.training.loop import LoopConfig, fit
+from mmdiff_core.training.run import run_state
+from mmdiff_core.training.run.config import LoopConfig
+from mmdiff_core.training.run.loop import fit
 
 CONFIG = LoopConfig(
     steps=20,

@@ -38,7 +38,7 @@ from mmdiff_core.shapes import Shaping, regions_of_subjects  # noqa: E402
 from mmdiff_core.small_world import sizes  # noqa: E402
 from mmdiff_core.small_world.trials import count, make_trial  # noqa: E402
 from mmdiff_core.subjects import FindRegions  # noqa: E402
-from mmdiff_core.training.task import draw_noise  # noqa: E402
+from mmdiff_core.training.noise import draw_noise  # noqa: E402
 
 
 class World:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmdiff_core.small_world.examples import SmallWorldExamples
-from mmdiff_core.training.records import read_jsonl
+from mmdiff_core.training.data.reading import read_jsonl
 
 from support.photos import SIZES, picture, write_jsonl
 

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from mmdiff_core.training.buckets import BucketOrder, bucket_sizes, crop_window, fit, nearest_bucket
+from mmdiff_core.training.data.buckets import (
+    best_crop,
+    bucket_sizes,
+    crop_to_bucket,
+    nearest_bucket,
+)
+from mmdiff_core.training.data.order import BucketOrder
 
-from support.photos import picture, segments
+from support.photos import picture
 
 
 def test_buckets_are_multiples_near_the_area_and_pictures_go_to_the_nearest():
@@ -27,35 +33,30 @@ def test_buckets_are_multiples_near_the_area_and_pictures_go_to_the_nearest():
         bucket_sizes(32, 64)
 
 
-def test_masks_and_boxes_follow_the_crop():
+def test_masks_follow_the_crop():
     _, masks = picture(0, (96, 64))
     masks = torch.from_numpy(np.stack(masks)).float()
     pixels = torch.cat([masks, masks[:1]])  # the picture shows its masks
-    boxes = torch.tensor([segment["box"] for segment in segments(list(masks.numpy() > 0))])
-    shown, inside, moved, kept = fit(pixels, masks, boxes, (48, 48))
+    shown, inside, kept = crop_to_bucket(pixels, masks, (48, 48))
     assert shown.shape == (3, 48, 48) and inside.shape == (2, 48, 48)
     assert torch.equal(shown[:2], inside)
-    for mask, box, share, before in zip(inside, moved, kept, masks):
-        rows, columns = (mask > 0.5).any(1).nonzero(), (mask > 0.5).any(0).nonzero()
-        assert torch.allclose(
-            box, torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float(), atol=1
-        )
+    for mask, share, before in zip(inside, kept, masks):
         assert mask.sum() / before.sum() == pytest.approx(float(share) * (48 / 64) ** 2, rel=0.05)
 
 
 def test_the_crop_goes_where_the_subjects_are():
     masks = torch.zeros(2, 64, 200)
     masks[0, 10:50, 150:160], masks[1, 20:30, 190:200] = 1, 1
-    top, left, height, width = crop_window(masks, (64, 200), (64, 64))
+    top, left, height, width = best_crop(masks, (64, 200), (64, 64))
     # both are whole only at the right end
     assert (top, height, width) == (0, 64, 64) and left == 136
     masks[1] = 0
     # too far apart: the worst kept is lost either way
     masks[1, 20:30, 0:10] = 1
-    _, left, _, _ = crop_window(masks, (64, 200), (64, 64))
-    assert fit(torch.zeros(3, 64, 200), masks, torch.zeros(2, 4), (64, 64))[3].max() == 1
+    _, left, _, _ = best_crop(masks, (64, 200), (64, 64))
+    assert crop_to_bucket(torch.zeros(3, 64, 200), masks, (64, 64)).kept.max() == 1
     # nobody: the middle
-    assert crop_window(torch.zeros(0, 64, 200), (64, 200), (64, 64))[1] == 68
+    assert best_crop(torch.zeros(0, 64, 200), (64, 200), (64, 64))[1] == 68
 
 
 def test_every_picture_comes_equally_often_and_groups_share_a_bucket():

@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from mmdiff_core.training import process, run_state
-from mmdiff_core.training.run_state import RunError
+from mmdiff_core.training.run import process, run_state
+from mmdiff_core.training.run.errors import RunError
 
 from support.toy_run import CONFIG, Source, Toy, ask_to_stop, full_disk, lines, same, states, train
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from mmdiff_core.training import run_state
+from mmdiff_core.training.run import run_state
 
 from support.toy_process import start
 from support.toy_run import CONFIG, Source, close, lines, same, train, whole

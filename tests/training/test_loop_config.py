@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
-from mmdiff_core.training import process
-from mmdiff_core.training.loop import LoopConfig
+from mmdiff_core.training.run import process
+from mmdiff_core.training.run.config import LoopConfig
 
 from support.toy_run import CONFIG, Toy, train
 

@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mmdiff_core.training import process, run_state
-from mmdiff_core.training.loop import learning_rate_factor
-from mmdiff_core.training.optimizer import optimizer_for
+from mmdiff_core.training.run import process, run_state
+from mmdiff_core.training.run.optimizer import learning_rate_factor, optimizer_for
 
 from support.toy_run import CONFIG, Toy, export, lines, same, states, train
 

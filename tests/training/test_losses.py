@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmdiff_core.method import losses
 from mmdiff_core.small_world.examples import SmallWorldExamples, enlarge
-from mmdiff_core.training import losses
 from mmdiff_core.training.config import ObjectiveConfig
 from mmdiff_core.training.trainable import to_flat
 
@@ -60,7 +60,7 @@ def test_min_snr_weights_the_same_picture_error_in_both_predictions():
 
 
 def test_noise_and_timestep_follow_from_the_examples_number(task):
-    from mmdiff_core.training.task import draw_noise
+    from mmdiff_core.training.noise import draw_noise
 
     noise, steps = draw_noise([4, 5, 6], (2, 3), 1000, seed=1)
     other, later = draw_noise([5, 4], (2, 3), 1000, seed=1)
@@ -69,7 +69,7 @@ def test_noise_and_timestep_follow_from_the_examples_number(task):
 
 
 def test_timesteps_are_uniform_or_from_the_middle_or_from_the_high_end_as_asked():
-    from mmdiff_core.training.task import draw_noise
+    from mmdiff_core.training.noise import draw_noise
 
     uniform, middle = (
         draw_noise(range(2000), (1,), 1000, 0, share)[1].float() for share in (0.0, 1.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmdiff_core.training import run_state
+from mmdiff_core.training.run import run_state
 
 from support.toy_process import start
 from support.toy_run import (

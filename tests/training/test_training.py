@@ -95,7 +95,7 @@ def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_traini
 
 def test_the_encoders_states_are_the_hosts_own(task):
     from mmdiff_core.host import small_world
-    from mmdiff_core.host.differentiable import text_states, vision_states
+    from mmdiff_core.host.frozen_base.encoders import text_states, vision_states
 
     _, clip, clip_vision, _ = small_world.load()
     tokens = clip.tokenize("a cat at night")
@@ -128,7 +128,7 @@ def test_the_encoders_states_are_the_hosts_own(task):
 def test_only_tuned_layers_of_the_image_encoder_run_twice_and_give_what_the_whole_one_gives(
     vision,
 ):
-    from mmdiff_core.host.differentiable import vision_states
+    from mmdiff_core.host.frozen_base.encoders import vision_states
     from mmdiff_core.vision import normalise
 
     own = build(

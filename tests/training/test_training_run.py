@@ -13,7 +13,7 @@ import torch
 
 from mmdiff_core.small_world.examples import SmallWorldExamples
 from mmdiff_core.training.config import AdapterConfig, ConstraintConfig, RunConfig
-from mmdiff_core.training.run_state import LoopConfig
+from mmdiff_core.training.run.config import LoopConfig
 
 from support.paths import PACK
 
@@ -62,9 +62,9 @@ def trained(tmp_path_factory, judged):
     """{constraint's weight: (measures before, measures after, folder)} of two short runs that
     differ in nothing else.
     """
-    from mmdiff_core.host.build import build_task
-    from mmdiff_core.host.train import export_with, load_data
-    from mmdiff_core.training.loop import fit
+    from mmdiff_core.host.frozen_base.build import build_task
+    from mmdiff_core.host.frozen_base.run import export_with, load_data
+    from mmdiff_core.training.run.loop import fit
 
     found = {}
     for weight in (0.0, WEIGHT):
@@ -106,10 +106,10 @@ def test_the_constraint_raises_a_trained_adapters_image_map_inside_the_own_mask(
     from safetensors import safe_open
 
     from mmdiff_core import checkpoint
-    from mmdiff_core.host.build import build_task
+    from mmdiff_core.host.frozen_base.build import build_task
+    from mmdiff_core.host.frozen_base.run import load_data
     from mmdiff_core.host.small_world import WEIGHTS
-    from mmdiff_core.host.train import load_data
-    from mmdiff_core.training.loop import fit
+    from mmdiff_core.training.run.loop import fit
 
     path, inside = WEIGHTS / "adapter.safetensors", {}
     with safe_open(str(path), framework="pt") as file:
@@ -176,7 +176,7 @@ def test_a_run_can_begin_from_an_adapter_and_its_header_keeps_where_that_came_fr
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    from mmdiff_core.host.train import main
+    from mmdiff_core.commands import main
 
     begun = trained[WEIGHT][2] / "adapter.safetensors"
     still = {**LOOP, "steps": 1, "batch": 2, "learning_rate": 1e-12, "weight_decay": 0.0}
@@ -184,7 +184,16 @@ def test_a_run_can_begin_from_an_adapter_and_its_header_keeps_where_that_came_fr
         json.dumps(json.loads(short_run(WEIGHT).to_json()) | {"loop": still})
     )
     assert (
-        main([str(tmp_path / "run.json"), str(tmp_path / "out"), "--init", str(begun), "--cpu"])
+        main(
+            [
+                "train",
+                str(tmp_path / "run.json"),
+                str(tmp_path / "out"),
+                "--init",
+                str(begun),
+                "--cpu",
+            ]
+        )
         == 0
     )
     before, after = load_file(begun), load_file(tmp_path / "out/adapter.safetensors")
@@ -212,7 +221,7 @@ def test_a_misspelt_field_is_named_with_its_section():
 
 
 def test_a_base_that_is_not_there_is_named():
-    from mmdiff_core.host.build import load_base
+    from mmdiff_core.host.frozen_base.base import load_base
 
     with pytest.raises(FileNotFoundError, match="base.checkpoint"):
         load_base({"checkpoint": "nowhere.safetensors", "image_encoder": "nor.safetensors"})
@@ -221,7 +230,7 @@ def test_a_base_that_is_not_there_is_named():
 
 
 def test_an_adapter_without_a_part_has_no_weights_of_it(tmp_path):
-    from mmdiff_core.host.build import build_task
+    from mmdiff_core.host.frozen_base.build import build_task
 
     plain = build_task(
         RunConfig(

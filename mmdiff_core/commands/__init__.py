@@ -1,0 +1,50 @@
+"""The commands of `python -m mmdiff_core`, one module each.
+
+A command's module has a docstring (its help; the first line is its summary), `add_arguments` and
+`run`. At its top it imports the standard library and what imports no more than that. What is heavy,
+it imports first thing in `run`: when the command was chosen, and after `use_comfyui` where ComfyUI
+is needed. So the help of all commands is there at once.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from ..training.run.errors import RunError
+from . import annotate, convert, doctor, evaluate, sheet, shrink, train
+
+PROGRAM = "python -m mmdiff_core"
+COMMANDS: dict[str, ModuleType] = {
+    "train": train,
+    "annotate": annotate,
+    "convert": convert,
+    "shrink": shrink,
+    "doctor": doctor,
+    "evaluate": evaluate,
+    "sheet": sheet,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. An error that a person can put right is one line."""
+    args = _parser().parse_args(argv)
+    try:
+        return COMMANDS[args.command].run(args)
+    except (ValueError, OSError, RunError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="MM-Diff for ComfyUI: its commands.")
+    chosen = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = module.__doc__.partition("\n")[0]
+        own = chosen.add_parser(
+            name, help=summary, description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(own)
+    return parser

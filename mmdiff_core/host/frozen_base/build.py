@@ -1,0 +1,31 @@
+"""A run's training module on ComfyUI's models: to train, to score, to sample."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ...training.config import RunConfig
+from ...training.task import MMDiffTask
+from ...training.trainable import TrainableAdapter, from_flat
+from .base import BaseModels, load_base
+from .bridge import HostBridge
+
+
+def build_task(
+    run: RunConfig, device: torch.device | str = "cpu", flat: Mapping[str, Tensor] | None = None,
+    base: BaseModels | None = None,
+) -> MMDiffTask:
+    """The run's training module on its base.
+
+    flat  tensors of a checkpoint to start from
+    base  the models, where they are loaded already
+    """
+    models = base or load_base(run.base)
+    adapter = TrainableAdapter(run.adapter, models.clip_vision.model.state_dict(), run.seed)
+    if flat is not None:
+        from_flat(dict(flat), adapter)
+    adapter.to(device)
+    dtype = torch.float32 if str(device) == "cpu" else models.model.model.get_dtype()
+    return MMDiffTask(adapter, HostBridge(models, adapter, device, dtype), run)

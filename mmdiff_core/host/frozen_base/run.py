@@ -1,0 +1,115 @@
+"""One training run on ComfyUI's models: from its config to adapter.safetensors."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ... import checkpoint
+from ...faces import load_analyser
+from ...small_world.examples import SmallWorldExamples
+from ...training.config import RunConfig
+from ...training.data.config import DataConfig
+from ...training.data.files import FileExamples, FindFace
+from ...training.data.reading import read_records
+from ...training.example import ExampleSource, ReferenceFace
+from ...training.run.config import LoopConfig
+from ...training.run.loop import fit
+from ...training.run.report import hardware
+from ...training.run.trainer import Export, Sample
+from ...training.task import MMDiffTask
+from ...training.trainable import to_flat
+from .base import SMALL_WORLD
+from .build import build_task
+from .contact import training_grid
+from .cost import compare_cost
+
+
+def train(config: Path, folder: Path, init: Path | None, device: str, command: str) -> str:
+    """Train an adapter; lines for a person: the report, and what a step costs.
+
+    config   file of a `RunConfig`
+    folder   receives states, samples and adapter.safetensors; a run that it holds is continued
+    init     an adapter of the same sizes to start from
+    command  what the adapter's header says that made it
+
+    ValueError, OSError and RunError say what is wrong.
+    """
+    run = RunConfig.from_json(config.read_text(encoding="utf-8"))
+    loop = LoopConfig.from_dict({"seed": run.seed, **run.loop})
+    flat = checkpoint.read(init)[1] if init else None
+    task, source = build_task(run, device, flat), load_data(run.data, run.seed)
+    export, sample = export_with(run, task, command, init), sample_with(task, source)
+    report = fit(task, source, loop, folder, export=export, sample=sample)
+    return f"{report}\n{compare_cost(task, source.batch(0, loop.batch), loop.mixed_precision)}"
+
+
+def load_data(data: Mapping, seed: int) -> ExampleSource:
+    """The examples of a run's "data".
+
+    data  {"kind": "small-world", ...} or {"kind": "files", "records": [...], ...}
+    """
+    wanted = dict(data)
+    kind = wanted.pop("kind", None)
+    if kind == SMALL_WORLD:
+        return SmallWorldExamples(**{"seed": seed, **wanted})
+    if kind == "files":
+        records = []
+        for path in wanted.pop("records", []):
+            records += read_records(Path(path)).records
+        faces = wanted.pop("faces", None)
+        find_face = face_finder(faces) if faces is not None else None
+        own_seed = wanted.pop("seed", seed)
+        return FileExamples(records, own_seed, DataConfig.from_dict(wanted), find_face)
+    raise ValueError(f'data.kind is {kind!r}, expected "{SMALL_WORLD}" or "files"')
+
+
+def face_finder(wanted: Mapping) -> FindFace:
+    """What finds the face in a crop.
+
+    wanted  {"root": folder of models/, "model": "buffalo_l", "device": "auto"}
+    """
+    model, device = wanted.get("model", "buffalo_l"), wanted.get("device", "auto")
+    analyser = load_analyser(Path(wanted["root"]), model, device)
+
+    def find_face(crop: Tensor) -> ReferenceFace | None:
+        image = (crop * 255).round().byte().movedim(0, -1).numpy()
+        try:
+            embedding, aligned, _ = analyser.portrait(image, 0, "a training crop")
+        except ValueError:      # no face in this crop
+            return None
+        pixels = torch.from_numpy(aligned.copy()).movedim(-1, 0).float() / 255
+        return ReferenceFace(torch.from_numpy(embedding).float(), pixels)
+
+    return find_face
+
+
+def export_with(
+    run: RunConfig, task: MMDiffTask, command: str, init: Path | None = None
+) -> Export:
+    """What `fit` calls with the weights: writes the file that Load MM-Diff reads."""
+    begun_from = checkpoint.history(init) if init else None
+
+    def export(weights: Mapping[str, Tensor], path: Path, facts: dict) -> None:
+        state = {}
+        for name, weight in weights.items():
+            own = name.removeprefix("module.").removeprefix("adapter.")
+            state[own] = weight.detach().cpu()
+        header = {"run": run.to_json(), "made_by": command, "hardware": hardware()}
+        header |= {"torch": torch.__version__, **facts}
+        if init:
+            header["begun_from"] = begun_from
+        texts = {key: str(value) for key, value in header.items()}
+        checkpoint.save_single(path, task.adapter.config, to_flat(state), extra=texts)
+
+    return export
+
+
+def sample_with(task: MMDiffTask, source: ExampleSource, count: int = 6) -> Sample:
+    """What `fit` calls every `sample_every` steps: draws the first `count` examples."""
+    def sample(step: int, folder: Path) -> None:
+        training_grid(task, source.batch(0, count), folder / "samples.png")
+
+    return sample

@@ -1,0 +1,183 @@
+"""Everything about a batch that does not depend on the noise level.
+
+Shapes   B examples · S most subjects of an example · R most references of a subject
+         T tokens per reference · N = S R T · n references of the batch · P latent positions
+         D context width
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..adapter import key_value
+from ..method.losses import masks_on_grid
+from ..unet_layers import Slot, transformer_blocks
+from .bridge import Bridge, Grid
+from .config import RunConfig
+from .example import Example
+from .trainable import TrainableAdapter
+
+HIDDEN = -1e6        # added to the logits of tokens that are not there (as released)
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What the UNet is conditioned on.
+
+    context   [B L D]
+    vector    pooled text and sizes [B V], or None
+    nouns     column of every subject's noun [B S]
+    keys      {slot: (K, V)} of the subject tokens, [B N D] each; empty without subject tokens
+    bias      added to the logits of the subject tokens [B 1 1 N]
+    gate      1 where an example has subjects, else 0 [B 1 1]
+    owner     subject of each token [N]
+    present   which subjects there are, bool [B S]
+    masks     [B S H W] in 0..1, or None where nothing is measured
+    held      the subjects' regions: layer's grid -> bias [B 1 P N] and gate [B P 1]; or None
+    """
+
+    context: Tensor
+    vector: Tensor | None
+    nouns: Tensor
+    keys: dict[Slot, tuple[Tensor, Tensor]]
+    bias: Tensor
+    gate: Tensor
+    owner: Tensor
+    present: Tensor
+    masks: Tensor | None
+    held: Callable[[Grid], tuple[Tensor, Tensor]] | None = None
+    _grids: dict[Grid, Tensor] = field(default_factory=dict)
+
+    def masks_at(self, grid: Grid) -> Tensor:
+        """Masks on a layer's grid [B S P], each made once."""
+        if grid not in self._grids:
+            self._grids[grid] = masks_on_grid(self.masks, grid)
+        return self._grids[grid]
+
+
+class Layout(NamedTuple):
+    """How the references of a batch lie in tensors that are padded to the most of each.
+
+    positions  (example, subject, reference) of each reference, in reading order
+    """
+
+    examples: int
+    subjects: int
+    references: int
+    positions: list[tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, batch: Sequence[Example]) -> Layout:
+        """The layout of these examples."""
+        positions, subjects, references = [], 1, 1
+        for b, example in enumerate(batch):
+            subjects = max(subjects, len(example.subjects))
+            for s, subject in enumerate(example.subjects):
+                references = max(references, len(subject.references))
+                positions += [(b, s, r) for r in range(len(subject.references))]
+        return cls(len(batch), subjects, references, positions)
+
+
+def make_conditions(
+    batch: Sequence[Example], adapter: TrainableAdapter, bridge: Bridge, run: RunConfig,
+    measured: bool = True,
+) -> Conditions:
+    """Encode captions and subjects; `measured`: with the masks that the maps are compared to."""
+    device, layout = bridge.alphas.device, Layout.of(batch)
+    cls, patches = bridge.vision(_references(batch, adapter.config.image_size).to(device))
+    firsts = [i for i, (_, _, reference) in enumerate(layout.positions) if reference == 0]
+    words = adapter.subjects.subject_words(cls[firsts] if firsts else cls[:0])
+
+    def fuse(encoder: str, nouns: Tensor) -> Tensor:
+        return adapter.subjects.fuse_words(encoder, nouns, words[encoder])
+
+    fused = run.adapter.text_fusion and firsts
+    text = bridge.conditioning(batch, fuse if fused else None)
+    query, patches = _queries(batch, cls, patches, adapter, bridge)
+    tokens, there = _subject_tokens(query, patches, layout, adapter)
+    keys = _keys(tokens, adapter, bridge, run) if run.adapter.subject_tokens else {}
+    counts = torch.tensor([len(e.subjects) for e in batch], device=device)
+    owner = torch.arange(layout.subjects, device=device).repeat_interleave(
+        layout.references * adapter.config.tokens_per_reference
+    )
+    return Conditions(
+        context=text.context, vector=text.vector, nouns=text.nouns, keys=keys,
+        bias=torch.where(there, 0.0, HIDDEN)[:, None, None],
+        gate=(counts > 0).view(-1, 1, 1).float(), owner=owner,
+        present=torch.arange(layout.subjects, device=device) < counts[:, None],
+        masks=pad_masks(batch, layout.subjects).to(device) if measured else None,
+    )
+
+
+def _references(batch: Sequence[Example], side: int) -> Tensor:
+    """All subjects' references [n 3 side side]; a black one where there is none."""
+    references = [s.references for example in batch for s in example.subjects]
+    return torch.cat(references or [torch.zeros(1, 3, side, side)])
+
+
+def _queries(
+    batch: Sequence[Example], cls: Tensor, patches: Tensor, adapter: TrainableAdapter,
+    bridge: Bridge,
+) -> tuple[Tensor, Tensor]:
+    """What query tokens are made of [n Q], and the patches that the refiner attends to [n L W].
+
+    These are CLS and the references themselves or, for a portrait adapter, face embeddings and
+    aligned crops.
+    """
+    if adapter.config.variant == "general":
+        return cls, patches
+    faces = [subject.faces for example in batch for subject in example.subjects]
+    if any(found is None for found in faces):
+        raise ValueError(
+            "a portrait adapter needs subjects with faces: give data.faces, a face analysis model "
+            "pack"
+        )
+    if not faces:
+        return cls.new_zeros(len(cls), adapter.config.query_width), patches
+    embeddings = torch.cat([found.embeddings for found in faces]).to(cls)
+    crops = torch.cat([found.crops for found in faces]).to(cls.device)
+    return embeddings, bridge.vision(crops)[1]
+
+
+def _subject_tokens(
+    query: Tensor, patches: Tensor, layout: Layout, adapter: TrainableAdapter
+) -> tuple[Tensor, Tensor]:
+    """All subjects' tokens [B N D], padded by zeros, and which of them there are, bool [B N]."""
+    made = adapter.subjects.subject_tokens(query, patches)                           # n T D
+    count, (batch, most, references, positions) = made.shape[1], layout
+    tokens = made.new_zeros(batch, most, references, count, made.shape[-1])
+    there = torch.zeros(batch, most, references, dtype=torch.bool, device=made.device)
+    if positions:
+        where = tuple(torch.tensor(positions, device=made.device).unbind(1))
+        tokens = tokens.index_put(where, made[: len(positions)])
+        there[where] = True
+    else:
+        tokens = tokens + 0 * made.sum()            # every parameter takes part in every step
+    there = there[..., None].expand(-1, -1, -1, count).reshape(batch, -1)
+    return tokens.flatten(1, 3), there
+
+
+def _keys(
+    tokens: Tensor, adapter: TrainableAdapter, bridge: Bridge, run: RunConfig
+) -> dict[Slot, tuple[Tensor, Tensor]]:
+    """K and V of the subject tokens at every layer [B N D]; lambda is in V."""
+    view, keys = adapter.view(), {}
+    for block in transformer_blocks(adapter.config.base):
+        to_k, to_v = bridge.projections(block)
+        key, value = key_value(view, block, tokens, to_k, to_v, lora_strength=0)
+        keys[block.slot] = (key, value * run.objective.fuse_scale)
+    return keys
+
+
+def pad_masks(batch: Sequence[Example], most: int) -> Tensor:
+    """Masks of all subjects [B S H W]; zeros where there is none."""
+    height, width = batch[0].pixels.shape[-2:]
+    masks = torch.zeros(len(batch), most, height, width)
+    for b, example in enumerate(batch):
+        for s, subject in enumerate(example.subjects):
+            masks[b, s] = subject.mask
+    return masks

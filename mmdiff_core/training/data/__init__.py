@@ -1,0 +1,1 @@
+"""Annotated images on disk to training examples. Pure torch: knows no host."""

@@ -1,0 +1,127 @@
+"""What the trainer puts into the UNet's cross-attention: text plus subjects, by inference's own
+functions, and the attention maps where they are constrained or asked for.
+
+Shapes   B examples · S subjects · N subject tokens · T text tokens · H heads · P latent positions
+         M measures
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attention import full, probabilities, see_subjects, weigh
+from ..method import losses
+from ..unet_layers import Slot, TransformerBlock
+from .bridge import Grid
+from .conditions import Conditions
+
+MEASURES = ("text_constraint", "image_constraint", "text_inside", "image_inside")
+
+
+@dataclass(frozen=True, eq=False)
+class LayerAttention:
+    """The cross-attention of one layer; a `SlotCall`.
+
+    attend    the text's attention: (q, k, v, heads) -> [B P HD]
+    measured  whether this layer's maps are constrained
+    """
+
+    slot: Slot
+    conditions: Conditions
+    attend: Callable[..., Tensor]
+    measured: bool
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, grid: Grid
+    ) -> tuple[Tensor, Tensor | None]:
+        """The attention [B P HD], and the MEASURES [B M] where it is measured."""
+        conditions = self.conditions
+        if self.measured and conditions.held is None:
+            return self._measure(q, k, v, heads, grid)
+        out = self.attend(q, k, v, heads)
+        if not conditions.keys:
+            return out, None
+        key, value = conditions.keys[self.slot]
+        bias, gate = conditions.bias, conditions.gate
+        if conditions.held is not None:
+            region_bias, region_gate = conditions.held(grid)
+            bias, gate = bias + region_bias, gate * region_gate
+        seen = see_subjects(q, key.to(q), value.to(q), heads, bias.to(q), gate.to(q))
+        return out + seen, None
+
+    def _measure(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, grid: Grid
+    ) -> tuple[Tensor, Tensor]:
+        """The same by way of the probabilities, with both constraints and both inside shares."""
+        conditions = self.conditions
+        text, image = self._probabilities(q, k, heads)
+        out = weigh(text, v)
+        if image is not None:
+            value = conditions.keys[self.slot][1].to(v)
+            out = out + weigh(image, value) * conditions.gate.to(v)
+        masks, present = conditions.masks_at(grid), conditions.present
+        terms, shares = [], []
+        for probability in self._subject_maps(text, image):
+            if probability is None:
+                nothing = text.new_zeros(len(text))
+                terms.append(nothing)
+                shares.append(nothing)
+            else:
+                terms.append(losses.balanced_l1(probability, masks, present))
+                shares.append(losses.inside_share(probability.detach(), masks, present))
+        return out, torch.stack([*terms, *shares], 1)
+
+    def subject_maps(self, q: Tensor, k: Tensor, heads: int) -> tuple[Tensor, Tensor | None]:
+        """Probability of attending to each subject's noun, and to its tokens [B H P S]."""
+        return self._subject_maps(*self._probabilities(q, k, heads))
+
+    def _subject_maps(
+        self, text: Tensor, image: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        conditions = self.conditions
+        nouns = losses.noun_probability(text, conditions.nouns)
+        if image is None:
+            return nouns, None
+        subjects = conditions.present.shape[1]
+        return nouns, losses.subject_probability(image, conditions.owner, subjects)
+
+    def _probabilities(self, q: Tensor, k: Tensor, heads: int) -> tuple[Tensor, Tensor | None]:
+        """Of both branches [B H P T], [B H P N]."""
+        text = probabilities(q, k, heads)
+        if not self.conditions.keys:
+            return text, None
+        key = self.conditions.keys[self.slot][0].to(q)
+        return text, probabilities(q, key, heads, full(self.conditions.bias))
+
+
+@dataclass(frozen=True, eq=False)
+class MappedAttention:
+    """A layer's attention that measures its subjects' maps on one grid; a `SlotCall`."""
+
+    layer: LayerAttention
+    grid: Grid
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, grid: Grid
+    ) -> tuple[Tensor, Tensor]:
+        """The attention [B P HD], and text maps beside image maps [B 2S h w]."""
+        out, _ = self.layer(q, k, v, heads, grid)
+        text, image = self.layer.subject_maps(q, k, heads)
+        image = torch.zeros_like(text) if image is None else image
+        maps = torch.cat([text, image], -1).mean(1)                                   # B P 2S
+        maps = maps.transpose(1, 2).unflatten(-1, grid)
+        return out, F.interpolate(maps, size=self.grid, mode="bilinear")
+
+
+def constrained_slots(blocks: Sequence[TransformerBlock], layers: str) -> frozenset[Slot]:
+    """Slots of the constrained layers: all, the widest ("deep"), or the others ("shallow")."""
+    widest = max(block.width for block in blocks)
+    slots = []
+    for block in blocks:
+        if layers == "all" or (block.width == widest) == (layers == "deep"):
+            slots.append(block.slot)
+    return frozenset(slots)

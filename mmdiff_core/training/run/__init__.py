@@ -1,0 +1,1 @@
+"""One training run on accelerate: loop, optimiser, states. Knows no model and no host."""
