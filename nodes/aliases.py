@@ -1,4 +1,4 @@
-"""Other words that people search the pack's nodes by, where the host has a place for them (ComfyUI 0.11 and newer)."""
+"""Search aliases of the nodes, for hosts that support them (ComfyUI 0.11 and newer)."""
 from __future__ import annotations
 
 import inspect

@@ -166,14 +166,14 @@ KEY = "7.to_k_lora_image.down.weight"
 @pytest.mark.parametrize("file, edit, message", [
     (official.UNET_FILE, lambda sd: {k: v for k, v in sd.items() if k != KEY}, r"missing key unet\.\S+to_k_image\.down"),
     (official.UNET_FILE, lambda sd: sd | {"7.to_k_ip.weight": torch.zeros(2)}, r"unknown key 7\.to_k_ip\.weight \(2,\)"),
-    (official.UNET_FILE, lambda sd: sd | {KEY: sd[KEY][:, :9]}, r"to_k_image\.down has the shape \(64, 9\), expected \(64, 256\)"),
+    (official.UNET_FILE, lambda sd: sd | {KEY: sd[KEY][:, :9]}, r"to_k_image\.down has shape \(64, 9\), expected \(64, 256\)"),
     (official.UNET_FILE, lambda sd: {k: v for k, v in sd.items() if int(k.split(".")[0]) < 20}, "20? attention layers|known bases"),
     (official.TEXT_FILE, lambda sd: sd | {"lora_te_text_model.alpha": torch.ones(1)}, r"unknown key lora_te_text_model\.alpha"),
     (official.TEXT_FILE, lambda sd: dict(list(sd.items())[:-1]), r"missing key text\.g\.layers\.2"),
     (official.CUSTOM_FILE, lambda sd: {k: v for k, v in sd.items() if k != "mm_fuse_two"}, r"groups missing \['mm_fuse_two'\]"),
     (official.CUSTOM_FILE, changed_group("image_encoder", lambda g: g | {"text_model.x": torch.ones(1)}), r"unknown key vision\.text_model\.x"),
     (official.CUSTOM_FILE, changed_group("obj_embeds_proj", lambda g: g | {"fc3.weight": torch.ones(1)}), r"unknown key obj_embeds_proj\.fc3\.weight"),
-    (official.CUSTOM_FILE, changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(5)}), r"fuse\.l\.hidden\.bias has the shape \(5,\)"),
+    (official.CUSTOM_FILE, changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(5)}), r"fuse\.l\.hidden\.bias has shape \(5,\)"),
     (official.CUSTOM_FILE, changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(96, dtype=torch.int64)}), "not a float16"),
 ])
 def test_wrong_keys_are_named_with_what_was_found_and_expected(tmp_path, file, edit, message):
@@ -200,7 +200,7 @@ class Dangerous:
 def test_a_file_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_path):
     copy_checkpoint(tmp_path)
     torch.save({"0.to_q_lora.up.weight": Dangerous()}, tmp_path / official.UNET_FILE)
-    with pytest.raises(CheckpointError, match="unet_adapter_weights.bin holds more than weights"):
+    with pytest.raises(CheckpointError, match="unet_adapter_weights.bin contains more than weights"):
         checkpoint.load(tmp_path)
     assert not Dangerous.ran
 

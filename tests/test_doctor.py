@@ -93,8 +93,8 @@ def test_a_whole_checkpoint_folder_is_ok_and_every_wrong_file_of_another_is_name
     (folder / FILES[2]).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
     first, advice = doctor.adapter_lines([folder], [], FILES)
     assert (first.state, advice.state) == (MISSING, MISSING)
-    assert first.text == (f"portrait_generation: {FILES[0]} is not there; {FILES[1]} is empty; {FILES[2]} is a Git LFS pointer, "
-                          "not the file it stands for")
+    assert first.text == (f"portrait_generation: {FILES[0]} is missing; {FILES[1]} is empty; {FILES[2]} is a Git LFS pointer, "
+                          "not the file itself")
 
 
 def test_a_web_page_saved_as_a_model_is_noticed(tmp_path):
@@ -163,7 +163,7 @@ def test_with_nothing_there_every_model_is_missing_with_page_and_licence_and_not
 def test_one_part_that_cannot_be_looked_at_does_not_stop_the_others(bare, monkeypatch):
     monkeypatch.setattr(doctor, "look_at_folders", lambda: (_ for _ in ()).throw(PermissionError("not yours")))
     lines = doctor.examine()
-    assert "could not be looked at: PermissionError: not yours" in text_of(lines, NOTE)
+    assert "could not be checked: PermissionError: not yours" in text_of(lines, NOTE)
     assert {line.part for line in lines} >= {"Versions", "Faces", "Folders", "Face models", "Saved subjects"}
 
 
@@ -171,7 +171,7 @@ def test_the_command_without_a_comfyui_still_reports(bare, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "use_comfyui", lambda: (_ for _ in ()).throw(FileNotFoundError("no ComfyUI found: put this pack")))
     assert doctor.main(["--extra-model-paths-config", str(bare / "gone.yaml")]) == 0
     said = capsys.readouterr().out
-    assert "missing no ComfyUI found: put this pack" in said and "gone.yaml is not there" in said and "Versions" in said
+    assert "missing no ComfyUI found: put this pack" in said and "gone.yaml not found" in said and "Versions" in said
 
 
 def test_the_command_sees_the_folders_it_is_told_of(tmp_path):
@@ -180,7 +180,7 @@ def test_the_command_sees_the_folders_it_is_told_of(tmp_path):
     done = subprocess.run([sys.executable, "-m", "mmdiff_core.host.doctor", "--extra-model-paths-config", str(config)], cwd=PACK,
                           capture_output=True, text=True, env={**os.environ, "PYTHONUTF8": "1"}, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert f"ok      mmdiff: {TINY.parent}" in done.stdout and "ok      tiny-portrait: all 3 files are there" in done.stdout
+    assert f"ok      mmdiff: {TINY.parent}" in done.stdout and "ok      tiny-portrait: all 3 files found" in done.stdout
 
 
 def test_the_node_reports_through_a_server_and_looks_anew_each_time(server: Server):
@@ -188,7 +188,7 @@ def test_the_node_reports_through_a_server_and_looks_anew_each_time(server: Serv
     outputs = server.run(graph)["outputs"]
     (report,) = outputs["doctor"]["text"]
     assert report.startswith("MM-Diff Doctor: ") and list(outputs["show"]["text"]) == [report]
-    for part in ("ok      ComfyUI ", "ok      tiny-portrait: all 3 files are there", "stand_in in "):
+    for part in ("ok      ComfyUI ", "ok      tiny-portrait: all 3 files found", "stand_in in "):
         assert part in report
     damaged = server.home / "mmdiff_subjects/doctor_test.safetensors"
     damaged.write_bytes(b"")

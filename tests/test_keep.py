@@ -37,7 +37,7 @@ def test_a_saved_subject_comes_back_bit_for_bit_without_region_and_picture_weigh
 
 def test_a_subject_of_another_adapter_is_refused_with_both_named(tmp_path):
     save_subject(tmp_path / "ann.safetensors", subject())
-    with pytest.raises(SubjectFileError, match=r"ann\.safetensors was made by another MM-Diff checkpoint \(0123456789abcdef\) than portrait \(ffff\)"):
+    with pytest.raises(SubjectFileError, match=r"ann\.safetensors was encoded with another MM-Diff checkpoint \(0123456789abcdef\) than portrait \(ffff\)"):
         load_subject(tmp_path / "ann.safetensors", "ffff", "portrait")
 
 
@@ -46,7 +46,7 @@ def test_a_file_that_is_no_subject_or_is_damaged_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, str(tmp_path / "lora.safetensors"))
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
     save_subject(tmp_path / "nan.safetensors", replace(subject(), tokens=torch.full((4, 16), float("nan"))))
-    for name, message in (("lora", "is not a subject"), ("cut", "cannot be read"), ("nan", "not finite"), ("gone", "cannot be read")):
+    for name, message in (("lora", "is not a subject"), ("cut", "cannot be read"), ("nan", "non-finite"), ("gone", "cannot be read")):
         with pytest.raises(SubjectFileError, match=message):
             load_subject(tmp_path / f"{name}.safetensors", ADAPTER)
 

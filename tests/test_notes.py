@@ -37,7 +37,7 @@ def test_a_photograph_is_sharp_and_the_same_made_tiny_is_noted(path):
     query = F.normalize(torch.randn(1, 512), dim=-1)
     assert sharpness(seen(path)[0]) > 3 * BLURRED and not reference_notes("ann", seen(path), query, PORTRAIT_SDXL)
     (note,) = reference_notes("ann", seen(path, 48), query, PORTRAIT_SDXL)
-    assert note.startswith("ann, picture 1: blurred or too small")
+    assert note.startswith("ann, image 1: blurred or too small")
 
 
 def test_pixel_art_is_never_called_blurred():
@@ -50,7 +50,7 @@ def test_the_face_that_is_unlike_the_others_is_named():
     faces = torch.stack([one + 0.3 * torch.randn(512), other, one + 0.3 * torch.randn(512), one])
     pictures = torch.rand(4, 3, 224, 224)
     (note,) = reference_notes("ann", pictures, faces, PORTRAIT_SDXL)
-    assert note.startswith("ann, picture 2: the face is unlike the others")
+    assert note.startswith("ann, image 2: the face differs from the others")
     assert not reference_notes("ann", pictures[:2], faces[:2], PORTRAIT_SDXL)       # of two, who is to say
     assert not reference_notes("ann", pictures, faces, GENERAL_SDXL)
 
@@ -69,7 +69,7 @@ def test_a_tiny_covered_or_turned_face_is_told_with_its_picture(box, score, nose
     landmarks = FRONTAL.clone()
     landmarks[2, 0] = nose
     found = face_remarks(2, box, score, landmarks)
-    assert not found if told is None else len(found) == 1 and found[0].startswith("picture 2: ") and told in found[0]
+    assert not found if told is None else len(found) == 1 and found[0].startswith("image 2: ") and told in found[0]
 
 
 def test_the_encoder_tells_of_a_covered_face_also_under_another_name():
@@ -91,7 +91,7 @@ def test_the_encoder_tells_of_a_covered_face_also_under_another_name():
     mmdiff, vision, faces = load_mmdiff(CHECKPOINT), build.clip_vision(), Covered()
     for name in ("ann", "ben"):
         _, _, notes, _ = encode_subject(mmdiff, vision, case.images(slot), faces, name)
-        assert any(note.startswith(f"{name}, picture 1: the face is found with a confidence of only 50%") for note in notes)
+        assert any(note.startswith(f"{name}, image 1: the face is detected with a confidence of only 50%") for note in notes)
 
 
 def subject(name: str, identity: torch.Tensor | None) -> Subject:
@@ -103,7 +103,7 @@ def test_subjects_that_look_alike_are_told_with_what_to_do():
     ann, rex = torch.randn(512), torch.randn(512)
     twin = ann + 0.5 * torch.randn(512)
     (note,) = look_alike_notes([subject("ann", ann), subject("rex", rex), subject("twin", twin)], PORTRAIT_SDXL)
-    assert note.startswith("ann and twin look alike (similarity 0.88, noted above 0.5)") and "Multi-Subject Constraint Masks" in note
+    assert note.startswith("ann and twin look alike (similarity 0.88, reported above 0.5)") and "Multi-Subject Constraint Masks" in note
     assert not look_alike_notes([subject("ann", ann), subject("rex", rex)], PORTRAIT_SDXL)
     assert not look_alike_notes([subject("ann", None), subject("twin", None)], PORTRAIT_SDXL)
 

@@ -61,7 +61,7 @@ def test_a_box_that_reaches_out_of_the_picture_is_cut_to_it():
     ('[{"subject": 1, "x": "0", "y": 0, "width": 1, "height": 1}]', "box 1 has x '0', expected a number"),
     ('[{"subject": 1, "x": NaN, "y": 0, "width": 1, "height": 1}]', "box 1 has x nan, expected a number"),
     ('[{"subject": 1, "x": 0, "y": 0, "width": 0, "height": 1}]', "box 1 is 0 wide and 1 high, expected more than 0"),
-    ('[{"subject": 1, "x": 64, "y": 0, "width": 32, "height": 32}]', "box 1 lies outside the picture .*shares of the picture, 0 to 1"),
+    ('[{"subject": 1, "x": 64, "y": 0, "width": 32, "height": 32}]', "box 1 lies outside the image .*fractions of the image, 0 to 1"),
 ])
 def test_wrong_boxes_are_told_by_number(text, message):
     with pytest.raises(ValueError, match=message):
@@ -80,7 +80,7 @@ def test_found_boxes_are_the_subjects_in_order(found, subjects):
 
 
 @pytest.mark.parametrize("found, message", [
-    ([], "found_boxes has no box"), ([[]], "found_boxes has no box"), ([A, B, C], "boxes for 3 subjects, but there are 2"),
+    ([], "found_boxes contains no box"), ([[]], "found_boxes contains no box"), ([A, B, C], "boxes for 3 subjects, but there are 2"),
     ([A, {"x": 900, "y": 0, "width": 9, "height": 9}], "the found box of subject 2 lies outside .*set width and height to the size"),
     ([[1, 2, 3, 4]], "found_boxes has 1, expected boxes of x, y, width and height"), ([{"x": 0}], "expected x, y, width and height in pixels"),
 ])
@@ -147,11 +147,11 @@ def test_exclusive_leaves_an_overlap_to_the_earlier_subject_whatever_was_drawn_f
 
 
 def test_who_would_be_left_with_nothing_is_named():
-    with pytest.raises(ValueError, match=r"exclusive leaves subject 2 \(bob\) nothing"):
+    with pytest.raises(ValueError, match=r"exclusive leaves subject 2 \(bob\) without a region"):
         regions([LEFT, Box(2, 0.1, 0.1, 0.2, 0.2)], exclusive=True)
     with pytest.raises(ValueError, match=r"grow -10 leaves nothing of the region of subject 2 \(bob\)"):
         regions([Box(2, 0.4, 0.4, 0.2, 0.2)], grow=-10)
-    with pytest.raises(ValueError, match=r"subject 3 \(eve\) has no region, and the others' regions cover the whole picture"):
+    with pytest.raises(ValueError, match=r"subject 3 \(eve\) has no region, and the others' regions cover the whole image"):
         regions([LEFT, RIGHT], names=NAMES, free=BACKGROUND)
 
 

@@ -34,7 +34,8 @@ def read_prompt(text: str, references: list[Path]):
     from .text import MARKER
     parts = text.split(MARKER)
     if len(parts) - 1 != len(references):
-        raise ValueError(f"the prompt has {len(parts) - 1} {MARKER}, but {len(references)} pictures came; give one picture per marker")
+        raise ValueError(f"the prompt has {len(parts) - 1} {MARKER}, but {len(references)} images "
+                         "were given; give one image per marker")
     side, spans, at = scenes.SIDE * sizes.DOT, [], 0
     for part in parts[:-1]:
         at += len(part)
