@@ -53,7 +53,7 @@ app.registerExtension({
           widget.callback?.(given); // shows it on the node
         }
       } catch (error) {
-        console.warn(`MM-Diff: the demo photo ${name} could not be put into the input folder: ${error}`);
+        console.warn(`MM-Diff: the demo photo ${name} could not be uploaded to the input folder: ${error}`);
       }
     }
     if (wanted.size) readAll(true); // boxes show them too
