@@ -1,5 +1,6 @@
-/** Boxes are drawn on Multi-Subject Constraint Masks, one colour for each subject. The widget `boxes` holds the truth, as text; the editor
- * shows it and writes it. Plain elements, so it is the same in both of ComfyUI's ways to draw nodes. */
+/** Editor for the boxes of Multi-Subject Constraint Masks, one colour per subject. The widget
+ * `boxes` holds the state as text; the editor shows and writes it. Plain elements, so it works in
+ * both of ComfyUI's node renderers. */
 import { app } from "../../scripts/app.js";
 import { between, COLOURS, colourOf, isTooSmall, moved, parseBoxes, stretched, writeBoxes } from "./box_maths.js";
 import { addStyle, after, element, setWidget } from "./elements.js";

@@ -1,5 +1,6 @@
-/** On MM-Diff Subject Encoder, after a run that found several faces on a picture: the picture with every face, to choose one by a click. The
- * widget `face` holds the truth; the picker shows it and writes it. Plain elements, the same in both of ComfyUI's ways to draw nodes. */
+/** Face picker on MM-Diff Subject Encoder: after a run that found several faces, shows the image
+ * with every face, to select one with a click. The widget `face` holds the state; the picker shows
+ * and writes it. Plain elements, so it works in both of ComfyUI's node renderers. */
 import { app } from "../../scripts/app.js";
 import { addStyle, after, element, setWidget } from "./elements.js";
 import { addressOf, everyNode, lastShown } from "./last_shown.js";
