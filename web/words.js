@@ -1,6 +1,6 @@
 /** Translations of the texts that the web page itself shows. The English text is the key, so the
- * code reads as it is shown; a text without an entry stays English. tests/test_docs.py compares
- * the entries with the calls. */
+ * code reads as it is shown; a text without an entry stays English. tests/server/test_docs.py
+ * compares the entries with the calls. */
 import { app } from "../../scripts/app.js";
 
 /** By language; {name} is a placeholder. @type {Record<string, Record<string, string>>} */
