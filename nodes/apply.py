@@ -17,7 +17,9 @@ class ApplyAttention(io.ComfyNode):
             description="Adds multi-modal cross-attention to a model. The subjects travel with the "
                         "conditioning of MM-Diff Text Encode.",
             inputs=[
-                io.Model.Input("model", tooltip="A model of the adapter's base (SDXL for the released checkpoint)."),
+                io.Model.Input("model",
+                               tooltip="A model of the adapter's base (SDXL for the released "
+                                       "checkpoint)."),
                 MMDiff.Input("mmdiff", tooltip="Adapter from Load MM-Diff."),
                 io.Float.Input("fuse_scale", default=0.8, min=0.0, max=3.0, step=0.05,
                                tooltip="Strength of the image branch for all subjects. 0.8 suits "

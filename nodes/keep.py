@@ -36,7 +36,8 @@ class SaveSubject(io.ComfyNode):
                                  tooltip="On: replaces an existing file. Off: adds a number to a "
                                          "name that is taken."),
             ],
-            outputs=[MMDiffSubjects.Output(display_name="subjects", tooltip="The subjects, unchanged.")],
+            outputs=[MMDiffSubjects.Output(display_name="subjects",
+                                           tooltip="The subjects, unchanged.")],
         )
 
     @classmethod

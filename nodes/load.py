@@ -26,7 +26,8 @@ class LoadMMDiff(io.ComfyNode):
                 tooltip="A .safetensors file, or a folder with the released .bin files, in "
                         "models/mmdiff.",
             )],
-            outputs=[MMDiff.Output(display_name="mmdiff", tooltip="The adapter, for the other MM-Diff nodes.")],
+            outputs=[MMDiff.Output(display_name="mmdiff",
+                                   tooltip="The adapter, for the other MM-Diff nodes.")],
         )
 
     @classmethod
@@ -45,12 +46,14 @@ class LoadFaceAnalysis(io.ComfyNode):
                         "non-commercial research only.",
             inputs=[
                 io.Combo.Input("model", options=packs, default="buffalo_l" if "buffalo_l" in packs else packs[0],
-                               tooltip="A model pack in models/insightface/models. The released checkpoint was trained with buffalo_l."),
+                               tooltip="A model pack in models/insightface/models. The released "
+                                       "checkpoint was trained with buffalo_l."),
                 io.Combo.Input("device", options=["auto", "cuda", "cpu"], default="auto",
                                tooltip="auto: the GPU if onnxruntime can use it, otherwise the "
                                        "CPU. cuda: fails if the GPU cannot be used."),
             ],
-            outputs=[MMDiffFaces.Output(display_name="faces", tooltip="The face analyser, for MM-Diff Subject Encoder.")],
+            outputs=[MMDiffFaces.Output(display_name="faces",
+                                        tooltip="The face analyser, for MM-Diff Subject Encoder.")],
         )
 
     @classmethod

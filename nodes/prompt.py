@@ -46,7 +46,8 @@ class TextEncode(io.ComfyNode):
                                      tooltip="Subjects that the markers refer to."),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="Carries the subjects to the model."),
+                io.Conditioning.Output(display_name="positive",
+                                       tooltip="Carries the subjects to the model."),
                 io.Conditioning.Output(display_name="negative", tooltip="For the same sampler."),
                 io.String.Output(display_name="bindings",
                                  tooltip="Which noun was bound to which subject."),

@@ -31,7 +31,9 @@ class ConstraintMasks(io.ComfyNode):
                         "masks, or detected boxes. Without this node the model chooses where "
                         "subjects appear.",
             inputs=[
-                MMDiffSubjects.Input("subjects", tooltip="Subjects in order; mask 1 and box colour 1 belong to the first."),
+                MMDiffSubjects.Input("subjects",
+                                     tooltip="Subjects in order; mask 1 and box colour 1 belong to "
+                                             "the first."),
                 io.Float.Input("feather", default=0.0, min=0.0, max=512.0, step=1.0,
                                tooltip="Softens the border inwards over this many pixels of the "
                                        "mask (of width x height without masks); positions outside "
@@ -72,8 +74,10 @@ class ConstraintMasks(io.ComfyNode):
                                         "width and height."),
             ],
             outputs=[
-                MMDiffSubjects.Output(display_name="subjects", tooltip="The subjects with their regions."),
-                io.Image.Output(display_name="preview", tooltip="Each region in its subject's colour; at most 512 pixels."),
+                MMDiffSubjects.Output(display_name="subjects",
+                                      tooltip="The subjects with their regions."),
+                io.Image.Output(display_name="preview",
+                                tooltip="Each region in its subject's colour; at most 512 pixels."),
                 io.Mask.Output(display_name="masks",
                                tooltip="One mask per subject, in order; all white for a free "
                                        "subject."),

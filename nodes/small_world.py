@@ -26,7 +26,8 @@ class SmallWorldLoader(io.ComfyNode):
                                         "only."), io.Clip.Output(tooltip="Its text encoder."),
                 io.Vae.Output(tooltip="8 px per latent position, without weights."),
                 io.ClipVision.Output(tooltip="Its image encoder, for MM-Diff Subject Encoder."),
-                MMDiff.Output(display_name="mmdiff", tooltip="The adapter, for the other MM-Diff nodes."),
+                MMDiff.Output(display_name="mmdiff",
+                              tooltip="The adapter, for the other MM-Diff nodes."),
             ],
         )
 

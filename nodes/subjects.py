@@ -20,7 +20,8 @@ class SubjectEncoder(io.ComfyNode):
                         "For several subjects, chain these nodes through `subjects`.",
             inputs=[
                 MMDiff.Input("mmdiff", tooltip="Adapter from Load MM-Diff."),
-                io.ClipVision.Input("clip_vision", tooltip="CLIP ViT-L/14 (224 px), from Load CLIP Vision."),
+                io.ClipVision.Input("clip_vision",
+                                    tooltip="CLIP ViT-L/14 (224 px), from Load CLIP Vision."),
                 io.Image.Input("image",
                                tooltip="Reference images of ONE subject as a batch, the clearest "
                                        "first: only the first image affects the prompt embedding. "

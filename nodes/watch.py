@@ -22,7 +22,8 @@ class FindSubjectRegions(io.ComfyNode):
                         "maps of each subject's noun and tokens; afterwards each position belongs "
                         "to the subject with the highest attention.",
             inputs=[
-                MMDiffSubjects.Input("subjects", tooltip="Two or more subjects; they may have masks as well."),
+                MMDiffSubjects.Input("subjects",
+                                     tooltip="Two or more subjects; they may have masks as well."),
                 io.Float.Input("settle", default=0.3, min=0.01, max=1.0, step=0.01,
                                tooltip="Fraction of the denoising after which the regions apply. "
                                        "Until then every subject is free."),
