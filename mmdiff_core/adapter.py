@@ -64,7 +64,8 @@ class MMDiffAdapter:
     source: str
 
     def make_subject(self, features: VisionFeatures, name: str, weight: float = 1.0) -> Subject:
-        """Features of one subject's references -> the subject. The first reference speaks in the text (quirk 9)."""
+        """Features of one subject's references -> the subject. Only the first
+        reference affects the prompt embedding, as in the official code."""
         tokens = self.modules.subject_tokens(features.query, features.patches)
         words = self.modules.subject_words(features.cls[:1])
         return Subject(
@@ -78,7 +79,8 @@ def key_value(adapter: MMDiffAdapter, block: TransformerBlock, tokens: Tensor, t
               to_v: Callable[[Tensor], Tensor], lora_strength: float) -> tuple[Tensor, Tensor]:
     """K and V of subject tokens [1 N D] at one layer.
 
-    The paper's K_i = (W + dW_i) e uses the base weight without the text LoRA (quirk 6). `to_k` and `to_v` are the
+    The paper's K_i = (W + dW_i) e uses the base weight without the text LoRA, as does
+    the official code. `to_k` and `to_v` are the
     layer as it is in the model, with the text LoRA patched in at `lora_strength`, so that part is taken off again:
     whatever else the layer carries (a user's own LoRA, offloading, fp8 storage) acts on both branches alike.
     """

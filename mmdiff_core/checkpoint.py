@@ -70,8 +70,9 @@ def read_single(path: Path) -> tuple[MMDiffConfig, Tensors]:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise CheckpointError(
-                    f"{path.name} is not an MM-Diff checkpoint: its header says format {header.get('format')!r}, expected "
-                    f"{FORMAT!r}. An official folder is turned into one by Convert MM-Diff Checkpoint."
+                    f"{path.name} is not an MM-Diff checkpoint: its header says format "
+                    f"{header.get('format')!r}, expected {FORMAT!r}. Convert MM-Diff Checkpoint "
+                    "writes this format from a released folder."
                 )
             return MMDiffConfig.from_json(header["config"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
@@ -99,12 +100,14 @@ def _read_bin(path: Path) -> dict:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path.name} holds more than weights ({_reason(error)}); reading it would run code, so it is refused"
+            f"{path.name} contains more than weights ({_reason(error)}); "
+            "loading it could run code, so it is refused"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(f"{path.name} cannot be read ({_reason(error)}): is the download complete?") from error
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path.name} holds a {type(found).__name__}, expected a dictionary of weights")
+        raise CheckpointError(f"{path.name} contains a {type(found).__name__}, expected a "
+                              "dictionary of weights")
     return dict(found)
 
 
@@ -165,7 +168,8 @@ def _pairs(file: str, tensors: Tensors, *tables: Mapping[str, str]) -> Tensors:
         if stem not in ours or part not in ("down", "up") or not key.endswith(".weight"):
             raise CheckpointError(f"{file}: unknown key {key} {tuple(tensor.shape)}. {LIKELY}")
         if (name := f"{ours[stem]}.{part}") in found:
-            raise CheckpointError(f"{file}: {key} is there twice, in upstream's old and new spelling")
+            raise CheckpointError(f"{file}: {key} appears twice, in upstream's old and new "
+                                  "spelling")
         found[name] = tensor
     return found
 
@@ -187,7 +191,7 @@ def check(config: MMDiffConfig, flat: Tensors, name: str) -> None:
     allowed = expected | {f"vision.{k}": v for k, v in official.vision_shapes(config).items()}
     problems += [f"unknown key {k} {tuple(flat[k].shape)}" for k in sorted(set(flat) - set(allowed))]
     problems += [
-        f"{k} has the shape {tuple(flat[k].shape)}, expected {allowed[k]}"
+        f"{k} has shape {tuple(flat[k].shape)}, expected {allowed[k]}"
         for k in sorted(set(flat) & set(allowed)) if tuple(flat[k].shape) != allowed[k]
     ]
     if problems:
@@ -271,7 +275,10 @@ def save_single(path: Path, config: MMDiffConfig, flat: Tensors, dtype: torch.dt
 def save_official(folder: Path, config: MMDiffConfig, flat: Tensors, dtype: torch.dtype = torch.float16) -> None:
     """Write the released layout (portrait adapters on two text encoders only: the layout has no place for others)."""
     if config.variant != "portrait" or config.encoders != ("l", "g"):
-        raise CheckpointError(f"the released layout holds portrait adapters for SDXL; this one is {config.name}")
+        raise CheckpointError(
+            "the released layout supports only portrait adapters for SDXL; this one is "
+            f"{config.name}"
+        )
     check(config, flat, folder.name)
     groups = split({k: v.to(dtype).contiguous() for k, v in flat.items()})
     custom: dict[str, Tensors] = {group: {} for group in official.MODULES}

@@ -48,7 +48,8 @@ class MMDiffConfig:
             )
         if self.variant == "general" and self.query_width != self.cls_width:
             raise ValueError(
-                f"a general adapter makes its queries from CLS: query width {self.query_width} must be {self.cls_width}"
+                "a general adapter derives its queries from the CLS embedding: query width "
+                f"{self.query_width} must be {self.cls_width}"
             )
 
     @property
@@ -67,7 +68,10 @@ class MMDiffConfig:
         if unknown := sorted(set(fields) - known):
             raise ValueError(f"the config in the header has unknown fields {unknown}: was it written by a newer version?")
         if missing := sorted(f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in fields):
-            raise ValueError(f"the config in the header lacks the fields {missing}: the file is damaged or not ours")
+            raise ValueError(
+                f"the config in the header lacks the fields {missing}: the file is damaged, or was "
+                "not written by this pack"
+            )
         fields["text_widths"] = tuple((name, int(width)) for name, width in fields["text_widths"])
         return cls(**fields)
 

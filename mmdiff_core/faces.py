@@ -80,18 +80,21 @@ class FaceAnalyser:
     def pick(self, image: np.ndarray, which: int = 0, label: str = "image", region: np.ndarray | None = None) -> Face:
         """One face: the largest for 0, the n-th from the left for n >= 1; of those with their middle in `region` [H W] if there is one."""
         if which < 0:
-            raise ValueError(f"{label}: face {which} asked for; 0 is the largest face, 1 the first from the left.")
+            raise ValueError(f"{label}: face {which} was requested; 0 is the largest face, 1 the "
+                             "leftmost.")
         faces = self.detect(image, label)
         if not faces:
             raise ValueError(self._no_face(image, label))
         if region is not None:
             inside = tuple(face for face in faces if _inside(face, region))
             if not inside:
-                raise ValueError(f"{label}: none of the faces in the picture ({len(faces)}) has its middle in the region. Make the region "
-                                 "cover the face, or choose the face by its number.")
+                raise ValueError(f"{label}: none of the faces in the image ({len(faces)}) has its "
+                                 "centre in the region. Make the region cover the face, or choose "
+                                 "the face by its number.")
             faces = inside
         if which > len(faces):
-            raise ValueError(f"{label}: face {which} from the left asked for, but there {_count(len(faces))}. "
+            raise ValueError(f"{label}: face {which} from the left was requested, but there "
+                             f"{_count(len(faces))}. "
                              f"Choose 1 to {len(faces)}, or 0 for the largest.")
         picked = faces[which - 1] if which else max(faces, key=lambda face: face.area)
         return replace(picked, among=tuple(face.box for face in faces))
@@ -118,8 +121,9 @@ class FaceAnalyser:
         embedding = np.asarray(self._recogniser.get(bgr, found), dtype=np.float32)
         length = float(np.linalg.norm(embedding))
         if not np.isfinite(length) or length == 0:
-            raise RuntimeError(f"The recognition model of {self.name} returned an embedding of length {length}. The "
-                               f"file may be damaged: put the files under {_home(self.root, self.name)} there again.")
+            raise RuntimeError(f"The recognition model of {self.name} returned an embedding of "
+                               f"length {length}. The file may be damaged: reinstall the files "
+                               f"under {_home(self.root, self.name)}.")
         x1, y1, x2, y2, score = (float(v) for v in box)
         return Face((x1, y1, x2, y2), score, np.asarray(landmarks, np.float32), embedding / length)
 
@@ -127,10 +131,11 @@ class FaceAnalyser:
         height, width = image.shape[:2]
         sizes = ", ".join(str(w) if w == h else f"{w} x {h}" for w, h in self._sizes)
         borders = ", ".join(f"{border:.0%}" for border in BORDERS)
-        return (f"{label}: no face found in this picture of {width} x {height} pixels. Tried {self.name} at detector "
-                f"sizes {sizes}, on the picture itself and with black borders of {borders} of its longer side; "
-                f"lowest confidence {THRESHOLD}. Use a picture in which eyes, nose and mouth are visible, upright, "
-                f"and the face at least about 30 pixels wide.")
+        return (f"{label}: no face found in this image of {width} x {height} pixels. Tried "
+                f"{self.name} at detector sizes {sizes}, on the image itself and with black "
+                f"borders of {borders} of its longer side; lowest confidence {THRESHOLD}. Use an "
+                "upright image in which eyes, nose and mouth are visible and the face is at least "
+                "about 30 pixels wide.")
 
 
 def _inside(face: Face, region: np.ndarray) -> bool:
@@ -242,7 +247,7 @@ def _open(root: Path, name: str, providers: Sequence[str]) -> Any:
         raise FileNotFoundError(_wrong_models(root, name, TASKS[:1])) from None
     except Exception as error:
         raise RuntimeError(f"The model pack {name} could not be loaded: {error}. Files in {folder}: {_sizes(folder)}. "
-                           "A file may be damaged or incomplete: put it there again.") from error
+                           "A file may be damaged or incomplete: reinstall it.") from error
     absent = [task for task in TASKS if task not in app.models]
     if absent:
         raise FileNotFoundError(_wrong_models(root, name, absent))
@@ -316,9 +321,10 @@ def check_files(root: Path, name: str) -> None:
     here = f"has {', '.join(have)} but not {', '.join(lacking)}" if have else "has no .onnx file"
     elsewhere = "".join(f" Found {files}: move them into that folder." for files in _misplaced(root, name))
     raise FileNotFoundError(
-        f"The face models {name} are not there: the folder {_home(root, name)} {here}. Expected in it: "
-        f"{_expected(name)}.{elsewhere} Nothing is downloaded: get the pack {name} from the InsightFace project and "
-        f"unpack it so that these files lie directly in that folder. {LICENCE}"
+        f"The face models {name} were not found: the folder {_home(root, name)} {here}. Expected "
+        f"files: {_expected(name)}.{elsewhere} Nothing is downloaded: get the pack {name} from the "
+        "InsightFace project and unpack it so that these files lie directly in that folder. "
+        f"{LICENCE}"
     )
 
 
@@ -338,7 +344,7 @@ def _misplaced(root: Path, name: str) -> list[str]:
 def _wrong_models(root: Path, name: str, absent: Sequence[str]) -> str:
     folder = _home(root, name)
     return (f"The model pack {name} has no {' and no '.join(absent)} model that InsightFace recognises. "
-            f"Files under {folder}: {_sizes(folder)}. Expected in it: {_expected(name)}. {LICENCE}")
+            f"Files under {folder}: {_sizes(folder)}. Expected files: {_expected(name)}. {LICENCE}")
 
 
 def runtimes() -> dict[str, str]:

@@ -122,7 +122,7 @@ class AttentionMaps:
     def of(self, kind: str) -> Tensor:
         """Maps of "nouns", "tokens" or both together (their geometric mean) [parts pictures S h w]."""
         if kind not in KINDS:
-            raise ValueError(f"maps of {kind!r}: expected one of {KINDS}")
+            raise ValueError(f"kind is {kind!r}, expected one of {KINDS}")
         return {"nouns": self.text, "tokens": self.image}.get(kind, (self.text * self.image).sqrt())
 
 
@@ -170,15 +170,16 @@ def show_maps(recorded: Sequence[AttentionMaps], image: Tensor, kind: str, opaci
               ) -> tuple[Tensor, Tensor, Tensor, str]:
     """Overlays [B S H W 3] flattened, masks [B S h w] at the pictures' size flattened, the strip, and the order in words."""
     if not recorded:
-        raise ValueError("no attention was recorded: connect `maps` of the MM-Diff Watch Attention whose model drew these pictures, and "
-                         "let the sampler run with a prompt of MM-Diff Text Encode that shows subjects")
+        raise ValueError("no attention was recorded: connect `maps` from the MM-Diff Watch "
+                         "Attention node whose model generated these images, and sample with a "
+                         "prompt of MM-Diff Text Encode that uses subjects")
     if any(m.text.shape[1] != len(image) for m in recorded):
-        raise ValueError(f"the recorded run drew {recorded[0].text.shape[1]} pictures, but {len(image)} came in; connect the decoded "
-                         "pictures of the same run")
+        raise ValueError(f"the recorded run generated {recorded[0].text.shape[1]} images, but "
+                         f"{len(image)} were given; connect the decoded images of the same run")
     pictures = image[..., :3].float().cpu()
     every = torch.cat([m.of(kind) for m in recorded], 2)                        # parts B S h w
     mean = stretch(every.mean(0))
     large = F.interpolate(mean, size=pictures.shape[1:3], mode="bilinear", align_corners=False)
     names = [name for m in recorded for name in m.names]
     return (overlay(pictures, mean, opacity).flatten(0, 1), large.flatten(0, 1), strip(stretch(every[:, 0])),
-            "in each picture: " + ", ".join(names))
+            "in each image: " + ", ".join(names))

@@ -60,11 +60,13 @@ def mix(subjects: Sequence[Subject], weights: Sequence[float], method: str, name
         raise ValueError("there is no subject to mix; connect at least one")
     if len(weights) != len(subjects):
         names = ", ".join(s.name for s in subjects)
-        raise ValueError(f"{len(weights)} weights for {len(subjects)} subjects ({names}); give each one weight")
+        raise ValueError(f"{len(weights)} weights for {len(subjects)} subjects ({names}); give one "
+                         "weight per subject")
     if min(weights) < 0 or sum(weights) <= 0:
         raise ValueError(f"mix weights {list(weights)}: expected numbers of at least 0, and one above 0")
     if len({s.adapter for s in subjects}) > 1:
-        raise ValueError("the subjects were made by different MM-Diff adapters; encode them with the same Load MM-Diff node")
+        raise ValueError("the subjects were encoded with different MM-Diff adapters; encode them "
+                         "with the same Load MM-Diff node")
     shares = [w / sum(weights) for w in weights]
     words = {encoder: blend([s.words[encoder] for s in subjects], shares, method) for encoder in subjects[0].words}
     known = [s.identity for s in subjects if s.identity is not None]

@@ -40,15 +40,17 @@ def reference_notes(name: str, seen: Tensor, query: Tensor, config: MMDiffConfig
     if seen.shape[-1] >= SMALLEST:
         for i, picture in enumerate(seen, 1):
             if sharpness(picture) < BLURRED:
-                found.append(f"{name}, picture {i}: blurred or too small; what the encoder sees has no more detail than a picture about "
-                             "60 px wide. Use a sharper or closer one.")
+                found.append(f"{name}, image {i}: blurred or too small; the encoder receives no "
+                             "more detail than from an image about 60 px wide. Use a sharper or "
+                             "closer one.")
     if config.variant == "portrait" and len(query) > 2:
         unit = F.normalize(query.float(), dim=-1)
         for i in range(len(unit)):
             others = F.normalize((unit.sum(0) - unit[i]), dim=0)
             if (alike := float(unit[i] @ others)) < UNLIKE:
-                found.append(f"{name}, picture {i + 1}: the face is unlike the others (similarity {alike:.2f}): another person, or a "
-                             "covered or turned face? Leave it out, or choose the face.")
+                found.append(f"{name}, image {i + 1}: the face differs from the others (similarity "
+                             f"{alike:.2f}): another person, or a covered or turned face? Leave "
+                             "the image out, or choose the face.")
     return found
 
 
@@ -59,12 +61,13 @@ def face_remarks(number: int, box: Sequence[float], score: float, landmarks: Ten
     eyes = landmarks[1] - landmarks[0]
     nose = float((landmarks[2] - landmarks[0]) @ eyes / (eyes @ eyes).clamp_min(1e-6))
     if side < TINY_FACE:
-        found.append(f"picture {number}: the face is only {side:.0f} px wide. Use a closer picture.")
+        found.append(f"image {number}: the face is only {side:.0f} px wide. Use a closer image.")
     if not TURNED <= nose <= 1 - TURNED:
-        found.append(f"picture {number}: the face is turned far to the side; half of it is not seen. Use a picture from the front.")
+        found.append(f"image {number}: the face is turned far to the side; half of it is hidden. "
+                     "Use a frontal image.")
     elif score < UNSURE:
-        found.append(f"picture {number}: the face is found with a confidence of only {score:.0%}: covered, in shadow or unclear? Use a "
-                     "picture that shows eyes, nose and mouth.")
+        found.append(f"image {number}: the face is detected with a confidence of only {score:.0%}: "
+                     "covered, in shadow or unclear? Use an image that shows eyes, nose and mouth.")
     return found
 
 
@@ -79,7 +82,8 @@ def look_alike_notes(subjects: Sequence[Subject], config: MMDiffConfig) -> list[
     """A sentence for each pair of subjects that the adapter may take for one another."""
     least = LOOK_ALIKE[config.variant]
     return [
-        f"{a.name} and {b.name} look alike (similarity {alike:.2f}, noted above {least:g}): they may blend. Hold each in a region with "
-        "Multi-Subject Constraint Masks, and name in the prompt what tells them apart."
+        f"{a.name} and {b.name} look alike (similarity {alike:.2f}, reported above {least:g}): "
+        "they may blend. Restrict each to a region with Multi-Subject Constraint Masks, and "
+        "describe in the prompt how they differ."
         for a, b in combinations(subjects, 2) if (alike := similarity(a, b)) is not None and alike > least
     ]

@@ -75,10 +75,10 @@ def _parsed(entry: object, number: int, subjects: int) -> Box:
     if isinstance(subject, bool) or not isinstance(subject, (int, float)) or subject % 1 != 0:
         raise ValueError(f"box {number} is for subject {_short(subject)}, expected a whole number, 1 for the first subject")
     if not 1 <= subject <= subjects:
-        raise ValueError(f"box {number} is for subject {subject:g}, but there are only subjects 1 to {subjects}; delete the box, or "
-                         "connect the subject")
+        raise ValueError(f"box {number} is for subject {subject:g}, but there are only subjects 1 "
+                         f"to {subjects}; delete the box, or connect another subject")
     return _inside(Box(int(subject), *(_number(entry[key], key, f"box {number}") for key in ("x", "y", "width", "height"))),
-                   f"box {number}", "shares of the picture, 0 to 1")
+                   f"box {number}", "fractions of the image, 0 to 1")
 
 
 def _number(value: object, key: str, which: str) -> float:
@@ -90,11 +90,13 @@ def _number(value: object, key: str, which: str) -> float:
 def _inside(box: Box, which: str, unit: str) -> Box:
     """The part of the box that is in the picture."""
     if box.width <= 0 or box.height <= 0:
-        raise ValueError(f"{which} is {box.width:g} wide and {box.height:g} high, expected more than 0; delete it, or draw it again")
+        raise ValueError(f"{which} is {box.width:g} wide and {box.height:g} high, expected more "
+                         "than 0; delete it, or redraw it")
     left, top = max(box.x, 0.0), max(box.y, 0.0)
     right, bottom = min(box.x + box.width, 1.0), min(box.y + box.height, 1.0)
     if right <= left or bottom <= top:
-        raise ValueError(f"{which} lies outside the picture (x {box.x:g}, y {box.y:g}, {box.width:g} x {box.height:g}; {unit})")
+        raise ValueError(f"{which} lies outside the image (x {box.x:g}, y {box.y:g}, {box.width:g} "
+                         f"x {box.height:g}; {unit})")
     return replace(box, x=left, y=top, width=right - left, height=bottom - top)
 
 
@@ -109,9 +111,11 @@ def found_boxes(found: object, width: int, height: int, subjects: int) -> tuple[
         given = _listed(given[0])
     lists = [_listed(item) for item in given]
     if not any(lists):
-        raise ValueError("found_boxes has no box: the node before it found nothing; disconnect it, or give it a clearer picture")
+        raise ValueError("found_boxes contains no box: the detector found nothing; disconnect it, "
+                         "or use a clearer image")
     if len(lists) > subjects:
-        raise ValueError(f"found_boxes has boxes for {len(lists)} subjects, but there are {subjects}; pick the wanted boxes first")
+        raise ValueError(f"found_boxes has boxes for {len(lists)} subjects, but there are "
+                         f"{subjects}; select the boxes to use before this node")
     return tuple(_of_pixels(box, number, width, height) for number, boxes in enumerate(lists, 1) for box in boxes)
 
 
@@ -130,7 +134,8 @@ def _of_pixels(box: object, subject: int, width: int, height: int) -> Box:
         raise ValueError(f"{which} is {_short(box)}, expected x, y, width and height in pixels")
     x, y, w, h = (_number(box[key], key, which) for key in keys)
     return _inside(Box(subject, x / width, y / height, w / width, h / height), which,
-                   f"shares of {width} x {height} pixels: set width and height to the size of the picture it was found on")
+                   f"fractions of {width} x {height} pixels: set width and height to the size of "
+                   "the image that the detector was given")
 
 
 def _short(value: object) -> str:
@@ -216,7 +221,8 @@ def _grown(mask: Tensor, pixels: int, number: int, names: Sequence[str]) -> Tens
         return mask
     out = grow(mask, pixels)
     if mask.any() and not out.any():
-        raise ValueError(f"grow {pixels} leaves nothing of the region of subject {number} ({names[number - 1]}); shrink it by less")
+        raise ValueError(f"grow {pixels} leaves nothing of the region of subject {number} "
+                         f"({names[number - 1]}); use a value closer to 0")
     return out
 
 
@@ -229,8 +235,9 @@ def keep_apart(drawn: Mapping[int, Tensor], held: Mapping[int, Tensor], names: S
         if number in drawn:
             out[number] = mask if taken is None else torch.minimum(mask, 1 - taken)
             if mask.any() and out[number].max() < HARDLY:
-                raise ValueError(f"exclusive leaves subject {number} ({names[number - 1]}) nothing: the subjects before it cover its "
-                                 "whole region; move the regions apart, or change the subjects' order")
+                raise ValueError(f"exclusive leaves subject {number} ({names[number - 1]}) without "
+                                 "a region: earlier subjects cover all of it; move the regions "
+                                 "apart, or change the order of the subjects")
         taken = mask if taken is None else torch.maximum(taken, mask)
     return out
 
@@ -242,8 +249,9 @@ def background(regions: Mapping[int, Tensor], names: Sequence[str]) -> dict[int,
         return {}
     rest = 1 - torch.stack(list(regions.values())).amax(0)
     if rest.max() < HARDLY:
-        raise ValueError(f"subject {without[0]} ({names[without[0] - 1]}) has no region, and the others' regions cover the whole picture; "
-                         f"give it one, or set free_subjects to {EVERYWHERE!r}")
+        raise ValueError(f"subject {without[0]} ({names[without[0] - 1]}) has no region, and the "
+                         "others' regions cover the whole image; give it a region, or set "
+                         f"free_subjects to {EVERYWHERE!r}")
     return dict.fromkeys(without, rest)
 
 

@@ -53,11 +53,13 @@ def load_subject(path: Path, adapter: str, adapter_name: str = "the connected MM
         version = header.get("format_version")
         raise SubjectFileError(f"{path.name} has subject format {version!r}, this pack reads {VERSION!r}; update the pack")
     if header["adapter"] != adapter:
-        raise SubjectFileError(f"{path.name} was made by another MM-Diff checkpoint ({header['adapter']}) than {adapter_name} ({adapter}); "
-                               "load the one it was made with, or encode its references again")
+        raise SubjectFileError(f"{path.name} was encoded with another MM-Diff checkpoint "
+                               f"({header['adapter']}) than {adapter_name} ({adapter}); load the "
+                               "checkpoint it was encoded with, or encode its references again")
     words = {key.removeprefix(WORD): v for key, v in tensors.items() if key.startswith(WORD)}
     if not all(torch.isfinite(t.float()).all() for t in (tensors["tokens"], *words.values())):
-        raise SubjectFileError(f"{path.name} holds numbers that are not finite; encode its references again")
+        raise SubjectFileError(f"{path.name} contains non-finite values; encode its references "
+                               "again")
     return Subject(
         name=header["name"], tokens=tensors["tokens"], words=words, references=int(header["references"]), adapter=header["adapter"],
         weight=float(header["weight"]), encoder=header.get("encoder", ""), identity=tensors.get("identity"),

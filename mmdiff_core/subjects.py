@@ -90,11 +90,12 @@ Subjects = tuple[Subject, ...]
 def add_subject(subjects: Subjects, subject: Subject) -> Subjects:
     """The chain one longer. Raises ValueError when the name is taken, in whatever case, or the adapters differ."""
     if subject.name.casefold() in (s.name.casefold() for s in subjects):
-        raise ValueError(f"there is already a subject named {subject.name!r}; give each subject a name of its own")
+        raise ValueError(f"there is already a subject named {subject.name!r}; give each subject a "
+                         "unique name")
     if subjects and subjects[0].adapter != subject.adapter:
         raise ValueError(
-            f"subject {subject.name!r} was made by another MM-Diff adapter than {subjects[0].name!r}; encode all subjects "
-            "of a prompt with the same Load MM-Diff node"
+            f"subject {subject.name!r} was encoded with another MM-Diff adapter than "
+            f"{subjects[0].name!r}; encode all subjects of a prompt with the same Load MM-Diff node"
         )
     return (*subjects, subject)
 

@@ -1,7 +1,8 @@
 """The transformer blocks of each supported UNet, in the released checkpoint's order. The only place that knows it.
 
 The release numbers its attention processors down blocks, up blocks, middle block; attn1 before attn2 in each
-(reference quirk 16). ComfyUI addresses the same layers by a slot (block, id, index) and a module path.
+(the order of the official code's attention processors). ComfyUI addresses the same layers by a slot
+(block, id, index) and a module path.
 """
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 def pad_to_square(image: Tensor) -> Tensor:
-    """[3 h w] with black bars of |h - w| // 2 on both sides; an odd difference leaves one pixel (reference quirk 13)."""
+    """[3 h w] with black bars of |h - w| // 2 on both sides; an odd difference leaves one pixel,
+    as in the official code."""
     height, width = image.shape[-2:]
     bar = abs(height - width) // 2
     return F.pad(image, (bar, bar, 0, 0) if height > width else (0, 0, bar, bar))
@@ -34,7 +35,7 @@ def cut_out(image: Tensor, region: Tensor) -> Tensor:
     subjects of the training data are. ValueError for an empty region."""
     rows, columns = (region > 0.5).any(1).nonzero().flatten(), (region > 0.5).any(0).nonzero().flatten()
     if not len(rows):
-        raise ValueError("the region is empty: nothing of the picture is in it")
+        raise ValueError("the region is empty: it covers no part of the image")
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     cropped = (image.float() * region.clamp(0, 1)).round().to(torch.uint8)[:, top:bottom, left:right]
     margin = round(MARGIN * max(bottom - top, right - left))
@@ -46,11 +47,12 @@ def regions_of(images: Tensor, mask: Tensor | None, boxes: object) -> list[Tenso
     list of them, or a list for each picture, of which the first counts), or nowhere in particular. ValueError says what does not fit."""
     count, height, width = images.shape[:3]
     if mask is not None and boxes:
-        raise ValueError("both a mask and boxes say where the subject is; connect one of them")
+        raise ValueError("both region and boxes are connected; connect only one of them")
     if mask is not None:
         mask = mask.reshape(-1, *mask.shape[-2:]).float()
         if len(mask) not in (1, count):
-            raise ValueError(f"{len(mask)} masks for {count} pictures; connect one mask, or one for each picture")
+            raise ValueError(f"{len(mask)} masks for {count} images; connect one mask, or one per "
+                             "image")
         if mask.shape[-2:] != (height, width):
             mask = F.interpolate(mask[:, None], size=(height, width), mode="area")[:, 0]
         return list(mask.expand(count, -1, -1))
@@ -59,18 +61,21 @@ def regions_of(images: Tensor, mask: Tensor | None, boxes: object) -> list[Tenso
     given = [boxes] if isinstance(boxes, dict) else list(boxes)
     firsts = [box if isinstance(box, dict) else (box[0] if len(box) else None) for box in given]
     if len(firsts) not in (1, count):
-        raise ValueError(f"boxes for {len(firsts)} pictures, but there are {count}; connect one box, or one for each picture")
+        raise ValueError(
+            f"boxes for {len(firsts)} images, but there are {count}; connect one box, or one per "
+            "image"
+        )
     return [_box_mask(box, height, width, i) for i, box in enumerate(firsts * (count if len(firsts) == 1 else 1), 1)]
 
 
 def _box_mask(box: dict | None, height: int, width: int, number: int) -> Tensor:
     if box is None:
-        raise ValueError(f"picture {number} has no box; give it one, or leave the picture out")
+        raise ValueError(f"image {number} has no box; add one, or leave the image out")
     left, top = max(0, round(box["x"])), max(0, round(box["y"]))
     mask = torch.zeros(height, width)
     mask[top:max(top, round(box["y"] + box["height"])), left:max(left, round(box["x"] + box["width"]))] = 1
     if not mask.any():
-        raise ValueError(f"the box {box} lies outside picture {number} of {width} x {height} pixels")
+        raise ValueError(f"the box {box} lies outside image {number} of {width} x {height} pixels")
     return mask
 
 

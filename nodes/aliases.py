@@ -1,4 +1,4 @@
-"""Other words that people search the pack's nodes by, where the host has a place for them (ComfyUI 0.11 and newer)."""
+"""Search aliases of the nodes, for hosts that support them (ComfyUI 0.11 and newer)."""
 from __future__ import annotations
 
 import inspect
@@ -20,7 +20,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "MMDiffSubjectWeights": ("strength", "identity weight", "fade", "batch weights"),
     "MMDiffFindRegions": ("no layout", "region", "two people", "identity bleeding", "attention couple"),
     "MMDiffWatchAttention": ("attention map", "record attention", "heatmap", "daam"),
-    "MMDiffAttentionMaps": ("attention map", "show attention", "heatmap", "daam", "who looks where"),
+    "MMDiffAttentionMaps": ("attention map", "show attention", "heatmap", "daam", "attention visualization"),
     "MMDiffSmallWorldLoader": ("demo model", "tiny model", "pixel art", "try mm-diff"),
     "MMDiffSmallWorldSprite": ("pixel art", "demo reference", "sprite"),
     "MMDiffDoctor": ("diagnose", "check installation", "what is missing", "troubleshoot", "versions", "onnxruntime"),

@@ -14,23 +14,31 @@ class ApplyAttention(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffApplyAttention", display_name="Apply MM-Diff Attention", category=CATEGORY,
-            description="Adds the multi-modal cross-attention. The subjects come with the conditioning of MM-Diff Text Encode.",
+            description="Adds multi-modal cross-attention to a model. The subjects travel with the "
+                        "conditioning of MM-Diff Text Encode.",
             inputs=[
-                io.Model.Input("model", tooltip="A model of the adapter's base (SDXL for the released checkpoint)."),
-                MMDiff.Input("mmdiff", tooltip="From Load MM-Diff."),
+                io.Model.Input("model",
+                               tooltip="A model of the adapter's base (SDXL for the released "
+                                       "checkpoint)."),
+                MMDiff.Input("mmdiff", tooltip="Adapter from Load MM-Diff."),
                 io.Float.Input("fuse_scale", default=0.8, min=0.0, max=3.0, step=0.05,
-                               tooltip="Strength of the subjects' image branch. 0.8 suits most; less follows the text more."),
+                               tooltip="Strength of the image branch for all subjects. 0.8 suits "
+                                       "most images; lower values follow the text more closely."),
                 io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Fraction of the denoising where the image branch begins."),
+                               tooltip="Fraction of the denoising at which the image branch "
+                                       "starts."),
                 io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Fraction of the denoising where the image branch ends."),
+                               tooltip="Fraction of the denoising at which the image branch ends."),
                 io.Float.Input("lora_strength", default=1.0, min=0.0, max=2.0, step=0.05,
-                               tooltip="Strength of the adapter's LoRA on the model's attention. 1 = as trained."),
+                               tooltip="Strength of the adapter's LoRA on the model's attention "
+                                       "layers. 1 = as trained."),
                 io.String.Input("layer_weights", default="", optional=True,
-                                tooltip="Factors on parts of the model, of the image branch alone: \"input 0.5, middle 0, output.3 1.2, "
-                                        "output.3.1 0\". What is not named has 1; \"all 0, output 1\" leaves only the output blocks."),
+                                tooltip="Factors on the image branch in parts of the model: "
+                                        "\"input 0.5, middle 0, output.3 1.2, output.3.1 0\". "
+                                        "Parts that are not named keep 1; \"all 0, output 1\" "
+                                        "leaves only the output blocks."),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For the sampler.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="Model for the sampler.")],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Subjects as things people keep: save, load, mix, weigh."""
+"""Save, load, mix and weight subjects."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -22,14 +22,22 @@ class SaveSubject(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffSaveSubject", display_name="Save MM-Diff Subject", category=CATEGORY, is_output_node=True,
-            description="Writes each subject to models/mmdiff_subjects as a small .safetensors with pictures of its references. Load it "
-                        "with Load MM-Diff Subject: no picture is encoded and no face detected again.",
+            description="Saves each subject to models/mmdiff_subjects as a small .safetensors file "
+                        "with thumbnails of its references. Load MM-Diff Subject restores it "
+                        "without encoding images or detecting faces again.",
             inputs=[
-                MMDiffSubjects.Input("subjects", tooltip="The subjects to keep; each becomes a file of its name."),
-                io.String.Input("prefix", default="", tooltip="Put before the names; may contain a folder, for example family/."),
-                io.Boolean.Input("overwrite", default=False, tooltip="Off: a name that is taken gets a number."),
+                MMDiffSubjects.Input("subjects",
+                                     tooltip="Subjects to save; each becomes a file with its "
+                                             "name."),
+                io.String.Input("prefix", default="",
+                                tooltip="Text put before the file names; may contain a folder, for "
+                                        "example family/."),
+                io.Boolean.Input("overwrite", default=False,
+                                 tooltip="On: replaces an existing file. Off: adds a number to a "
+                                         "name that is taken."),
             ],
-            outputs=[MMDiffSubjects.Output(display_name="subjects", tooltip="The subjects, unchanged.")],
+            outputs=[MMDiffSubjects.Output(display_name="subjects",
+                                           tooltip="The subjects, unchanged.")],
         )
 
     @classmethod
@@ -48,17 +56,26 @@ class LoadSubject(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffLoadSubject", display_name="Load MM-Diff Subject", category=CATEGORY,
-            description="A subject that was saved before, from models/mmdiff_subjects. It needs the MM-Diff checkpoint that made it.",
+            description="Loads a saved subject from models/mmdiff_subjects. It needs the MM-Diff "
+                        "checkpoint that encoded the subject.",
             inputs=[
-                MMDiff.Input("mmdiff", tooltip="From Load MM-Diff; the checkpoint the subject was made with."),
-                io.Combo.Input("file", options=files.list_subjects() or [NOTHING_YET], tooltip="Files of models/mmdiff_subjects."),
-                io.String.Input("name", default="", tooltip="Another name for this graph; empty = as saved."),
-                io.Float.Input("weight", default=1.0, min=0.0, max=MAX_WEIGHT, step=0.05, tooltip="Factor on its image branch."),
-                MMDiffSubjects.Input("subjects", optional=True, tooltip="Earlier subjects; this one is added after them."),
+                MMDiff.Input("mmdiff",
+                             tooltip="Adapter from Load MM-Diff; the checkpoint that encoded the "
+                                     "subject."),
+                io.Combo.Input("file", options=files.list_subjects() or [NOTHING_YET],
+                               tooltip="A file in models/mmdiff_subjects."),
+                io.String.Input("name", default="",
+                                tooltip="Name of the subject in this graph; empty = the saved "
+                                        "name."),
+                io.Float.Input("weight", default=1.0, min=0.0, max=MAX_WEIGHT, step=0.05,
+                               tooltip="Factor on the subject's image branch. 1 = as trained."),
+                MMDiffSubjects.Input("subjects", optional=True,
+                                     tooltip="Earlier subjects; this one is appended."),
             ],
             outputs=[
-                MMDiffSubjects.Output(display_name="subjects", tooltip="Earlier subjects and this one, in order."),
-                io.Image.Output(display_name="seen", tooltip="Small pictures of its references."),
+                MMDiffSubjects.Output(display_name="subjects",
+                                      tooltip="Earlier subjects followed by this one."),
+                io.Image.Output(display_name="seen", tooltip="Thumbnails of its references."),
             ],
         )
 
@@ -90,17 +107,24 @@ class MixSubjects(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffMixSubjects", display_name="MM-Diff Mix Subjects", category=CATEGORY,
-            description="Several subjects become one: a face between two faces, or more references of the same person from several nodes.",
+            description="Combines several subjects into one: a face between two faces, or "
+                        "references of one person encoded in several nodes.",
             inputs=[
-                MMDiffSubjects.Input("subjects", tooltip="What is mixed."),
-                io.String.Input("weights", default="", tooltip="One number per subject, \"0.7, 0.3\"; empty = equal parts."),
+                MMDiffSubjects.Input("subjects", tooltip="Subjects to mix."),
+                io.String.Input("weights", default="",
+                                tooltip="One number per subject, for example \"0.7, 0.3\"; empty = "
+                                        "equal shares."),
                 io.Combo.Input("method", options=list(METHODS), default="average",
-                               tooltip="average: weighted mean. spherical: along the arc between them, which keeps the vectors' lengths. "
-                                       "together: all references side by side, for one person in several pictures."),
-                io.String.Input("name", default="mix", tooltip="The new subject's name."),
-                MMDiffSubjects.Input("others", optional=True, tooltip="Subjects that stay as they are; the mix is added after them."),
+                               tooltip="average: weighted mean. spherical: interpolation along the "
+                                       "arc between the vectors, which keeps their lengths. "
+                                       "together: all references side by side, for one person "
+                                       "encoded in several nodes."),
+                io.String.Input("name", default="mix", tooltip="Name of the new subject."),
+                MMDiffSubjects.Input("others", optional=True,
+                                     tooltip="Subjects to keep unchanged; the mix is appended."),
             ],
-            outputs=[MMDiffSubjects.Output(display_name="subjects", tooltip="The others and the mix.")],
+            outputs=[MMDiffSubjects.Output(display_name="subjects",
+                                           tooltip="The other subjects followed by the mix.")],
         )
 
     @classmethod
@@ -118,24 +142,29 @@ class SubjectWeights(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffSubjectWeights", display_name="MM-Diff Subject Weights", category=CATEGORY,
-            description="How strongly a subject shows, over all pictures and in each picture of a batch. Nothing is encoded again.",
+            description="Sets how strongly a subject affects the result, for the whole batch and "
+                        "for each image in it. Nothing is encoded again.",
             inputs=[
-                MMDiffSubjects.Input("subjects", tooltip="The subjects; those not named stay as they are."),
-                io.String.Input("name", default="", tooltip="Whose weights; empty = all subjects'."),
+                MMDiffSubjects.Input("subjects",
+                                     tooltip="Subjects; those that are not named stay unchanged."),
+                io.String.Input("name", default="",
+                                tooltip="Subject to change; empty = all subjects."),
                 io.Float.Input("weight", default=1.0, min=0.0, max=MAX_WEIGHT, step=0.05,
-                               tooltip="Factor on the image branch. 1 = as trained."),
+                               tooltip="Factor on the subject's image branch. 1 = as trained."),
                 io.String.Input("per_picture", default="",
-                                tooltip="Further factors, one per picture of the batch: \"1, 0.5, 0\". The last one stays for all that "
-                                        "follow; empty = 1 for all."),
+                                tooltip="Further factors, one per image of the batch: \"1, 0.5, "
+                                        "0\". The last one applies to all images after it; empty = "
+                                        "1 for all."),
             ],
-            outputs=[MMDiffSubjects.Output(display_name="subjects", tooltip="The subjects with their weights.")],
+            outputs=[MMDiffSubjects.Output(display_name="subjects",
+                                           tooltip="The subjects with their new weights.")],
         )
 
     @classmethod
     def execute(cls, subjects, name: str, weight: float, per_picture: str) -> io.NodeOutput:
         names = [s.name for s in subjects]
         if name.strip() and name.strip() not in names:
-            raise ValueError(f"there is no subject named {name.strip()!r}; there are: {', '.join(names)}")
+            raise ValueError(f"no subject is named {name.strip()!r}; available: {', '.join(names)}")
         factors = numbers(per_picture, "per_picture", MAX_WEIGHT)
         return io.NodeOutput(tuple(
             replace(s, weight=weight, pictures=factors) if name.strip() in ("", s.name) else s for s in subjects

@@ -19,12 +19,15 @@ class LoadMMDiff(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffLoad", display_name="Load MM-Diff", category=CATEGORY,
-            description="Loads an MM-Diff adapter: the released folder of three .bin files, or one .safetensors.",
+            description="Loads an MM-Diff adapter: the released folder of three .bin files, or a "
+                        "single .safetensors file.",
             inputs=[io.Combo.Input(
                 "checkpoint", options=files.list_checkpoints() or [NOTHING_YET],
-                tooltip="A .safetensors, or a folder with the released .bin files, in models/mmdiff.",
+                tooltip="A .safetensors file, or a folder with the released .bin files, in "
+                        "models/mmdiff.",
             )],
-            outputs=[MMDiff.Output(display_name="mmdiff", tooltip="The adapter, for the other MM-Diff nodes.")],
+            outputs=[MMDiff.Output(display_name="mmdiff",
+                                   tooltip="The adapter, for the other MM-Diff nodes.")],
         )
 
     @classmethod
@@ -38,15 +41,19 @@ class LoadFaceAnalysis(io.ComfyNode):
         packs = sorted(faces.list_models(files.roots(files.FACES))) or ["buffalo_l"]
         return schema(
             node_id="MMDiffLoadFaceAnalysis", display_name="Load Face Analysis", category=CATEGORY,
-            description="Loads InsightFace's detector and recogniser, which portrait checkpoints read faces with. "
-                        "The buffalo_l models are for non-commercial research only.",
+            description="Loads the InsightFace models for face detection and recognition, which "
+                        "portrait checkpoints require. The buffalo_l models are licensed for "
+                        "non-commercial research only.",
             inputs=[
                 io.Combo.Input("model", options=packs, default="buffalo_l" if "buffalo_l" in packs else packs[0],
-                               tooltip="A model pack in models/insightface/models. The released checkpoint was trained with buffalo_l."),
+                               tooltip="A model pack in models/insightface/models. The released "
+                                       "checkpoint was trained with buffalo_l."),
                 io.Combo.Input("device", options=["auto", "cuda", "cpu"], default="auto",
-                               tooltip="auto: the GPU if onnxruntime can use it, else the CPU. cuda: an error where it cannot."),
+                               tooltip="auto: the GPU if onnxruntime can use it, otherwise the "
+                                       "CPU. cuda: fails if the GPU cannot be used."),
             ],
-            outputs=[MMDiffFaces.Output(display_name="faces", tooltip="The face analyser, for MM-Diff Subject Encoder.")],
+            outputs=[MMDiffFaces.Output(display_name="faces",
+                                        tooltip="The face analyser, for MM-Diff Subject Encoder.")],
         )
 
     @classmethod
@@ -61,15 +68,20 @@ class ConvertCheckpoint(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffConvert", display_name="Convert MM-Diff Checkpoint", category=CATEGORY, is_output_node=True,
-            description="Writes a checkpoint in the other layout: one .safetensors, or the released folder of three .bin files.",
+            description="Converts a checkpoint to the other layout: a single .safetensors file, or "
+                        "the released folder of three .bin files.",
             inputs=[
                 io.Combo.Input("checkpoint", options=files.list_checkpoints() or [NOTHING_YET],
-                               tooltip="What to convert, in models/mmdiff."),
+                               tooltip="Checkpoint to convert, in models/mmdiff."),
                 io.String.Input("file_name", default="mm-diff-portrait.safetensors",
-                                tooltip="Written to models/mmdiff. Ends in .safetensors: one file; otherwise the released folder."),
-                io.Combo.Input("dtype", options=["fp16", "bf16", "fp32"], default="fp16", tooltip="Precision of the stored weights."),
+                                tooltip="Name in models/mmdiff. A name ending in .safetensors "
+                                        "writes a single file; any other name writes the released "
+                                        "folder."),
+                io.Combo.Input("dtype", options=["fp16", "bf16", "fp32"], default="fp16",
+                               tooltip="Precision of the saved weights."),
                 io.Combo.Input("behaviour", options=[AS_STORED, *BEHAVIOURS], default=AS_STORED,
-                               tooltip="How the checkpoint asks to be run; see MM-Diff Text Encode."),
+                               tooltip="Behaviour to store in the checkpoint; see MM-Diff Text "
+                                       "Encode."),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="What was written.")],
         )

@@ -17,35 +17,48 @@ class TextEncode(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffTextEncode", display_name="MM-Diff Text Encode", category=CATEGORY,
-            description="Encodes both prompts. Write a subject's name right after its class noun, \"a man<|alan|> and a woman<|grace|> in "
-                        "the snow\", or <|subj|> for the subjects in their order.",
+            description="Encodes both prompts and binds subjects to nouns. Write a marker right "
+                        "after a subject's noun: its name, \"a man<|alan|> and a woman<|grace|> in "
+                        "the snow\", or <|subj|> for the next subject in order.",
             inputs=[
-                io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
-                MMDiff.Input("mmdiff", tooltip="From Load MM-Diff."),
+                io.Clip.Input("clip", tooltip="CLIP of the adapter's base model."),
+                MMDiff.Input("mmdiff",
+                             tooltip="Adapter from Load MM-Diff; the one that encoded the "
+                                     "subjects."),
                 io.String.Input("text", default="a man<|subj|> in the snow", multiline=True, dynamic_prompts=True,
-                                tooltip="A marker right after each subject's noun: <|its name|>, as often as you like, or <|subj|> for the "
-                                        "next subject. Prompt weights like (man<|alan|>:1.2) work."),
+                                tooltip="Positive prompt. Write a marker right after each "
+                                        "subject's noun: <|its name|>, any number of times, or "
+                                        "<|subj|> for the next subject. Prompt weights such as "
+                                        "(man<|alan|>:1.2) work."),
                 io.String.Input("negative", default="lowres, bad anatomy, bad hands", multiline=True, dynamic_prompts=True,
-                                tooltip="What to avoid; without markers."),
+                                tooltip="Negative prompt, without markers."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Delayed conditioning: the fraction of the denoising drawn from the plain prompt first. "
-                                       "0 = subjects from the first step; more follows the text better, and the subject less."),
+                               tooltip="Delayed conditioning: fraction of the denoising that uses "
+                                       "the plain prompt before the subjects are added. 0 = "
+                                       "subjects from the first step; higher values follow the "
+                                       "text more closely and reduce the likeness."),
                 io.Combo.Input("behaviour", options=[FROM_CHECKPOINT, *BEHAVIOURS], default=FROM_CHECKPOINT,
-                               tooltip="released: as the official code runs (second text encoder's LoRA unused, negative prompt fused "
-                                       "too). corrected: neither."),
-                MMDiffSubjects.Input("subjects", optional=True, tooltip="The subjects that the markers name."),
+                               tooltip="released: matches the official code, which does not apply "
+                                       "the LoRA of the second text encoder and fuses the subjects "
+                                       "into the negative prompt as well. corrected: does "
+                                       "neither."),
+                MMDiffSubjects.Input("subjects", optional=True,
+                                     tooltip="Subjects that the markers refer to."),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="Carries the subjects to the model."),
+                io.Conditioning.Output(display_name="positive",
+                                       tooltip="Carries the subjects to the model."),
                 io.Conditioning.Output(display_name="negative", tooltip="For the same sampler."),
-                io.String.Output(display_name="bindings", tooltip="Which word was bound to which subject."),
+                io.String.Output(display_name="bindings",
+                                 tooltip="Which noun was bound to which subject."),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, negative: str) -> bool | str:
         if found := MARKERS.search(negative):
-            return f"{found[0]} belongs in the positive prompt only; the negative prompt names no subject"
+            return (f"{found[0]} belongs in the positive prompt only; the negative prompt takes no "
+                    "markers")
         return True
 
     @classmethod

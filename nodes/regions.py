@@ -1,4 +1,4 @@
-"""Multi-Subject Constraint Masks: masks, boxes drawn on the node and found boxes -> where each subject may act."""
+"""Multi-Subject Constraint Masks: drawn boxes, masks and detected boxes -> a region per subject."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -20,48 +20,67 @@ class ConstraintMasks(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         masks = [
-            io.Mask.Input(f"mask_{i}", optional=True, tooltip=f"Where subject {i} may act (white). Joined with its boxes.")
+            io.Mask.Input(f"mask_{i}", optional=True,
+                          tooltip=f"Region of subject {i} (white); merged with its boxes.")
             for i in range(1, MASKS + 1)
         ]
         size = {"default": 1024, "min": 16, "max": LARGEST, "step": 8, "optional": True}
         return schema(
             node_id="MMDiffConstraintMasks", display_name="Multi-Subject Constraint Masks", category=CATEGORY,
-            description="Optional: restricts where each subject's tokens may act, by boxes drawn here, masks, or found boxes. Without it "
-                        "subjects find their own place.",
+            description="Optional: restricts each subject to a region, given by boxes drawn here, "
+                        "masks, or detected boxes. Without this node the model chooses where "
+                        "subjects appear.",
             inputs=[
-                MMDiffSubjects.Input("subjects", tooltip="Subjects in order; mask 1 and box colour 1 belong to the first."),
+                MMDiffSubjects.Input("subjects",
+                                     tooltip="Subjects in order; mask 1 and box colour 1 belong to "
+                                             "the first."),
                 io.Float.Input("feather", default=0.0, min=0.0, max=512.0, step=1.0,
-                               tooltip="Softens the border inwards over this many pixels of the mask (of width x height without masks); "
-                                       "nothing outside is opened."),
+                               tooltip="Softens the border inwards over this many pixels of the "
+                                       "mask (of width x height without masks); positions outside "
+                                       "the region stay excluded."),
                 io.String.Input("boxes", default="[]", optional=True,
-                                tooltip="The boxes drawn on the node, as JSON: a list of {\"subject\": 1, \"x\", \"y\", \"width\", "
-                                        "\"height\"} in shares of the picture, 0 to 1."),
+                                tooltip="The boxes drawn on the node, as JSON: a list of "
+                                        "{\"subject\": 1, \"x\", \"y\", \"width\", \"height\"} in "
+                                        "fractions of the image, 0 to 1."),
                 io.Int.Input("grow", default=0, min=-512, max=512, optional=True,
-                             tooltip="Moves the borders outwards by this many pixels; negative shrinks. Done before feather."),
+                             tooltip="Moves the borders outwards by this many pixels; negative "
+                                     "values shrink the region. Applied before feather."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.05, optional=True,
-                               tooltip="1 = never outside its region. Lower: outside, a subject keeps 1 - strength; 0 = no constraint."),
+                               tooltip="1 = never outside the region. Lower values keep 1 - "
+                                       "strength of the subject outside it; 0 = no constraint."),
                 io.Boolean.Input("exclusive", default=False, optional=True,
-                                 tooltip="Where regions overlap, only the earlier subject in the chain keeps the place."),
+                                 tooltip="Where regions overlap, only the earlier subject of the "
+                                         "chain keeps the position."),
                 io.Combo.Input("free_subjects", options=list(shapes.FREE), default=shapes.EVERYWHERE, optional=True,
                                tooltip="Where subjects without a region may act."),
-                io.Int.Input("width", tooltip="The picture's width in pixels: for the drawing, found boxes, the preview.", **size),
-                io.Int.Input("height", tooltip="The picture's height in pixels.", **size),
+                io.Int.Input("width",
+                             tooltip="Image width in pixels, for the drawing, found_boxes and the "
+                                     "preview.", **size),
+                io.Int.Input("height", tooltip="Image height in pixels.", **size),
                 io.Boolean.Input("hold_tokens", default=True, optional=True,
-                                 tooltip="Hold the subjects' own tokens, which carry the likeness, to the regions."),
+                                 tooltip="Restrict the subject tokens, which carry the likeness, "
+                                         "to the regions."),
                 io.Boolean.Input("hold_nouns", default=False, optional=True,
-                                 tooltip="Hold the subjects' nouns in the text to the regions, too: stronger, and the text is drawn a "
-                                         "little slower."),
+                                 tooltip="Restrict the bound nouns in the text to the regions as "
+                                         "well: stronger, and the text branch becomes slightly "
+                                         "slower."),
                 *masks,
                 BoundingBox.Input("found_boxes", optional=True, extra_dict=SOCKET,
-                                  tooltip="Boxes in pixels of width x height, from any detector node: the first is the first subject's, "
-                                          "and so on. Several lists: one per subject."),
+                                  tooltip="Boxes in pixels of width x height, from any detector "
+                                          "node: the first box belongs to the first subject, and "
+                                          "so on. Several lists: one per subject."),
                 io.Latent.Input("latent", optional=True,
-                                tooltip="The sampler's latent: the picture's size is taken from it, and width and height are not used."),
+                                tooltip="The sampler's latent; sets the image size instead of "
+                                        "width and height."),
             ],
             outputs=[
-                MMDiffSubjects.Output(display_name="subjects", tooltip="The subjects with their regions."),
-                io.Image.Output(display_name="preview", tooltip="Each region in its subject's colour; at most 512 pixels."),
-                io.Mask.Output(display_name="masks", tooltip="One mask per subject, in order; all white for a subject that is free."),
+                MMDiffSubjects.Output(display_name="subjects",
+                                      tooltip="The subjects with their regions."),
+                io.Image.Output(display_name="preview",
+                                tooltip="Each region in its subject's colour; at most 512 pixels."),
+                io.Mask.Output(display_name="masks",
+                               tooltip="One mask per subject, in order; all white for a free "
+                                       "subject."),
             ],
         )
 
@@ -98,8 +117,10 @@ def _given(masks: dict, names: list[str]) -> dict[int, torch.Tensor]:
     """The connected masks [H W] by their subject's number."""
     given = {int(key.rsplit("_", 1)[1]): mask for key, mask in masks.items() if mask is not None}
     if beyond := [i for i in given if i > len(names)]:
-        raise ValueError(f"mask_{beyond[0]} is connected, but there are only {len(names)} subjects ({', '.join(names)})")
+        raise ValueError(f"mask_{beyond[0]} is connected, but there are only {len(names)} subjects "
+                         f"({', '.join(names)})")
     for i, mask in given.items():
         if mask.ndim == 3 and len(mask) != 1:
-            raise ValueError(f"mask_{i} is a batch of {len(mask)} masks; each input takes the one mask of its subject")
+            raise ValueError(f"mask_{i} is a batch of {len(mask)} masks; each input takes a single "
+                             "mask")
     return {i: mask.reshape(mask.shape[-2:]).float().cpu().clamp(0, 1) for i, mask in given.items()}

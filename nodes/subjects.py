@@ -1,4 +1,4 @@
-"""MM-Diff Subject Encoder, MM-Diff Find Faces: pictures -> subjects."""
+"""MM-Diff Subject Encoder, MM-Diff Find Faces: reference images -> subjects."""
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
@@ -16,35 +16,49 @@ class SubjectEncoder(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffSubjectEncoder", display_name="MM-Diff Subject Encoder", category=CATEGORY,
-            description="One subject from one or more reference pictures. For several subjects, chain the nodes through `subjects`.",
+            description="Encodes one or more reference images of one person or thing as a subject. "
+                        "For several subjects, chain these nodes through `subjects`.",
             inputs=[
-                MMDiff.Input("mmdiff", tooltip="From Load MM-Diff."),
-                io.ClipVision.Input("clip_vision", tooltip="CLIP ViT-L/14 (224 px), from Load CLIP Vision."),
-                io.Image.Input("image", tooltip="References of ONE subject as a batch; put the clearest first, it speaks in the text. "
-                                                "1 to 5 are useful."),
-                io.String.Input("name", default="subject 1", tooltip="A name of your own for this subject; each only once."),
+                MMDiff.Input("mmdiff", tooltip="Adapter from Load MM-Diff."),
+                io.ClipVision.Input("clip_vision",
+                                    tooltip="CLIP ViT-L/14 (224 px), from Load CLIP Vision."),
+                io.Image.Input("image",
+                               tooltip="Reference images of ONE subject as a batch, the clearest "
+                                       "first: only the first image affects the prompt embedding. "
+                                       "1 to 5 are useful."),
+                io.String.Input("name", default="subject 1", tooltip="Unique name of the subject."),
                 io.Float.Input("weight", default=1.0, min=0.0, max=MAX_WEIGHT, step=0.05,
-                               tooltip="Factor on this subject's image branch. 1 = as trained, 0 = none, above 1.5 tends to burn."),
+                               tooltip="Factor on this subject's image branch. 1 = as trained, 0 = "
+                                       "none; values above 1.5 often oversaturate."),
                 io.Int.Input("face", default=0, min=0, max=100,
-                             tooltip="Which face on each picture: 0 = the largest, 1 = the leftmost, 2 = the next ... "
-                                     "Portrait checkpoints only."),
-                MMDiffFaces.Input("faces", optional=True, tooltip="From Load Face Analysis. Portrait checkpoints need it."),
-                MMDiffSubjects.Input("subjects", optional=True, tooltip="Earlier subjects; this one is added after them."),
+                             tooltip="Which face to use in each image: 0 = the largest, 1 = the "
+                                     "leftmost, 2 = the next ... Portrait checkpoints only."),
+                MMDiffFaces.Input("faces", optional=True,
+                                  tooltip="Face analyser from Load Face Analysis. Required by "
+                                          "portrait checkpoints."),
+                MMDiffSubjects.Input("subjects", optional=True,
+                                     tooltip="Earlier subjects; this one is appended."),
                 io.Mask.Input("region", optional=True,
-                              tooltip="Where the subject is on the pictures, one mask or one per picture: it is cut out, and of several "
-                                      "faces the one in there is taken."),
+                              tooltip="Where the subject is in the reference images, one mask for "
+                                      "all or one per image. The subject is cut out; of several "
+                                      "faces, the one in the region is used."),
                 BoundingBox.Input("boxes", optional=True, extra_dict=SOCKET,
-                                  tooltip="The same as a box, or one per picture, from any detector node."),
+                                  tooltip="The same as a box, one for all or one per image, from "
+                                          "any detector node."),
                 io.Boolean.Input("clip_only", default=False, optional=True,
-                                 tooltip="Portrait checkpoints without face analysis: only the noun carries the person; the face does not "
-                                         "follow."),
+                                 tooltip="Use a portrait checkpoint without face analysis. Uses "
+                                         "CLIP features only; facial identity is not preserved."),
             ],
             outputs=[
-                MMDiffSubjects.Output(display_name="subjects", tooltip="Earlier subjects and this one, in order."),
+                MMDiffSubjects.Output(display_name="subjects",
+                                      tooltip="Earlier subjects followed by this one."),
                 io.Image.Output(display_name="seen",
-                                tooltip="What the encoder looked at: the aligned faces, or the padded pictures."),
-                io.String.Output(display_name="notes", tooltip="What you should know about the pictures: blurred, tiny, unlike the others, "
-                                                               "or a subject that looks like another. Empty = nothing."),
+                                tooltip="What the encoder was given: the aligned faces, or the "
+                                        "padded images."),
+                io.String.Output(display_name="notes",
+                                 tooltip="Warnings about the reference images: blurred, too small, "
+                                         "unlike the others, or similar to another subject. Empty "
+                                         "= none."),
             ],
         )
 
@@ -83,15 +97,19 @@ class FindFaces(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffFindFaces", display_name="MM-Diff Find Faces", category=CATEGORY,
-            description="Shows which faces are found on the pictures, with the numbers that MM-Diff Subject Encoder's `face` counts by.",
+            description="Detects faces and numbers them in the order that `face` of MM-Diff "
+                        "Subject Encoder uses.",
             inputs=[
-                io.Image.Input("image", tooltip="Pictures with one or more faces."),
-                MMDiffFaces.Input("faces", tooltip="From Load Face Analysis."),
+                io.Image.Input("image", tooltip="Images with one or more faces."),
+                MMDiffFaces.Input("faces", tooltip="Face analyser from Load Face Analysis."),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="The pictures with a numbered box around every face."),
-                BoundingBox.Output(display_name="boxes", tooltip="The boxes in pixels, a list for each picture, from left to right."),
-                io.String.Output(display_name="found", tooltip="How many faces each picture has."),
+                io.Image.Output(display_name="image",
+                                tooltip="The images with a numbered box around each face."),
+                BoundingBox.Output(display_name="boxes",
+                                   tooltip="Boxes in pixels, one list per image, from left to "
+                                           "right."),
+                io.String.Output(display_name="found", tooltip="Number of faces in each image."),
             ],
         )
 

@@ -1,4 +1,4 @@
-"""Where subjects are: found while sampling, and shown afterwards."""
+"""Regions from attention maps, and the recording and display of attention maps."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -18,21 +18,33 @@ class FindSubjectRegions(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffFindRegions", display_name="MM-Diff Find Regions", category=CATEGORY,
-            description="Keeps subjects apart without a layout: in the first steps it looks where each one's noun and tokens are read, and "
-                        "from then on every place belongs to the subject it is read at most.",
+            description="Separates subjects without a layout: the first steps record the attention "
+                        "maps of each subject's noun and tokens; afterwards each position belongs "
+                        "to the subject with the highest attention.",
             inputs=[
-                MMDiffSubjects.Input("subjects", tooltip="Two or more subjects; they may have masks as well."),
+                MMDiffSubjects.Input("subjects",
+                                     tooltip="Two or more subjects; they may have masks as well."),
                 io.Float.Input("settle", default=0.3, min=0.01, max=1.0, step=0.01,
-                               tooltip="Fraction of the denoising after which the regions hold. Before it every subject is free."),
-                io.Boolean.Input("update", default=False, tooltip="On: the regions go on following the maps. Off: they stay as found."),
+                               tooltip="Fraction of the denoising after which the regions apply. "
+                                       "Until then every subject is free."),
+                io.Boolean.Input("update", default=False,
+                                 tooltip="On: the regions keep following the attention maps. Off: "
+                                         "they stay fixed."),
                 io.Float.Input("sharpness", default=4.0, min=0.0, max=16.0, step=0.5,
-                               tooltip="How clearly a place is one subject's: 0 = not at all, 8 = nearly its alone."),
+                               tooltip="How strictly a position belongs to one subject: 0 = not at "
+                                       "all, 8 = almost exclusively."),
                 io.Float.Input("image_share", default=0.5, min=0.0, max=1.0, step=0.05,
-                               tooltip="How much the subjects' own tokens count beside their nouns in saying who is where."),
-                io.Boolean.Input("hold_tokens", default=True, tooltip="Hold the subjects' tokens (image branch) to the regions."),
-                io.Boolean.Input("hold_nouns", default=False, tooltip="Hold the subjects' nouns in the text to the regions, too."),
+                               tooltip="Weight of the subject tokens relative to the nouns when "
+                                       "regions are assigned."),
+                io.Boolean.Input("hold_tokens", default=True,
+                                 tooltip="Restrict the subject tokens (image branch) to the "
+                                         "regions."),
+                io.Boolean.Input("hold_nouns", default=False,
+                                 tooltip="Restrict the bound nouns in the text to the regions as "
+                                         "well."),
             ],
-            outputs=[MMDiffSubjects.Output(display_name="subjects", tooltip="For MM-Diff Text Encode.")],
+            outputs=[MMDiffSubjects.Output(display_name="subjects",
+                                           tooltip="Subjects for MM-Diff Text Encode.")],
         )
 
     @classmethod
@@ -47,22 +59,31 @@ class WatchAttention(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffWatchAttention", display_name="MM-Diff Watch Attention", category=CATEGORY,
-            description="Records, while the sampler runs, how probable it is at every place to read each subject's noun and its tokens. "
-                        "Connect `maps` to MM-Diff Attention Maps.",
+            description="Records each subject's attention probability at every position while the "
+                        "sampler runs, for its noun and for its tokens. Connect `maps` to MM-Diff "
+                        "Attention Maps.",
             inputs=[
-                io.Model.Input("model", tooltip="From Apply MM-Diff Attention."),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Fraction of the denoising to begin at."),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Fraction of the denoising to end at."),
-                io.Int.Input("strip", default=6, min=1, max=16, tooltip="How many parts the steps are shown in."),
-                io.String.Input("layers", default="", tooltip="Layers to watch, by name: \"middle, output.1\". Empty = at most twelve, "
-                                                              "spread over the model. Layers that are not watched cost nothing."),
+                io.Model.Input("model", tooltip="Model from Apply MM-Diff Attention."),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Fraction of the denoising at which recording starts."),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Fraction of the denoising at which recording ends."),
+                io.Int.Input("strip", default=6, min=1, max=16,
+                             tooltip="Number of parts that the steps are grouped into."),
+                io.String.Input("layers", default="",
+                                tooltip="Layers to watch, by name: \"middle, output.1\". Empty = "
+                                        "up to twelve layers spread over the model. Layers that "
+                                        "are not watched add no cost."),
                 io.Boolean.Input("live", default=False,
-                                 tooltip="Show the newest maps here while the sampler runs, at most twice a second."),
+                                 tooltip="Show the latest maps on the node while the sampler runs, "
+                                         "at most twice a second."),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="For the sampler."),
-                MMDiffMaps.Output(display_name="maps", tooltip="What the newest run showed, for MM-Diff Attention Maps."),
+                io.Model.Output(display_name="model", tooltip="Model for the sampler."),
+                MMDiffMaps.Output(display_name="maps",
+                                  tooltip="Attention maps of the latest run, for MM-Diff Attention "
+                                          "Maps."),
             ],
         )
 
@@ -82,18 +103,27 @@ class ShowAttentionMaps(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MMDiffAttentionMaps", display_name="MM-Diff Attention Maps", category=CATEGORY,
-            description="Shows where each subject was read in the pictures that a watched model drew.",
+            description="Shows each subject's attention maps over the images that a watched model "
+                        "generated.",
             inputs=[
-                MMDiffMaps.Input("maps", tooltip="From MM-Diff Watch Attention."),
-                io.Image.Input("image", tooltip="The decoded pictures of the same run."),
+                MMDiffMaps.Input("maps", tooltip="Recording from MM-Diff Watch Attention."),
+                io.Image.Input("image", tooltip="The decoded images of the same run."),
                 io.Combo.Input("kind", options=list(KINDS), default="both",
-                               tooltip="nouns: the words in the text. tokens: the subjects' own tokens. both: where both are read."),
-                io.Float.Input("opacity", default=0.6, min=0.0, max=1.0, step=0.05, tooltip="Of the heat over the picture."),
+                               tooltip="nouns: attention to the bound nouns in the text. tokens: "
+                                       "attention to the subject tokens. both: geometric mean of "
+                                       "the two."),
+                io.Float.Input("opacity", default=0.6, min=0.0, max=1.0, step=0.05,
+                               tooltip="Opacity of the heat map over the image."),
             ],
             outputs=[
-                io.Image.Output(display_name="overlay", tooltip="Heat over each picture, one for each subject."),
-                io.Mask.Output(display_name="masks", tooltip="The same as masks in 0..1, picture by picture, subject by subject."),
-                io.Image.Output(display_name="strip", tooltip="A row for each subject of the first picture, the steps from left to right."),
+                io.Image.Output(display_name="overlay",
+                                tooltip="Heat map over each image, one per subject."),
+                io.Mask.Output(display_name="masks",
+                               tooltip="The same maps as masks in 0..1, by image, then by "
+                                       "subject."),
+                io.Image.Output(display_name="strip",
+                                tooltip="One row per subject of the first image, with steps from "
+                                        "left to right."),
             ],
         )
 

@@ -1,5 +1,6 @@
-/** Boxes are drawn on Multi-Subject Constraint Masks, one colour for each subject. The widget `boxes` holds the truth, as text; the editor
- * shows it and writes it. Plain elements, so it is the same in both of ComfyUI's ways to draw nodes. */
+/** Editor for the boxes of Multi-Subject Constraint Masks, one colour per subject. The widget
+ * `boxes` holds the state as text; the editor shows and writes it. Plain elements, so it works in
+ * both of ComfyUI's node renderers. */
 import { app } from "../../scripts/app.js";
 import { between, COLOURS, colourOf, isTooSmall, moved, parseBoxes, stretched, writeBoxes } from "./box_maths.js";
 import { addStyle, after, element, setWidget } from "./elements.js";
@@ -16,8 +17,8 @@ const STEP = 0.01; // of the picture, for one arrow key
 const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
 const ARROWS = { ArrowLeft: [-STEP, 0], ArrowRight: [STEP, 0], ArrowUp: [0, -STEP], ArrowDown: [0, STEP] };
 const help = () =>
-  `${say("Drag to draw a box for the chosen subject; drag a box to move it, its handles to resize it.")} ` +
-  say("Keys: 1-6 subject, arrows move, Shift+arrows resize, Delete removes, Tab next box, Enter new box, Escape lets go.");
+  `${say("Drag to draw a box for the selected subject; drag a box to move it, its handles to resize it.")} ` +
+  say("Keys: 1-6 select a subject, arrows move, Shift+arrows resize, Delete removes, Tab next box, Enter new box, Escape deselects.");
 const STYLE = `
 .mmdiff-boxes { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box; width: 100%; height: 100%; min-height: ${HEIGHT}px;
   font: 11px/1.2 system-ui, sans-serif; color: #ddd; user-select: none; touch-action: none; }
@@ -152,7 +153,7 @@ class BoxEditor {
     showPicture(this.thumb, pictures[current - 1]);
     this.thumb.style.display = pictures[current - 1] ? "" : "none";
     this.hint.textContent = !this.readable
-      ? say("The text of boxes cannot be read; drawing starts anew")
+      ? say("The boxes text is not valid; drawing replaces it")
       : this.boxes.length ? "" : say("Drag to draw a box");
     while (this.shown.length < this.boxes.length) this.shown.push(this.newBox());
     while (this.shown.length > this.boxes.length) this.shown.pop()?.remove();

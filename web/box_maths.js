@@ -1,6 +1,8 @@
-/** Boxes for the editor on Multi-Subject Constraint Masks: text, limits and moves. No page, no graph: harmless wherever it is loaded.
+/** Boxes for the editor on Multi-Subject Constraint Masks: parsing, limits and moves. Pure
+ * functions, no side effects on import.
  *
- * @typedef {{subject: number, x: number, y: number, width: number, height: number}} Box  subject from 1; the rest in shares of the picture
+ * @typedef {{subject: number, x: number, y: number, width: number, height: number}} Box
+ *   subject from 1; the rest in fractions of the image
  * @typedef {{x: number, y: number}} Point
  */
 

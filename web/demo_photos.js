@@ -1,4 +1,5 @@
-/** The bundled graphs open with their pictures: a demo photo that a graph names and ComfyUI's input folder lacks is put there. */
+/** Bundled workflows open with their images: a demo photo that a workflow names and that is missing
+ * in ComfyUI's input folder is uploaded to it. */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { readAll } from "./box_editor.js";
@@ -53,7 +54,7 @@ app.registerExtension({
           widget.callback?.(given); // shows it on the node
         }
       } catch (error) {
-        console.warn(`MM-Diff: the demo photo ${name} could not be put into the input folder: ${error}`);
+        console.warn(`MM-Diff: the demo photo ${name} could not be uploaded to the input folder: ${error}`);
       }
     }
     if (wanted.size) readAll(true); // boxes show them too

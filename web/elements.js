@@ -1,4 +1,5 @@
-/** What the editors on nodes are made of: elements, a style each, and a way to write a widget. No graph is touched on loading. */
+/** Building blocks of the editors on nodes: elements, their styles, and a function that writes a
+ * widget. No side effects on import. */
 import { app } from "../../scripts/app.js";
 
 /** @param {string} tag

@@ -1,5 +1,6 @@
-/** On MM-Diff Subject Encoder, after a run that found several faces on a picture: the picture with every face, to choose one by a click. The
- * widget `face` holds the truth; the picker shows it and writes it. Plain elements, the same in both of ComfyUI's ways to draw nodes. */
+/** Face picker on MM-Diff Subject Encoder: after a run that found several faces, shows the image
+ * with every face, to select one with a click. The widget `face` holds the state; the picker shows
+ * and writes it. Plain elements, so it works in both of ComfyUI's node renderers. */
 import { app } from "../../scripts/app.js";
 import { addStyle, after, element, setWidget } from "./elements.js";
 import { addressOf, everyNode, lastShown } from "./last_shown.js";
@@ -65,15 +66,15 @@ class FacePicker {
   constructor(node, widget) {
     this.node = node;
     this.widget = widget;
-    this.root = element("div", "mmdiff-faces widget-expands", undefined, { role: "group", "aria-label": say("Faces found on the pictures") });
+    this.root = element("div", "mmdiff-faces widget-expands", undefined, { role: "group", "aria-label": say("Faces found in the images") });
     this.root.style.display = "none";
     const bar = element("div", "bar", this.root);
     this.largest = this.button("", bar, say("largest"), () => this.pick(LARGEST));
-    this.largest.title = say("The largest face of every picture (0)");
+    this.largest.title = say("The largest face of each image (0)");
     this.turner = element("span", "turn", bar);
-    this.button("", this.turner, "‹", () => this.turnTo(-1)).setAttribute("aria-label", say("Earlier picture"));
+    this.button("", this.turner, "‹", () => this.turnTo(-1)).setAttribute("aria-label", say("Previous image"));
     this.which = element("span", "", this.turner);
-    this.button("", this.turner, "›", () => this.turnTo(1)).setAttribute("aria-label", say("Next picture"));
+    this.button("", this.turner, "›", () => this.turnTo(1)).setAttribute("aria-label", say("Next image"));
     this.says = element("span", "says", bar, { role: "status" });
     this.area = element("div", "area", this.root);
     this.stage = element("div", "stage", this.area);
@@ -164,7 +165,7 @@ class FacePicker {
     });
     const place = { number: this.turn + 1, count: this.found.length };
     this.which.textContent = say("{number} of {count}", place);
-    this.which.title = say("Picture {number} of {count}", place);
+    this.which.title = say("Image {number} of {count}", place);
     this.turner.style.display = this.found.filter((faces) => faces.picture).length > 1 ? "" : "none";
     this.fit();
     this.mark();
@@ -190,8 +191,8 @@ class FacePicker {
     });
     this.largest.setAttribute("aria-pressed", String(!linked && number === LARGEST));
     this.largest.setAttribute("aria-disabled", String(linked));
-    if (linked) this.tell(say("face is connected: it is chosen there"));
-    else if (next === undefined) this.tell(say("there is no face {number} here", { number }));
+    if (linked) this.tell(say("face is connected; choose it there"));
+    else if (next === undefined) this.tell(say("there is no face {number} in this image", { number }));
     else this.tell(next === faces.used ? say("face {number} is used", { number: next }) : say("next run: face {number}", { number: next }));
   }
 
@@ -207,8 +208,8 @@ class FacePicker {
     if (index < 0) return undefined;
     const count = this.found[index].boxes.length;
     const values = { picture: index + 1, count };
-    if (count === 1) return say("the number is for every picture, and picture {picture} has {count} face", values);
-    return say("the number is for every picture, and picture {picture} has {count} faces", values);
+    if (count === 1) return say("the number applies to all images, but image {picture} has only {count} face", values);
+    return say("the number applies to all images, but image {picture} has only {count} faces", values);
   }
 
   /** The stage has the picture's shape, as large as there is room. */

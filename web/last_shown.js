@@ -1,4 +1,4 @@
-/** What nodes showed at their last run, and where pictures of the server are. */
+/** What each node showed at its last run, and the addresses of images on the server. */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 

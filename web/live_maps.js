@@ -1,4 +1,5 @@
-/** Shows the newest attention maps on MM-Diff Watch Attention while the sampler runs (its `live` input). */
+/** Shows the latest attention maps on MM-Diff Watch Attention while the sampler runs (its `live`
+ * input). */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { stayShown } from "./stay_shown.js";

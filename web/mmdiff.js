@@ -1,5 +1,5 @@
-/** Shows on the node which word was bound to which subject (MM-Diff Text Encode), what was written (Convert, Save), and what to know about
- * the pictures (MM-Diff Subject Encoder). */
+/** Shows on the node which noun was bound to which subject (MM-Diff Text Encode), what was written
+ * (Convert, Save), and the warnings about reference images (MM-Diff Subject Encoder). */
 import { app } from "../../scripts/app.js";
 import { colourOf } from "./box_maths.js";
 import { stayShown } from "./stay_shown.js";

@@ -1,4 +1,4 @@
-/** How large the picture will be, read from the graph before it ever ran. No page: harmless wherever it is loaded. */
+/** Size of the image, read from the graph before its first run. No side effects on import. */
 import { behind, widgetOf } from "./subject_names.js";
 
 /** A number of a node: from the node that is connected in its place, else its own.

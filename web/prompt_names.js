@@ -1,4 +1,5 @@
-/** After `<|` in MM-Diff Text Encode's prompt: a list of what may follow, `subj` and the connected subjects' names. */
+/** Completion after `<|` in the prompt of MM-Diff Text Encode: `subj` and the names of the
+ * connected subjects. */
 import { app } from "../../scripts/app.js";
 import { namesBefore, widgetOf } from "./subject_names.js";
 

@@ -1,5 +1,5 @@
-/** Undo makes a node anew under its old number, and Nodes 2.0 then goes on showing the old node's elements. No graph: harmless wherever it
- * is loaded. */
+/** Undo recreates a node under its old id, and Nodes 2.0 then keeps showing the elements of the old
+ * node; this module fixes that. No side effects on import. */
 
 /** Keep a node's own element on the page in the place of an earlier node's of the same number and class.
  * @param {any} node

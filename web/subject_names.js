@@ -1,4 +1,5 @@
-/** Whose subjects reach a node, read from the graph before it ever ran. No page: harmless wherever it is loaded. */
+/** Names of the subjects that reach a node, read from the graph before its first run. No side
+ * effects on import. */
 
 const PASSES_ON = ["MMDiffConstraintMasks", "MMDiffSubjectWeights", "MMDiffSaveSubject", "MMDiffFindRegions"];
 export const BYPASSED = 4;

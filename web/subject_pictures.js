@@ -1,4 +1,5 @@
-/** A picture to know a subject by: what its node showed last or, before that, the reference it is going to read. */
+/** An image for each subject: what its node showed last or, before the first run, the reference
+ * image that it will encode. */
 import { addressOf, lastShown } from "./last_shown.js";
 import { behind, BYPASSED, MUTED, widgetOf } from "./subject_names.js";
 

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     lines, extra = [], args.extra_model_paths_config
     for path in extra:
         if not path.is_file():
-            lines.append(doctor.Line(doctor.NOTE, "Start", f"{path} is not there"))
+            lines.append(doctor.Line(doctor.NOTE, "Start", f"{path} not found"))
     try:
         start.use_comfyui()
         start.use_model_folders(extra)

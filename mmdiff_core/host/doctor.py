@@ -24,7 +24,7 @@ FACE_PACK = "buffalo_l"         # what the released checkpoint was trained with
 PACKAGES = {
     "comfyui-frontend-package": "ComfyUI's web page", "torch": "everything", "einops": "every MM-Diff node",
     "safetensors": "every MM-Diff node", "transformers": "ComfyUI's text encoders",
-    "insightface": "faces, which portrait checkpoints read; clip_only on MM-Diff Subject Encoder does without",
+    "insightface": "face analysis, which portrait checkpoints require unless clip_only is on",
 }
 
 
@@ -56,7 +56,8 @@ SOURCES = {
 VIT_L14 = {"vision_model.embeddings.patch_embedding.weight": (1024, 3, 14, 14),
            "vision_model.embeddings.position_embedding.weight": (257, 1024), "visual_projection.weight": (768, 1024)}
 SDXL = {"model.diffusion_model.input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight": (1280, 2048)}
-NOT_WEIGHTS = {b"version https://git-lfs": "is a Git LFS pointer, not the file it stands for", b"<!doctype": "is a web page",
+NOT_WEIGHTS = {b"version https://git-lfs": "is a Git LFS pointer, not the file "
+                                           "itself", b"<!doctype": "is a web page",
                b"<html": "is a web page"}
 
 
@@ -80,9 +81,10 @@ def version_lines(versions: Mapping[str, str | None], device: str) -> list[Line]
 
     comfyui = versions.get("ComfyUI")
     if comfyui is None:
-        first = Line(MISSING, "Versions", "no ComfyUI found, so its folders are not known")
+        first = Line(MISSING, "Versions", "no ComfyUI found, so its folders are unknown")
     elif _numbers(comfyui) < _numbers(OLDEST_COMFYUI):
-        first = Line(NOTE, "Versions", f"ComfyUI {comfyui} is older than {OLDEST_COMFYUI}, which the pack needs")
+        first = Line(NOTE, "Versions", f"ComfyUI {comfyui} is older than {OLDEST_COMFYUI}, the "
+                                       "oldest version that the pack supports")
     else:
         first = Line(OK, "Versions", f"ComfyUI {comfyui}")
     own = [Line(OK, "Versions", f"{name} {versions[name]}") for name in ("MM-Diff", "Python") if versions.get(name)]
@@ -98,7 +100,8 @@ def runtime_lines(runtimes: Mapping[str, str], problem: str | None, offered: Seq
     if advice:
         lines.append(Line(NOTE, "Faces", advice))
     elif {"onnxruntime", "onnxruntime-gpu"} <= set(runtimes):
-        lines.append(Line(OK, "Faces", "the GPU build is the one in use; the CPU build beside it does not shadow it"))
+        lines.append(Line(OK, "Faces", "the GPU build is in use; the installed CPU build does not "
+                                       "shadow it"))
     return lines
 
 
@@ -114,12 +117,15 @@ def adapter_lines(folders: Sequence[Path], singles: Sequence[Path], expected: Se
     for folder in folders:
         wrong = [f"{name} {wrong}" for name in expected if (wrong := wrong_with(folder / name))]
         lines.append(Line(MISSING if wrong else OK, "MM-Diff checkpoints",
-                          f"{folder.name}: {'; '.join(wrong) or 'all ' + str(len(expected)) + ' files are there'}"))
+                          f"{folder.name}: "
+                          f"{'; '.join(wrong) or 'all ' + str(len(expected)) + ' files found'}"))
     for path in singles:
         wrong = wrong_with(path)
         lines.append(Line(NOTE if wrong else OK, "MM-Diff checkpoints", f"{path.name}{' ' + wrong if wrong else ''}"))
     if not any(line.state == OK for line in lines):
-        lines.append(Line(MISSING, "MM-Diff checkpoints", f"no whole checkpoint. {SOURCES['mmdiff']} The small world needs none."))
+        lines.append(Line(MISSING, "MM-Diff checkpoints", "no complete checkpoint. "
+                                                          f"{SOURCES['mmdiff']} The small world "
+                                                          "does not need one."))
     return lines
 
 
@@ -131,8 +137,8 @@ def kind_lines(part: str, files: Sequence[Path], kind: str, signs: Mapping[str, 
     if match := next((path for path in usable if is_kind(path, signs)), None):
         return [*broken, Line(OK, part, f"{match.name} is {kind}")]
     if unread := [path.name for path in usable if path.suffix not in (".safetensors", ".sft")]:
-        return [*broken, Line(NOTE, part, f"{', '.join(unread[:3])}: only .safetensors can be looked into; if none of these is {kind}: "
-                                          f"{source}")]
+        return [*broken, Line(NOTE, part, f"{', '.join(unread[:3])}: only .safetensors files can "
+                                          f"be identified; if none of these is {kind}: {source}")]
     return [*broken, Line(MISSING, part, f"none of the {len(usable)} files is {kind}. {source}" if usable else f"nothing there. {source}")]
 
 
@@ -151,7 +157,7 @@ def wrong_with(path: Path) -> str | None:
     """Why this cannot be a file of weights, from its size and first bytes; None = nothing seen."""
     try:
         if not path.is_file():
-            return "is not there"
+            return "is missing"
         with path.open("rb") as file:
             head = file.read(32).lstrip().lower()
     except OSError as error:
@@ -202,7 +208,7 @@ def _told(part: str, look: Callable[[], Iterable[Line]]) -> list[Line]:
     try:
         return list(look())
     except Exception as error:
-        return [Line(NOTE, part, f"could not be looked at: {type(error).__name__}: {error}")]
+        return [Line(NOTE, part, f"could not be checked: {type(error).__name__}: {error}")]
 
 
 def versions() -> dict[str, str | None]:

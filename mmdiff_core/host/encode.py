@@ -113,8 +113,9 @@ def to_pick_from(pictures: Tensor, side: int = 768) -> Tensor:
     return F.interpolate(pictures.movedim(-1, 1), size=size, mode="area").movedim(1, -1)
 
 
-CLIP_ONLY = ("{name}: without faces only the noun carries this person: hair, age and clothes may follow, the face does not. Install "
-             "insightface and connect Load Face Analysis for the face.")
+CLIP_ONLY = ("{name}: encoded from CLIP features only. Hair, age and clothes may carry over; "
+             "facial identity is not preserved. To preserve it, install insightface and connect "
+             "Load Face Analysis.")
 
 
 def _words_only(mmdiff: LoadedMMDiff, cls: Tensor, name: str) -> Subject:
@@ -131,14 +132,16 @@ def _portraits(pictures: Sequence[Tensor], faces: FaceSource | None, name: str, 
     what each was chosen from."""
     if faces is None:
         raise ValueError(
-            "this MM-Diff checkpoint is a portrait one and reads faces: connect Load Face Analysis. It needs the packages insightface "
-            "and onnxruntime, and the buffalo_l models under models/insightface/models/buffalo_l. Until then there is clip_only, which "
-            "does without the face"
+            "this is a portrait checkpoint, which requires face analysis: connect Load Face "
+            "Analysis. It needs the packages insightface and onnxruntime, and the buffalo_l models "
+            "under models/insightface/models/buffalo_l. To run without them, turn on clip_only; "
+            "facial identity is then not preserved"
         )
     progress, found, remarks, choices = comfy.utils.ProgressBar(len(pictures)), [], [], []
     for i, (picture, region) in enumerate(zip(pictures, regions, strict=True), 1):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        image, label = picture.movedim(0, -1).contiguous().numpy(), f"{name}, picture {i} of {len(pictures)}"
+        image = picture.movedim(0, -1).contiguous().numpy()
+        label = f"{name}, image {i} of {len(pictures)}"
         embedding, crop, *face = faces.portrait(image, which, label, *([] if region is None else [region.numpy()]))
         found.append((embedding, crop))
         for f in face:
@@ -156,12 +159,14 @@ def find_faces(images: Tensor, analyser) -> tuple[Tensor, list[list[dict]], str]
     drawn, boxes, said = [], [], []
     for i, image in enumerate(to_uint8(images[..., :3].cpu()).numpy(), 1):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        found = analyser.detect(image, f"picture {i} of {len(images)}")
+        found = analyser.detect(image, f"image {i} of {len(images)}")
         drawn.append(torch.from_numpy(draw(image, found)).float() / 255)
         boxes.append([
             {"x": round(x1), "y": round(y1), "width": round(x2 - x1), "height": round(y2 - y1)} for x1, y1, x2, y2 in (f.box for f in found)
         ])
-        said.append(f"picture {i}: " + ("no face" if not found else f"{len(found)} face{'s' * (len(found) != 1)}"))
+        said.append("image "
+                    f"{i}: " + ("no face" if not found else f"{len(found)} "
+                                                            f"face{'s' * (len(found) != 1)}"))
     return torch.stack(drawn), boxes, "\n".join(said)
 
 
@@ -191,7 +196,8 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
 
     text        with `<|name|>` right after a subject's class noun, or `<|subj|>` for the next subject in order; a subject may be
                 mentioned several times, and, where names are used, not at all: then it is left out, and a note says so
-    negative    plain text; the released behaviour fuses it at the same places (quirk 2), the corrected one does not
+    negative    plain text; the released behaviour fuses it at the same token positions, as the
+                official code does; the corrected one does not
     start       fraction of the denoising drawn from the plain prompt first (delayed conditioning), 0..1
     behaviour   None = what the checkpoint says
     """
@@ -201,7 +207,8 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
     clean, nouns = text_side.find_nouns(adapted.tokenize, text)
     _, stray = text_side.find_nouns(adapted.tokenize, negative)
     if stray:
-        raise ValueError(f"the negative prompt has {len(stray)} {text_side.MARKER}; subjects belong in the positive prompt only")
+        raise ValueError(f"the negative prompt contains {len(stray)} {text_side.MARKER}; markers "
+                         "belong in the positive prompt only")
     bound = text_side.bind(nouns, subjects)
     missed, subjects = [s for s in subjects if s not in bound], tuple(s for s in subjects if s in bound)
 
@@ -223,7 +230,8 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
         against = carry(encode(negative, False), None)
     return EncodedPrompt(
         delayed(plain, fused, prompt, start if late else 0.0), against, tuple(zip((n.word for n in nouns), bound, strict=True)),
-        (*(f"{s.name} is not in the prompt and will not show; write <|{s.name}|> after its noun" for s in missed),
+        (*(f"{s.name} is not in the prompt and will not appear; write <|{s.name}|> after its "
+           "noun" for s in missed),
          *look_alike_notes(subjects, mmdiff.config)),
     )
 
@@ -232,6 +240,6 @@ def _check_adapter(mmdiff: LoadedMMDiff, subjects: Sequence[Subject]) -> None:
     for subject in subjects:
         if subject.adapter != mmdiff.adapter.fingerprint:
             raise ValueError(
-                f"subject {subject.name!r} was encoded with another MM-Diff checkpoint than {mmdiff.adapter.source}; connect the same "
-                "Load MM-Diff node to both"
+                f"subject {subject.name!r} was encoded with another MM-Diff checkpoint than "
+                f"{mmdiff.adapter.source}; connect the same Load MM-Diff node to both"
             )

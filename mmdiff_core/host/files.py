@@ -48,8 +48,10 @@ def find_checkpoint(name: str) -> Path:
         if path.is_file() or is_official_folder(path):
             return path
     raise FileNotFoundError(
-        f"MM-Diff checkpoint {name!r} not found. Searched: {', '.join(map(str, roots(CHECKPOINTS)))}; found there: "
-        f"{list_checkpoints() or 'nothing'}. Put the released folder (three .bin files) or a .safetensors of ours there."
+        f"MM-Diff checkpoint {name!r} not found. Searched: "
+        f"{', '.join(map(str, roots(CHECKPOINTS)))}; found there: "
+        f"{list_checkpoints() or 'nothing'}. Put the released folder (three .bin files) or a "
+        "converted .safetensors there."
     )
 
 
@@ -58,7 +60,7 @@ def target_path(name: str) -> Path:
     root = roots(CHECKPOINTS)[0].resolve()
     path = (root / name).resolve()
     if root not in path.parents:
-        raise ValueError(f"the file name {name!r} leads out of {root}; give a plain name")
+        raise ValueError(f"the file name {name!r} points outside {root}; use a plain file name")
     return path
 
 
@@ -86,7 +88,7 @@ def subject_path(name: str, overwrite: bool) -> Path:
     plain = "".join(c if c not in '<>:"|?*\\' and c.isprintable() else "_" for c in name).strip()
     path = (root / f"{plain}{SUFFIX}").resolve()
     if root not in path.parents or not path.name.removesuffix(SUFFIX).strip("."):
-        raise ValueError(f"the name {name!r} leads out of {root}; give a plain name")
+        raise ValueError(f"the name {name!r} points outside {root}; use a plain name")
     number = 2
     while not overwrite and path.exists():
         path = path.with_name(f"{Path(plain).name}_{number}{SUFFIX}")

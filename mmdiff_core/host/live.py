@@ -46,5 +46,6 @@ def page() -> Callable[[str, dict], None]:
     """How to reach the page of the running server. RuntimeError where there is none."""
     from server import PromptServer
     if getattr(PromptServer, "instance", None) is None:
-        raise RuntimeError("live maps need ComfyUI's server; turn live off where no page is open")
+        raise RuntimeError("live maps need a running ComfyUI server; turn live off to run without "
+                           "one")
     return PromptServer.instance.send_sync

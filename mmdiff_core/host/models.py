@@ -96,5 +96,5 @@ def add_patches_strictly(patcher, patches: Mapping[str, object], strength: float
     if lost := sorted(set(patches) - matched):
         raise ValueError(
             f"{what} has no weight {lost[0]!r} (and {len(lost) - 1} more) that the MM-Diff adapter changes; "
-            "is it the kind of model the adapter was made for?"
+            "is it the base model that the adapter was trained for?"
         )

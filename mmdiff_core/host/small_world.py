@@ -76,7 +76,8 @@ def find(folder: Path, name: str) -> list[Path]:
     paths = sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*.safetensors")])
     if not paths:
         raise FileNotFoundError(
-            f"{name}.safetensors is missing in mmdiff_core/small_world/weights: is the pack complete? Install it again."
+            f"{name}.safetensors is missing in mmdiff_core/small_world/weights; the pack is "
+            "incomplete, reinstall it"
         )
     return paths
 

@@ -44,7 +44,8 @@ def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[N
     """
     for marker in MARKERS.finditer(text):
         if not marker[1].strip():
-            raise ValueError(f"{marker[0]!r} names nobody; write {MARKER}, or a subject's name as in 'a man<|alice|>'")
+            raise ValueError(f"{marker[0]!r} is empty; write {MARKER}, or a subject's name as in "
+                             "'a man<|alan|>'")
         if glued := re.match(r"[A-Za-z0-9_]+", text[marker.end():]):
             raise ValueError(f"{marker[0]} is followed directly by {glued[0]!r}; put a space or punctuation after the marker")
     clean = MARKERS.sub(lambda m: " " if re.match(r"\w", text[m.end():m.end() + 1]) else "", text)
@@ -77,8 +78,9 @@ def _places(plain: list[list[tuple]], marked: list[list[tuple]], encoder: str) -
         elif count < len(stream) and _same(token, stream[count][1]):
             count += 1
         else:
-            raise ValueError(f"the text reads differently with and without its markers (encoder {encoder}); "
-                             f"put spaces around the words next to the markers")
+            raise ValueError("the prompt is tokenized differently with and without its markers "
+                             f"(encoder {encoder}); put spaces around the words next to the "
+                             "markers")
     return places
 
 
@@ -107,26 +109,29 @@ def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[Subject, ...]:
     for noun in nouns:
         if noun.name and noun.name.casefold() not in known:
             raise ValueError(
-                f"the prompt names <|{noun.name}|> (after {noun.word!r}), but there is no subject of that name; there are: {there}. Write "
-                f"the name as on MM-Diff Subject Encoder, or {MARKER} for the next subject"
+                f"the prompt names <|{noun.name}|> (after {noun.word!r}), but no subject has that "
+                f"name; available: {there}. Use a name set on MM-Diff Subject Encoder, or {MARKER} "
+                "for the next subject"
             )
     named = {noun.name.casefold() for noun in nouns if noun.name}
     left = [s for s in subjects if s.name.casefold() not in named]
     inorder = [noun for noun in nouns if not noun.name]
     if len(inorder) != len(left) and (inorder or not named):
         words = ", ".join(n.word for n in inorder) or "none"
-        rest = " that no marker names" if named else ""
+        rest = " not named by a marker" if named else ""
         raise ValueError(
-            f"the prompt has {len(inorder)} {MARKER} marker{'s' * (len(inorder) != 1)} (after: {words}), but {len(left)} "
-            f"subject{'s' * (len(left) != 1)}{rest} came in ({', '.join(s.name for s in left) or 'none'}); write one {MARKER} right after "
-            "each subject's noun, or the subject's name as in 'a man<|alice|>'"
+            f"the prompt has {len(inorder)} {MARKER} marker{'s' * (len(inorder) != 1)} (after: {words}) "
+            f"for {len(left)} subject{'s' * (len(left) != 1)}{rest} "
+            f"({', '.join(s.name for s in left) or 'none'}); write one {MARKER} right after each "
+            "subject's noun, or the subject's name as in 'a man<|alan|>'"
         )
     turns = iter(left)
     return tuple(known[noun.name.casefold()] if noun.name else next(turns) for noun in nouns)
 
 
 def adapted_clip(clip, mmdiff: LoadedMMDiff, behaviour: str, strength: float = 1.0):
-    """A clone of CLIP with the adapter's text LoRA; "released" leaves the second encoder alone (quirk 1)."""
+    """A clone of CLIP with the adapter's text LoRA; "released" leaves the second encoder as it is,
+    because the official code never loads that LoRA."""
     config = mmdiff.config
     check_text_encoders(clip, config)
     encoders = config.encoders[:1] if behaviour == "released" else config.encoders
@@ -146,7 +151,7 @@ def check_text_encoders(clip, config: MMDiffConfig) -> None:
     if found != dict(config.text_widths):
         raise ValueError(
             f"CLIP has the text encoders {found or type(clip.cond_stage_model).__name__}, {config.name} needs "
-            f"{dict(config.text_widths)}; connect the CLIP of the checkpoint that the adapter was made for"
+            f"{dict(config.text_widths)}; connect the CLIP of the adapter's base model"
         )
 
 
@@ -199,7 +204,8 @@ def _pooled_at(clip, encoder: str, chunk: list, position: int) -> Tensor:
     """The projected state at a position of the chunk, [1 width].
 
     The host counts every tensor token as text, so a fused row in the padding would move the place it reads. Only the released
-    behaviour puts one there: its negative prompt is fused at the positive's places, whatever stands there (quirk 2).
+    behaviour puts one there: its negative prompt is fused at the positive's token positions,
+    whatever token is there, as in the official code.
     """
     model = getattr(clip.cond_stage_model, f"clip_{encoder}")
     with torch.no_grad():

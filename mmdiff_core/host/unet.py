@@ -236,8 +236,10 @@ class Application:
         others = [patch.inner for patch in slots.values() if isinstance(patch, SubjectAttention) and patch.inner is not None]
         if others:
             raise RuntimeError(
-                f"MM-Diff: a subject's noun should be held to its region, but another node draws the text in {len(others)} layers (by "
-                f"{getattr(others[0], '__qualname__', type(others[0]).__qualname__)}); turn hold_nouns off, or take that node away"
+                "MM-Diff: hold_nouns is on, but another node replaced the text attention in "
+                f"{len(others)} layers "
+                f"({getattr(others[0], '__qualname__', type(others[0]).__qualname__)}); turn "
+                "hold_nouns off, or remove that node"
             )
 
     def check_slots(self, slots: Mapping[tuple, object]) -> None:
@@ -247,8 +249,9 @@ class Application:
             other = slots.get(lost[0], slots.get(lost[0][:2]))
             name = getattr(other, "__qualname__", type(other).__qualname__)
             raise RuntimeError(
-                f"MM-Diff: {len(lost)} of {len(self.blocks)} cross-attention layers no longer show the subjects: a node behind Apply "
-                f"MM-Diff Attention replaced them (by {name}); put that node before Apply MM-Diff Attention, which keeps what it finds"
+                f"MM-Diff: {len(lost)} of {len(self.blocks)} cross-attention layers no longer run "
+                f"the image branch: a node after Apply MM-Diff Attention replaced them ({name}); "
+                "put that node before Apply MM-Diff Attention, which keeps existing patches"
             )
 
     def make_state(self, prompt: BoundPrompt, diffusion_model: UNetModel, dtype: torch.dtype, device: torch.device, pictures: int = 1,
@@ -285,13 +288,14 @@ class Application:
         run = transformer_options.get(self.key)
         if not isinstance(run, Run):
             raise RuntimeError(
-                "MM-Diff: the subjects' keys and values were not made, because this sampler does not run ComfyUI's SAMPLER_SAMPLE "
-                "wrappers; use KSampler, SamplerCustom or a guider built on CFGGuider"
+                "MM-Diff: the subjects' keys and values were not computed, because this sampler "
+                "does not run ComfyUI's SAMPLER_SAMPLE wrappers; use KSampler, SamplerCustom or a "
+                "guider built on CFGGuider"
             )
         if len(mine) != batch:
             raise RuntimeError(
                 f"MM-Diff: the model was called with {batch} rows, but the conditioning describes {len(mine)}; a node between "
-                "sampler and model splits the batch in a way that hides which row is which"
+                "sampler and model splits the batch so that its rows can no longer be matched"
             )
         factor = run.window.factor(transformer_options["sigmas"])
         if isinstance(factor, float) and factor == 0:
@@ -472,8 +476,9 @@ def check_unet(model, adapter: MMDiffAdapter) -> tuple[TransformerBlock, ...]:
         )
     width = next(iter(model.model_state_dict(f"diffusion_model.{expected[0].path}.attn2.to_k.weight").values())).shape[-1]
     if width != adapter.config.context_width:
-        raise ValueError(f"the model reads text of width {width}, the adapter needs {adapter.config.context_width}; "
-                         f"is the model of the {adapter.config.base} family?")
+        raise ValueError(f"the model expects prompt embeddings of width {width}, the adapter needs "
+                         f"{adapter.config.context_width}; is this a model of the "
+                         f"{adapter.config.base} family?")
     return expected
 
 
@@ -501,7 +506,8 @@ def apply(model, adapter: MMDiffAdapter, strength: Strength):
     blocks = check_unet(model, adapter)
     application = Application(adapter, strength, blocks)
     if application.key in model.wrappers.get(Wrappers.SAMPLER_SAMPLE, {}):
-        raise ValueError(f"{adapter.source} is already applied to this model; one Apply MM-Diff Attention is enough")
+        raise ValueError(f"{adapter.source} is already applied to this model; use one Apply "
+                         "MM-Diff Attention per adapter")
     patched = model.clone()
     if CLONE_KEY not in patched.callbacks.get(Callbacks.ON_CLONE, {}):
         patched.add_callback_with_key(Callbacks.ON_CLONE, CLONE_KEY, own_slots)

@@ -279,7 +279,7 @@ def watch(model, recorder: Recorder):
     """A clone of the model whose runs are recorded. Where no MM-Diff is applied there is nothing to record, and the recorder stays empty.
     ValueError when the model is watched already."""
     if WATCH in model.wrappers.get(Wrappers.SAMPLER_SAMPLE, {}):
-        raise ValueError("this model is already watched; one MM-Diff Watch Attention is enough")
+        raise ValueError("this model is already watched; use one MM-Diff Watch Attention per model")
     patched = model.clone()
     patched.add_wrapper_with_key(Wrappers.SAMPLER_SAMPLE, WATCH, recorder.on_run)
     return patched

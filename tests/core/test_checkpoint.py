@@ -231,7 +231,7 @@ KEY = "7.to_k_lora_image.down.weight"
         (
             official.UNET_FILE,
             lambda sd: sd | {KEY: sd[KEY][:, :9]},
-            r"to_k_image\.down has the shape \(64, 9\), expected \(64, 256\)",
+            r"to_k_image\.down has shape \(64, 9\), expected \(64, 256\)",
         ),
         (
             official.UNET_FILE,
@@ -266,7 +266,7 @@ KEY = "7.to_k_lora_image.down.weight"
         (
             official.CUSTOM_FILE,
             changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(5)}),
-            r"fuse\.l\.hidden\.bias has the shape \(5,\)",
+            r"fuse\.l\.hidden\.bias has shape \(5,\)",
         ),
         (
             official.CUSTOM_FILE,
@@ -301,7 +301,9 @@ class Dangerous:
 def test_a_file_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_path):
     copy_checkpoint(tmp_path)
     torch.save({"0.to_q_lora.up.weight": Dangerous()}, tmp_path / official.UNET_FILE)
-    with pytest.raises(CheckpointError, match="unet_adapter_weights.bin holds more than weights"):
+    with pytest.raises(
+        CheckpointError, match="unet_adapter_weights.bin contains more than weights"
+    ):
         checkpoint.load(tmp_path)
     assert not Dangerous.ran
 

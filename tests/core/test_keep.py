@@ -34,7 +34,7 @@ def test_a_subject_of_another_adapter_is_refused_with_both_named(tmp_path):
     save_subject(tmp_path / "ann.safetensors", subject())
     with pytest.raises(
         SubjectFileError,
-        match=r"ann\.safetensors was made by another MM-Diff checkpoint "
+        match=r"ann\.safetensors was encoded with another MM-Diff checkpoint "
         r"\(0123456789abcdef\) than portrait \(ffff\)",
     ):
         load_subject(tmp_path / "ann.safetensors", "ffff", "portrait")
@@ -51,7 +51,7 @@ def test_a_file_that_is_no_subject_or_is_damaged_is_refused(tmp_path):
     for name, message in (
         ("lora", "is not a subject"),
         ("cut", "cannot be read"),
-        ("nan", "not finite"),
+        ("nan", "non-finite"),
         ("gone", "cannot be read"),
     ):
         with pytest.raises(SubjectFileError, match=message):

@@ -143,7 +143,7 @@ def test_when_nothing_was_recorded_the_message_says_what_to_connect():
 
 def test_pictures_of_another_run_are_refused_with_both_counts():
     recorded = [AttentionMaps(("ann",), torch.rand(1, 2, 1, 4, 4), torch.rand(1, 2, 1, 4, 4))]
-    with pytest.raises(ValueError, match="drew 2 pictures, but 1 came in"):
+    with pytest.raises(ValueError, match="generated 2 images, but 1 were given"):
         maps.show_maps(recorded, torch.zeros(1, 8, 8, 3), "both", 0.5)
     over, masks, steps, said = maps.show_maps(recorded, torch.zeros(2, 8, 8, 4), "both", 0.5)
     assert (

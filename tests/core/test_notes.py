@@ -53,7 +53,7 @@ def test_a_photograph_is_sharp_and_the_same_made_tiny_is_noted(path):
         "ann", seen(path), query, PORTRAIT_SDXL
     )
     (note,) = reference_notes("ann", seen(path, 48), query, PORTRAIT_SDXL)
-    assert note.startswith("ann, picture 1: blurred or too small")
+    assert note.startswith("ann, image 1: blurred or too small")
 
 
 def test_pixel_art_is_never_called_blurred():
@@ -68,7 +68,7 @@ def test_the_face_that_is_unlike_the_others_is_named():
     faces = torch.stack([one + 0.3 * torch.randn(512), other, one + 0.3 * torch.randn(512), one])
     pictures = torch.rand(4, 3, 224, 224)
     (note,) = reference_notes("ann", pictures, faces, PORTRAIT_SDXL)
-    assert note.startswith("ann, picture 2: the face is unlike the others")
+    assert note.startswith("ann, image 2: the face differs from the others")
     # of two, who is to say
     assert not reference_notes("ann", pictures[:2], faces[:2], PORTRAIT_SDXL)
     assert not reference_notes("ann", pictures, faces, GENERAL_SDXL)
@@ -94,7 +94,7 @@ def test_a_tiny_covered_or_turned_face_is_told_with_its_picture(box, score, nose
     assert (
         not found
         if told is None
-        else len(found) == 1 and found[0].startswith("picture 2: ") and told in found[0]
+        else len(found) == 1 and found[0].startswith("image 2: ") and told in found[0]
     )
 
 
@@ -123,7 +123,7 @@ def test_the_encoder_tells_of_a_covered_face_also_under_another_name():
     for name in ("ann", "ben"):
         _, _, notes, _ = encode_subject(mmdiff, vision, CASE.images(slot), faces, name)
         assert any(
-            note.startswith(f"{name}, picture 1: the face is found with a confidence of only 50%")
+            note.startswith(f"{name}, image 1: the face is detected with a confidence of only 50%")
             for note in notes
         )
 
@@ -147,7 +147,7 @@ def test_subjects_that_look_alike_are_told_with_what_to_do():
         [subject("ann", ann), subject("rex", rex), subject("twin", twin)], PORTRAIT_SDXL
     )
     assert (
-        note.startswith("ann and twin look alike (similarity 0.88, noted above 0.5)")
+        note.startswith("ann and twin look alike (similarity 0.88, reported above 0.5)")
         and "Multi-Subject Constraint Masks" in note
     )
     assert not look_alike_notes([subject("ann", ann), subject("rex", rex)], PORTRAIT_SDXL)

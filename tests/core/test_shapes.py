@@ -78,7 +78,7 @@ def test_a_box_that_reaches_out_of_the_picture_is_cut_to_it():
         ),
         (
             '[{"subject": 1, "x": 64, "y": 0, "width": 32, "height": 32}]',
-            "box 1 lies outside the picture .*shares of the picture, 0 to 1",
+            "box 1 lies outside the image .*fractions of the image, 0 to 1",
         ),
     ],
 )
@@ -107,8 +107,8 @@ def test_found_boxes_are_the_subjects_in_order(found, subjects):
 @pytest.mark.parametrize(
     "found, message",
     [
-        ([], "found_boxes has no box"),
-        ([[]], "found_boxes has no box"),
+        ([], "found_boxes contains no box"),
+        ([[]], "found_boxes contains no box"),
         ([A, B, C], "boxes for 3 subjects, but there are 2"),
         (
             [A, {"x": 900, "y": 0, "width": 9, "height": 9}],
@@ -200,7 +200,7 @@ def test_exclusive_leaves_an_overlap_to_the_earlier_subject_whatever_was_drawn_f
 
 
 def test_who_would_be_left_with_nothing_is_named():
-    with pytest.raises(ValueError, match=r"exclusive leaves subject 2 \(bob\) nothing"):
+    with pytest.raises(ValueError, match=r"exclusive leaves subject 2 \(bob\) without a region"):
         regions([LEFT, Box(2, 0.1, 0.1, 0.2, 0.2)], exclusive=True)
     with pytest.raises(
         ValueError, match=r"grow -10 leaves nothing of the region of subject 2 \(bob\)"
@@ -208,7 +208,7 @@ def test_who_would_be_left_with_nothing_is_named():
         regions([Box(2, 0.4, 0.4, 0.2, 0.2)], grow=-10)
     with pytest.raises(
         ValueError,
-        match=r"subject 3 \(eve\) has no region, and the others' regions cover the whole picture",
+        match=r"subject 3 \(eve\) has no region, and the others' regions cover the whole image",
     ):
         regions([LEFT, RIGHT], names=NAMES, free=BACKGROUND)
 

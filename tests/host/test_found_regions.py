@@ -128,5 +128,5 @@ def test_nouns_cannot_be_held_where_another_pack_draws_the_text_and_that_is_said
     held = tuple(
         replace(s.masked(m), hold_nouns=True) for s, m in zip(scene.subjects, (left, right))
     )
-    with pytest.raises(RuntimeError, match="another node draws the text in 1 layers"):
+    with pytest.raises(RuntimeError, match="another node replaced the text attention in 1 layers"):
         scene.sample(apply(other, scene.adapter, BOTH), prompt(scene, held))

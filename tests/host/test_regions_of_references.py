@@ -62,11 +62,11 @@ def test_masks_come_in_any_size_one_or_one_for_each_picture():
 @pytest.mark.parametrize(
     "mask, boxes, message",
     [
-        (torch.ones(3, 4, 4), None, "3 masks for 2 pictures"),
-        (None, [BOX] * 3, "boxes for 3 pictures, but there are 2"),
-        (torch.ones(1, 4, 4), BOX, "connect one of them"),
-        (None, [[BOX], []], "picture 2 has no box"),
-        (None, {**BOX, "x": 100}, "lies outside picture 1 of 60 x 40"),
+        (torch.ones(3, 4, 4), None, "3 masks for 2 images"),
+        (None, [BOX] * 3, "boxes for 3 images, but there are 2"),
+        (torch.ones(1, 4, 4), BOX, "connect only one of them"),
+        (None, [[BOX], []], "image 2 has no box"),
+        (None, {**BOX, "x": 100}, "lies outside image 1 of 60 x 40"),
     ],
 )
 def test_regions_that_do_not_fit_are_told(mask, boxes, message):
@@ -116,7 +116,7 @@ def test_of_several_faces_the_one_in_the_region_is_taken(analyser):
         region = torch.zeros(image.shape[:2])
         region[int(y) - 10 : int(y) + 10, int(x) - 10 : int(x) + 10] = 1
         assert analyser.pick(image, 0, "", region.numpy()).box == analyser.pick(image, number).box
-    with pytest.raises(ValueError, match="none of the faces in the picture"):
+    with pytest.raises(ValueError, match="none of the faces in the image"):
         analyser.pick(image, 0, "ann", torch.zeros(image.shape[:2]).numpy())
 
 
@@ -124,14 +124,12 @@ def test_found_faces_are_drawn_numbered_and_given_as_boxes(analyser):
     image = torch.from_numpy(picture(*THREE).copy())[None].float() / 255
     drawn, boxes, said = find_faces(image, analyser)
     assert (
-        drawn.shape == image.shape
-        and not torch.equal(drawn, image)
-        and said == "picture 1: 3 faces"
+        drawn.shape == image.shape and not torch.equal(drawn, image) and said == "image 1: 3 faces"
     )
     edges = [box["x"] for box in boxes[0]]
     assert len(edges) == 3 and edges == sorted(edges)
     assert all(regions_of(image, None, [[box]])[0].any() for box in boxes[0])
-    assert find_faces(torch.zeros(1, 64, 64, 3), analyser)[2] == "picture 1: no face"
+    assert find_faces(torch.zeros(1, 64, 64, 3), analyser)[2] == "image 1: no face"
 
 
 # ---------------------------------------------------------------- before insightface is installed
@@ -144,11 +142,15 @@ def test_a_portrait_without_faces_is_carried_by_its_noun_alone_and_says_what_is_
         mmdiff, clip_vision, image, None, "ann", clip_only=True
     )
     assert subject.tokens.shape == (0, mmdiff.config.context_width) and len(seen) == 2
-    assert len(notes) == 1 and "the face does not" in notes[0] and "insightface" in notes[0]
+    assert (
+        len(notes) == 1
+        and "facial identity is not preserved" in notes[0]
+        and "insightface" in notes[0]
+    )
     fused = encode_prompt(clip, mmdiff, "a man<|subj|> reading", "", (subject,))
     plain = encode_prompt(clip, mmdiff, "a man reading", "")
     assert not torch.allclose(fused.positive[0][0], plain.positive[0][0], atol=1e-3)
-    with pytest.raises(ValueError, match="there is clip_only"):
+    with pytest.raises(ValueError, match="turn on clip_only"):
         encode_subject(mmdiff, clip_vision, image, None, "ann")
 
 

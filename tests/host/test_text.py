@@ -160,7 +160,7 @@ def test_a_subject_that_names_leave_out_does_not_show_and_a_note_says_so(clip, m
     prompt = encode_prompt(clip, mmdiff, "a man<|bob|> in the snow", "", pair)
     assert [s.name for s in shown(prompt)] == ["bob"]
     assert (
-        "note: ann is not in the prompt and will not show; write <|ann|> after its noun"
+        "note: ann is not in the prompt and will not appear; write <|ann|> after its noun"
         in prompt.describe().splitlines()
     )
 
@@ -170,14 +170,13 @@ def test_a_subject_that_names_leave_out_does_not_show_and_a_note_says_so(clip, m
     [
         (
             "a man<|bill|>",
-            r"<\|bill\|> \(after 'man'\), but there is no subject of that name; "
-            "there are: ann, bob",
+            r"<\|bill\|> \(after 'man'\), but no subject has that name; available: ann, bob",
         ),
         (
             "a man<|bob|> and a man<|subj|> and a man<|subj|>",
-            r"2 <\|subj\|> markers .*but 1 subject that no marker names came in \(ann\)",
+            r"2 <\|subj\|> markers .*for 1 subject not named by a marker \(ann\)",
         ),
-        ("a man<||>", "names nobody"),
+        ("a man<||>", "is empty"),
         ("a man<|bob|>ish thing", "followed directly by 'ish'"),
         ("<|bob|> in the snow", r"a <\|bob\|> has no word before it"),
         ("a man<|bob|><|ann|>", r"a <\|ann\|> has no word before it"),
@@ -199,8 +198,8 @@ def test_a_name_in_the_negative_prompt_is_an_error(clip, mmdiff, pair):
     "text, counts",
     [
         ("a man in the snow", "0 .* 2 subjects"),
-        ("a man<|subj|>", "1 .* marker .*but 2 subjects"),
-        ("a man<|subj|>, a dog<|subj|>, a cat<|subj|>", "3 .*but 2 subjects"),
+        ("a man<|subj|>", "1 .* marker .*for 2 subjects"),
+        ("a man<|subj|>, a dog<|subj|>, a cat<|subj|>", "3 .*for 2 subjects"),
     ],
 )
 def test_a_wrong_number_of_markers_is_an_error_with_both_counts(clip, mmdiff, pair, text, counts):
@@ -209,7 +208,7 @@ def test_a_wrong_number_of_markers_is_an_error_with_both_counts(clip, mmdiff, pa
 
 
 def test_a_marker_without_any_subject_is_an_error(clip, mmdiff):
-    with pytest.raises(ValueError, match=r"1 .*but 0 subjects came in \(none\)"):
+    with pytest.raises(ValueError, match=r"1 .*for 0 subjects \(none\)"):
         encode_prompt(clip, mmdiff, "a man<|subj|>", "")
 
 

@@ -84,7 +84,8 @@ def test_the_widget_changed_by_hand_shows_on_the_picture(page, server):
     page.evaluate(f"() => {{ const face = {FACE}; face.value = 3; face.callback(3); }}")
     assert picker.marked("next") == ["3"]
     page.evaluate(f"() => {{ const face = {FACE}; face.value = 9; face.callback(9); }}")
-    assert picker.marked("next") == [] and picker.says.inner_text() == "there is no face 9 here"
+    assert picker.marked("next") == []
+    assert picker.says.inner_text() == "there is no face 9 in this image"
 
 
 def test_one_face_takes_no_room_and_a_second_picture_is_turned_to(page, server):
@@ -101,9 +102,9 @@ def test_one_face_takes_no_room_and_a_second_picture_is_turned_to(page, server):
     picker.run()
     assert picker.faces.count() == 2 and "1 of 3" in picker.root.locator(".turn").inner_text()
     picker.faces.nth(1).click(force=True)  # past the check that it is enabled
-    assert picker.number == 0 and "picture 2 has 1 face" in picker.says.inner_text()
+    assert picker.number == 0 and "image 2 has only 1 face" in picker.says.inner_text()
     shot(page, "faces_not_on_every_picture")
-    picker.root.get_by_role("button", name="Next picture").click()
+    picker.root.get_by_role("button", name="Next image").click()
     assert (
         picker.faces.count() == 3
         and "3 of 3" in picker.root.locator(".turn").inner_text()
@@ -124,7 +125,7 @@ def test_a_face_number_from_another_node_is_left_alone(page, server):
       nodes.ann.widgets.find((w) => w.name === "face").value = 0;
       number.connect(0, nodes.ann, nodes.ann.inputs.findIndex((i) => i.name === "face"));
     }""")
-    assert picker.says.inner_text() == "face is connected: it is chosen there"
+    assert picker.says.inner_text() == "face is connected; choose it there"
     picker.faces.nth(0).click(force=True)  # past the check that it is enabled
     assert picker.number == 0 and {
         f.get_attribute("aria-disabled") for f in picker.faces.all()

@@ -125,9 +125,8 @@ def test_a_whole_checkpoint_folder_is_ok_and_every_wrong_file_of_another_is_name
     first, advice = doctor.adapter_lines([folder], [], FILES)
     assert (first.state, advice.state) == (MISSING, MISSING)
     assert first.text == (
-        f"portrait_generation: {FILES[0]} is not there; {FILES[1]} is empty; "
-        f"{FILES[2]} is a Git LFS pointer, "
-        "not the file it stands for"
+        f"portrait_generation: {FILES[0]} is missing; {FILES[1]} is empty; "
+        f"{FILES[2]} is a Git LFS pointer, not the file itself"
     )
 
 
@@ -221,7 +220,7 @@ def test_one_part_that_cannot_be_looked_at_does_not_stop_the_others(bare, monkey
         doctor, "look_at_folders", lambda: (_ for _ in ()).throw(PermissionError("not yours"))
     )
     lines = doctor.examine()
-    assert "could not be looked at: PermissionError: not yours" in text_of(lines, NOTE)
+    assert "could not be checked: PermissionError: not yours" in text_of(lines, NOTE)
     assert {line.part for line in lines} >= {
         "Versions",
         "Faces",
@@ -241,7 +240,7 @@ def test_the_command_without_a_comfyui_still_reports(bare, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert (
         "missing no ComfyUI found: put this pack" in said
-        and "gone.yaml is not there" in said
+        and "gone.yaml not found" in said
         and "Versions" in said
     )
 
@@ -260,7 +259,7 @@ def test_the_command_sees_the_folders_it_is_told_of(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (
         f"ok      mmdiff: {TINY.parent}" in done.stdout
-        and "ok      tiny-portrait: all 3 files are there" in done.stdout
+        and "ok      tiny-portrait: all 3 files found" in done.stdout
     )
 
 
@@ -272,11 +271,7 @@ def test_the_node_reports_through_a_server_and_looks_anew_each_time(server: Serv
     outputs = server.run(graph)["outputs"]
     (report,) = outputs["doctor"]["text"]
     assert report.startswith("MM-Diff Doctor: ") and list(outputs["show"]["text"]) == [report]
-    for part in (
-        "ok      ComfyUI ",
-        "ok      tiny-portrait: all 3 files are there",
-        "stand_in in ",
-    ):
+    for part in ("ok      ComfyUI ", "ok      tiny-portrait: all 3 files found", "stand_in in "):
         assert part in report
     damaged = server.home / "mmdiff_subjects/doctor_test.safetensors"
     damaged.write_bytes(b"")

@@ -59,7 +59,7 @@ def test_the_choice_is_told_with_all_it_was_made_from(analyser, vision, looks, a
     )
     assert choice.used == used and len(choice.boxes) == 3
     assert all(near(box, disc) for box, disc in zip(choice.boxes, THREE, strict=True))
-    assert looks == ["ann, picture 1 of 1"], "each picture is looked at once"
+    assert looks == ["ann, image 1 of 1"], "each picture is looked at once"
 
 
 def test_a_remembered_encoding_tells_its_choice_again_without_a_look(analyser, vision, looks):

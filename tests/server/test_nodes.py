@@ -157,7 +157,7 @@ def test_a_checkpoint_is_converted_by_its_node_and_loads_from_the_list(server: S
             behaviour="as stored",
         )
     }
-    with pytest.raises(RuntimeError, match="leads out of"):
+    with pytest.raises(RuntimeError, match="points outside"):
         server.run(prompt)
 
 
@@ -176,7 +176,7 @@ def test_a_face_that_is_not_there_is_an_error_that_names_the_picture(server: Ser
     prompt["faces"] = node("MMDiffLoadFaceAnalysis", model="stand_in", device="cpu")
     prompt["black"] = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
     prompt["subject0"]["inputs"] |= {"faces": ["faces", 0], "image": ["black", 0], "face": 3}
-    with pytest.raises(RuntimeError, match="s0, picture 1 of 1: "):
+    with pytest.raises(RuntimeError, match="s0, image 1 of 1: "):
         server.run(prompt)
 
 
@@ -234,7 +234,7 @@ def test_mixing_and_weighing_run_in_the_server_and_encode_nothing_again(server: 
     ran = executed(server, prompt)
     assert "sample" in ran and not ran & {"subject0", "case0", "mix"}
     prompt["weigh"]["inputs"]["name"] = "nobody"
-    with pytest.raises(RuntimeError, match="no subject named 'nobody'; there are: mix"):
+    with pytest.raises(RuntimeError, match="no subject is named 'nobody'; available: mix"):
         server.run(prompt)
 
 

@@ -35,8 +35,8 @@ def read_prompt(text: str, references: Sequence[Path]) -> Example:
     *parts, end = text.split(MARKER)
     if len(parts) != len(references):
         raise ValueError(
-            f"the prompt has {len(parts)} {MARKER}, but {len(references)} images came; give one "
-            "image per marker"
+            f"the prompt has {len(parts)} {MARKER}, but {len(references)} images were given; give "
+            "one image per marker"
         )
     side, at, subjects = scenes.SIDE * sizes.DOT, 0, []
     for part, path in zip(parts, references):
