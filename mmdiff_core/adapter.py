@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bases import TransformerBlock
 from .config import MMDiffConfig
 from .heads import QueryTokens, SubjectToText, WordFusion
 from .lora import LoRAPairs, LowRank
 from .refiner import SubjectRefiner
 from .subjects import Subject, VisionFeatures
-from .unet_layers import TransformerBlock
 
 
 class SubjectModules(nn.Module):
@@ -24,7 +24,7 @@ class SubjectModules(nn.Module):
 
     def __init__(self, config: MMDiffConfig, ops=nn):
         super().__init__()
-        widths = dict(config.text_widths)
+        widths = config.text_widths
         self.subject_to_text = SubjectToText(config.cls_width, widths, ops)
         self.query = QueryTokens(config.query_width, config.context_width, config.tokens_per_reference, ops)
         self.refiner = SubjectRefiner(

@@ -10,7 +10,7 @@ import json
 import logging
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from . import official
 from .adapter import MMDiffAdapter, SubjectModules, collect_pairs
-from .config import CONFIGS, PORTRAIT_SDXL, MMDiffConfig
-from .official import CUSTOM_FILE, FILES, TEXT_FILE, UNET_FILE, VISION_GROUP
+from .bases import BASES, Base
+from .config import PORTRAIT_SDXL, MMDiffConfig
+from .official import BASE_FILE, CUSTOM_FILE, FILES, TEXT_FILE, UNET_FILE, VISION_GROUP
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def read_official(folder: Path) -> tuple[MMDiffConfig, Tensors]:
         )
     unet, text, custom = (_read_bin(folder / name) for name in FILES)
     groups = _custom_groups(custom)
-    config = _official_config(unet, groups)
+    config = _official_config(unet, _own_base(folder))
     flat = {f"modules.{k}": v for k, v in _modules(config, groups).items()}
     flat |= {f"unet.{k}": v for k, v in _pairs(UNET_FILE, unet, official.unet_keys(config)).items()}
     flat |= {f"text.{k}": v for k, v in _text(config, text).items()}
@@ -73,9 +74,19 @@ def read_single(path: Path) -> tuple[MMDiffConfig, Tensors]:
                     f"{path.name} is not an MM-Diff checkpoint: its header says format {header.get('format')!r}, expected "
                     f"{FORMAT!r}. An official folder is turned into one by Convert MM-Diff Checkpoint."
                 )
-            return MMDiffConfig.from_json(header["config"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}    # noqa: SIM118
+            return config_of(header, path.name), tensors
     except SafetensorError as error:
         raise CheckpointError(f"{path.name} cannot be read as safetensors ({error}): is the download complete?") from error
+
+
+def config_of(header: Mapping[str, str], name: str) -> MMDiffConfig:
+    """The config of our header, and with it the record of its base where that is not one of ours."""
+    try:
+        own = [Base.from_json(header["base"])] if "base" in header else []
+        return MMDiffConfig.from_json(header["config"], BASES | {base.name: base for base in own})
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from error
 
 
 def read(path: Path) -> tuple[MMDiffConfig, Tensors]:
@@ -122,26 +133,22 @@ def _custom_groups(custom: Mapping) -> dict[str, Tensors]:
     return {k: dict(v) for k, v in custom.items()}
 
 
-def _official_config(unet: Tensors, groups: Mapping[str, Tensors]) -> MMDiffConfig:
-    """Sizes of a released checkpoint from its shapes; the full-size one gives PORTRAIT_SDXL."""
+def _own_base(folder: Path) -> list[Base]:
+    """The base whose record lies in an official folder, in a list; empty where none does."""
+    path = folder / BASE_FILE
+    return [Base.from_json(path.read_text(encoding="utf-8"))] if path.is_file() else []
+
+
+def _official_config(unet: Tensors, own: list[Base]) -> MMDiffConfig:
+    """The config of a released checkpoint; the full-size one gives PORTRAIT_SDXL."""
+    shapes = {k: tuple(v.shape) for k, v in unet.items()}
     try:
-        base = official.guess_base({k: tuple(v.shape) for k, v in unet.items()})
+        base = official.guess_base(shapes, own or BASES.values())
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-
-    def shape(group: str, key: str) -> torch.Size:
-        if key not in groups[group]:
-            raise CheckpointError(f"{CUSTOM_FILE}: {group}.{key} is missing. {LIKELY}")
-        return groups[group][key].shape
-
-    config = replace(
-        PORTRAIT_SDXL, base=base, query_width=shape("face_embeds_proj", "proj.0.weight")[1],
-        cls_width=shape("obj_embeds_proj", "fc.weight")[1],
-        vision_width=shape("face_embeds_proj", "refiner.proj_in.weight")[1],
-        context_width=shape("face_embeds_proj", "layer_norm.weight")[0],
-        text_widths=(("l", shape("mm_fuse_one", "fc2.weight")[0]), ("g", shape("mm_fuse_two", "fc2.weight")[0])),
-    )
-    return config if base == PORTRAIT_SDXL.base else replace(config, name=f"portrait-{base}")
+    if base == PORTRAIT_SDXL.base:
+        return PORTRAIT_SDXL
+    return replace(PORTRAIT_SDXL, base=base, name=f"portrait-{base.name}")
 
 
 def _modules(config: MMDiffConfig, groups: Mapping[str, Tensors]) -> Tensors:
@@ -178,8 +185,6 @@ def _text(config: MMDiffConfig, tensors: Tensors) -> Tensors:
 
 def check(config: MMDiffConfig, flat: Tensors, name: str) -> None:
     """Every key known, none missing, every shape right. CheckpointError names the first wrong ones."""
-    if config.base not in official.LAYOUTS:
-        raise CheckpointError(f"{name} is for the base {config.base!r}; this version knows {sorted(official.LAYOUTS)}")
     if wrong := sorted(k for k, v in flat.items() if not isinstance(v, Tensor) or v.dtype not in FLOATS):
         raise CheckpointError(f"{name}: {wrong[0]} is not a float16, bfloat16 or float32 tensor. {LIKELY}")
     expected = expected_shapes(config, flat)
@@ -192,7 +197,7 @@ def check(config: MMDiffConfig, flat: Tensors, name: str) -> None:
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise CheckpointError(f"{name} does not fit {config.name} on {config.base}: {'; '.join(problems[:3])}{more}. {LIKELY}")
+        raise CheckpointError(f"{name} does not fit {config.name} on {config.base.name}: {'; '.join(problems[:3])}{more}. {LIKELY}")
 
 
 def expected_shapes(config: MMDiffConfig, flat: Tensors) -> dict[str, official.Shape]:
@@ -202,7 +207,7 @@ def expected_shapes(config: MMDiffConfig, flat: Tensors) -> dict[str, official.S
     shapes |= {f"unet.{k}": v for k, v in official.unet_shapes(config, unet_rank).items()}
     for encoder in config.encoders:
         for projections in official.TEXT_FAMILIES.values():
-            stems = [s for s in official.text_keys(config) if s.startswith(f"{encoder}.") and s.endswith(projections)]
+            stems = [s for s in official.text_stems(config) if s.startswith(f"{encoder}.") and s.endswith(projections)]
             present = [s for s in stems if f"text.{s}.down" in flat or f"text.{s}.up" in flat]
             if not present:
                 continue
@@ -238,11 +243,10 @@ def fingerprint(config: MMDiffConfig, flat: Tensors) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(config: MMDiffConfig, flat: Tensors, source: str, ops=nn,
-          make: Callable[..., SubjectModules] = SubjectModules) -> MMDiffAdapter:
+def build(config: MMDiffConfig, flat: Tensors, source: str, ops=nn) -> MMDiffAdapter:
     """Checked tensors -> adapter; `ops` makes the layers (torch.nn, or the host's casting layers)."""
     groups = split(flat)
-    modules = make(config, ops).eval().requires_grad_(False)
+    modules = SubjectModules(config, ops).eval().requires_grad_(False)
     kept = next(iter(groups["modules"].values())).dtype
     modules.to(kept)                    # stored precision; the casting layers compute in their input's
     modules.load_state_dict(groups["modules"], strict=True)
@@ -263,6 +267,8 @@ def save_single(path: Path, config: MMDiffConfig, flat: Tensors, dtype: torch.dt
     """Write our layout; the file appears under its name only when it is whole."""
     check(config, flat, path.name)
     header = {**(extra or {}), "format": FORMAT, "format_version": VERSION, "config": config.to_json()}
+    if BASES.get(config.base.name) != config.base:
+        header["base"] = config.base.to_json()
     part = path.with_name(path.name + ".part")
     save_file({k: v.to(dtype).contiguous().clone() for k, v in flat.items()}, str(part), metadata=header)
     part.replace(path)
@@ -270,7 +276,7 @@ def save_single(path: Path, config: MMDiffConfig, flat: Tensors, dtype: torch.dt
 
 def save_official(folder: Path, config: MMDiffConfig, flat: Tensors, dtype: torch.dtype = torch.float16) -> None:
     """Write the released layout (portrait adapters on two text encoders only: the layout has no place for others)."""
-    if config.variant != "portrait" or config.encoders != ("l", "g"):
+    if not config.variant.reads_faces or config.encoders != ("l", "g"):
         raise CheckpointError(f"the released layout holds portrait adapters for SDXL; this one is {config.name}")
     check(config, flat, folder.name)
     groups = split({k: v.to(dtype).contiguous() for k, v in flat.items()})
@@ -284,6 +290,8 @@ def save_official(folder: Path, config: MMDiffConfig, flat: Tensors, dtype: torc
     torch.save(_upstream(groups["unet"], official.unet_keys(config)), folder / UNET_FILE)
     torch.save(_upstream(groups["text"], official.text_keys(config)), folder / TEXT_FILE)
     torch.save(custom | {VISION_GROUP: groups["vision"]}, folder / CUSTOM_FILE)
+    if BASES.get(config.base.name) != config.base:
+        (folder / BASE_FILE).write_text(config.base.to_json(), encoding="utf-8")
 
 
 def _upstream(pairs: Tensors, table: Mapping[str, str]) -> Tensors:
@@ -305,7 +313,3 @@ def convert(source: Path, target: Path, dtype: str = "fp16", behaviour: str | No
     (save_single if single else save_official)(Path(target), config, flat, DTYPES[dtype])
     count = sum(t.numel() for t in flat.values())
     return f"{Path(source).name} -> {target.name}: {config.name}, {len(flat)} tensors, {count / 1e6:.1f} M values, {dtype}"
-
-
-__all__ = ["CONFIGS", "CheckpointError", "build", "check", "convert", "fingerprint", "is_official_folder", "load", "read",
-           "save_official", "save_single", "split"]

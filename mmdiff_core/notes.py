@@ -18,8 +18,6 @@ from .subjects import Subject
 # photographs made 64 px wide and enlarged again 0.005 to 0.014 (tests/test_notes.py).
 BLURRED = 0.015
 SMALLEST = 112                              # sides below this are pixel art, where sharpness says nothing
-# cosine between unit identities above which two subjects are taken for one another, by what they are compared with
-LOOK_ALIKE = {"portrait": 0.5, "general": 0.92}
 UNLIKE = 0.25                               # an ArcFace cosine between pictures of one person is rarely lower
 # of a found face; not calibrated on photographs here
 UNSURE = 0.65                               # detector confidence of a plain view is mostly above 0.75; 0.5 is no face at all
@@ -42,7 +40,7 @@ def reference_notes(name: str, seen: Tensor, query: Tensor, config: MMDiffConfig
             if sharpness(picture) < BLURRED:
                 found.append(f"{name}, picture {i}: blurred or too small; what the encoder sees has no more detail than a picture about "
                              "60 px wide. Use a sharper or closer one.")
-    if config.variant == "portrait" and len(query) > 2:
+    if config.variant.reads_faces and len(query) > 2:
         unit = F.normalize(query.float(), dim=-1)
         for i in range(len(unit)):
             others = F.normalize((unit.sum(0) - unit[i]), dim=0)
@@ -77,7 +75,7 @@ def similarity(a: Subject, b: Subject) -> float | None:
 
 def look_alike_notes(subjects: Sequence[Subject], config: MMDiffConfig) -> list[str]:
     """A sentence for each pair of subjects that the adapter may take for one another."""
-    least = LOOK_ALIKE[config.variant]
+    least = config.variant.look_alike
     return [
         f"{a.name} and {b.name} look alike (similarity {alike:.2f}, noted above {least:g}): they may blend. Hold each in a region with "
         "Multi-Subject Constraint Masks, and name in the prompt what tells them apart."

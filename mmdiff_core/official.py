@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from .bases import Base, layer_pairs, projection_shape
 from .config import MMDiffConfig
-from .unet_layers import LAYOUTS, layer_pairs, projection_shape
 
 Shape = tuple[int, ...]
 
@@ -18,6 +18,7 @@ UNET_FILE = "unet_adapter_weights.bin"
 TEXT_FILE = "text_encoder_adapter_weights.bin"
 CUSTOM_FILE = "custom_weights.bin"
 FILES = (UNET_FILE, TEXT_FILE, CUSTOM_FILE)
+BASE_FILE = "base.json"     # beside them, the record of a base that `bases.BASES` does not have
 
 # custom_weights.bin: group -> {upstream module: ours}; {} runs over the refiner's blocks
 MODULES: dict[str, dict[str, str]] = {
@@ -47,7 +48,7 @@ UNET_PROJECTIONS = {
     "to_q": "to_q_lora", "to_k": "to_k_lora", "to_v": "to_v_lora", "to_out": "to_out_lora",
     "to_k_image": "to_k_lora_image", "to_v_image": "to_v_lora_image",
 }
-TEXT_ENCODERS = {"l": "text_encoder", "g": "text_encoder_2"}
+TEXT_ENCODERS = {"l": "text_encoder", "g": "text_encoder_2"}      # the layout has room for these two
 # projection -> (upstream's newer stem, older stem), within "<encoder>.text_model.encoder.layers.<i>."
 TEXT_PROJECTIONS = {
     "self_attn.q_proj": ("self_attn.q_proj.lora_linear_layer", "self_attn.to_q_lora"),
@@ -61,9 +62,6 @@ TEXT_FAMILIES = {
     "attention": tuple(p for p in TEXT_PROJECTIONS if p.startswith("self_attn")),
     "mlp": tuple(p for p in TEXT_PROJECTIONS if p.startswith("mlp")),
 }
-TEXT_DEPTHS = {("sdxl", "l"): 12, ("sdxl", "g"): 32, ("sd15", "l"): 12, ("tiny", "l"): 3, ("tiny", "g"): 3,
-               ("small-world", "l"): 3}
-MLP_RATIO = {"sdxl": 4, "sd15": 4, "tiny": 2, "small-world": 4}
 
 # transformers' CLIP vision tower below "vision_model.": what may be fine-tuned
 VISION_KEYS = (
@@ -75,8 +73,6 @@ VISION_KEYS = (
         "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
         "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")),
 )
-VISION_DEPTHS = {"sdxl": 24, "sd15": 24, "tiny": 3, "small-world": 4}
-VISION_PATCH = {"sdxl": 14, "sd15": 14, "tiny": 32, "small-world": 4}
 VISION_IGNORED = ("vision_model.embeddings.position_ids",)     # a buffer of older transformers, not a weight
 
 
@@ -103,20 +99,27 @@ def unet_keys(config: MMDiffConfig) -> dict[str, str]:
     }
 
 
+def text_stems(config: MMDiffConfig) -> list[str]:
+    """Our "text." stems: attention and mlp of every layer of every text encoder."""
+    return [
+        f"{encoder.name}.layers.{i}.{projection}"
+        for encoder in config.base.text for i in range(encoder.depth) for projection in TEXT_PROJECTIONS
+    ]
+
+
 def text_keys(config: MMDiffConfig, old_style: bool = False) -> dict[str, str]:
-    """Our "text." stem -> upstream stem, attention and mlp of every layer of every text encoder."""
-    return {
-        f"{encoder}.layers.{i}.{projection}":
-            f"{TEXT_ENCODERS[encoder]}.text_model.encoder.layers.{i}.{stems[old_style]}"
-        for encoder in config.encoders
-        for i in range(TEXT_DEPTHS[config.base, encoder])
-        for projection, stems in TEXT_PROJECTIONS.items()
-    }
+    """Our "text." stem -> upstream stem, in upstream's newer or older spelling."""
+    keys = {}
+    for stem in text_stems(config):
+        encoder, _, layer, projection = stem.split(".", 3)
+        theirs = TEXT_PROJECTIONS[projection][old_style]
+        keys[stem] = f"{TEXT_ENCODERS[encoder]}.text_model.encoder.layers.{layer}.{theirs}"
+    return keys
 
 
 def vision_keys(config: MMDiffConfig) -> tuple[str, ...]:
     """Every image encoder weight that a checkpoint may bring."""
-    layers = range(VISION_DEPTHS[config.base])
+    layers = range(config.base.image.depth)
     return tuple(key.format(i) for key in VISION_KEYS for i in (layers if "{}" in key else (0,)))
 
 
@@ -133,7 +136,7 @@ def unet_shapes(config: MMDiffConfig, rank: int) -> dict[str, Shape]:
     """Our "unet." keys with shapes at a rank."""
     shapes: dict[str, Shape] = {}
     for _, block, attention, projection in layer_pairs(config.base):
-        rows, columns = projection_shape(block, attention, projection, config.context_width)
+        rows, columns = projection_shape(config.base, block, attention, projection)
         stem = f"{block.path}.{attention}.{projection}"
         shapes |= {f"{stem}.down": (rank, columns), f"{stem}.up": (rows, rank)}
     return shapes
@@ -142,15 +145,15 @@ def unet_shapes(config: MMDiffConfig, rank: int) -> dict[str, Shape]:
 def text_shape(config: MMDiffConfig, stem: str) -> Shape:
     """(out, in) of the text encoder weight that a pair adds to."""
     encoder, projection = stem.split(".", 1)[0], stem.rsplit(".", 1)[1]
-    width = dict(config.text_widths)[encoder]
-    inner = width * MLP_RATIO[config.base]
+    width = config.text_widths[encoder]
+    inner = width * config.base.mlp_ratio
     return {"fc1": (inner, width), "fc2": (width, inner)}.get(projection, (width, width))
 
 
 def vision_shapes(config: MMDiffConfig) -> dict[str, Shape]:
     """Image encoder weights with shapes."""
-    width, patch = config.vision_width, VISION_PATCH[config.base]
-    inner, positions = width * MLP_RATIO[config.base], (config.image_size // patch) ** 2 + 1
+    width, patch = config.vision_width, config.base.image.patch
+    inner, positions = width * config.base.mlp_ratio, (config.image_size // patch) ** 2 + 1
     special: dict[str, Shape] = {
         "patch_embedding.weight": (width, 3, patch, patch), "position_embedding.weight": (positions, width),
         "visual_projection.weight": (config.cls_width, width), "fc1.weight": (inner, width), "fc1.bias": (inner,),
@@ -166,19 +169,22 @@ def vision_shapes(config: MMDiffConfig) -> dict[str, Shape]:
     return {key: shape(key) for key in vision_keys(config)}
 
 
-def guess_base(shapes: Mapping[str, Shape]) -> str:
-    """The base whose layer widths are those of a unet_adapter_weights.bin. ValueError with both sides when none is."""
-    found = tuple(shapes[key][0] for key in (f"{i}.to_q_lora.up.weight" for i in range(len(shapes))) if key in shapes)
-    for base in LAYOUTS:
-        widths = tuple(b.width for number, b, _, projection in layer_pairs(base) if projection == "to_q")
-        if widths == found:
+def guess_base(shapes: Mapping[str, Shape], bases: Iterable[Base]) -> Base:
+    """The base whose layer widths are those of a unet_adapter_weights.bin, among the bases that the
+    layout has room for. ValueError with both sides when none is."""
+    names = (f"{i}.to_q_lora.up.weight" for i in range(len(shapes)))
+    widths = tuple(shapes[name][0] for name in names if name in shapes)
+    fitting = [base for base in bases if base.encoders == tuple(TEXT_ENCODERS)]
+    for base in fitting:
+        if query_widths(base) == widths:
             return base
-    counts = {base: sum(1 for *_, p in layer_pairs(base) if p == "to_q") for base in LAYOUTS}
+    counts = {base.name: len(query_widths(base)) for base in fitting}
     raise ValueError(
-        f"{UNET_FILE} has {len(found)} attention layers of widths {sorted(set(found))}; known bases have {counts}. "
-        "Is it an adapter for another base model, or another adapter's file?"
+        f"{UNET_FILE} has {len(widths)} attention layers of widths {sorted(set(widths))}; known "
+        f"bases have {counts}. Is it an adapter for another base model, or another adapter's file?"
     )
 
 
-def with_parts(stems: Iterable[str], parts: Iterable[str]) -> list[str]:
-    return [f"{stem}.{part}" for stem in stems for part in parts]
+def query_widths(base: Base) -> tuple[int, ...]:
+    """Width of every attention layer in checkpoint order."""
+    return tuple(block.width for _, block, _, projection in layer_pairs(base) if projection == "to_q")

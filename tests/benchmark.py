@@ -80,8 +80,9 @@ from torch import Tensor, nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: E402
 
-from mmdiff_core import official, unet_layers  # noqa: E402
+from mmdiff_core import official  # noqa: E402
 from mmdiff_core.adapter import MMDiffAdapter, SubjectModules, collect_pairs  # noqa: E402
+from mmdiff_core.bases import SDXL, Base  # noqa: E402
 from mmdiff_core.config import PORTRAIT_SDXL, MMDiffConfig  # noqa: E402
 from mmdiff_core.host.conditioning import BoundPrompt, carry  # noqa: E402
 from mmdiff_core.host.unet import Strength, apply  # noqa: E402
@@ -124,26 +125,12 @@ class Scale:
     def config(self) -> MMDiffConfig:
         if self.channels == TRUE_CHANNELS:
             return PORTRAIT_SDXL
-        base = f"sdxl-{self.channels}"
-        return dataclasses.replace(PORTRAIT_SDXL, name=f"portrait-{base}", base=base, context_width=self.context)
+        unet = tuple((b, i, n, width * self.channels // TRUE_CHANNELS) for b, i, n, width in SDXL.unet)
+        base = dataclasses.replace(SDXL, name=f"sdxl-{self.channels}", unet=unet, context_width=self.context)
+        return dataclasses.replace(PORTRAIT_SDXL, name=f"portrait-{base.name}", base=base)
 
 
 SCALES = {"full": Scale(TRUE_CHANNELS, 2048, 64, 64), "reduced": Scale(64, 256, 16, 8)}
-
-
-@contextlib.contextmanager
-def layout(scale: Scale) -> Iterator[None]:
-    """The scaled layer table among the pack's layouts, for as long as the block lasts."""
-    base = scale.config.base
-    if base in unet_layers.LAYOUTS:
-        yield
-        return
-    rows = unet_layers.LAYOUTS["sdxl"]
-    unet_layers.LAYOUTS[base] = tuple((b, i, n, width * scale.channels // TRUE_CHANNELS) for b, i, n, width in rows)
-    try:
-        yield
-    finally:
-        del unet_layers.LAYOUTS[base]
 
 
 def make_model(scale: Scale, dtype: torch.dtype):
@@ -300,7 +287,7 @@ class PeerAdapter(nn.Module):
         super().__init__()
         self.ip_layers = nn.Module()
         self.ip_layers.to_kvs = nn.ModuleDict()
-        for number, block in enumerate(unet_layers.transformer_blocks(scale.config.base)):
+        for number, block in enumerate(scale.config.base.blocks):
             for part in ("k", "v"):
                 linear = nn.Linear(scale.context, block.width, bias=False, dtype=dtype, device=device)
                 self.ip_layers.to_kvs[f"{2 * number + 1}_to_{part}_ip"] = linear.requires_grad_(False)
@@ -321,7 +308,7 @@ def peer_layers(model, scale: Scale, seed: int, mask: Tensor | None) -> Iterator
         "weight_type": "linear", "mask": None if mask is None else mask[None].to(device, dtype), "unfold_batch": False,
         "sigma_start": sampling.percent_to_sigma(0.0), "sigma_end": sampling.percent_to_sigma(1.0),
     }
-    for number, block in enumerate(unet_layers.transformer_blocks(scale.config.base)):
+    for number, block in enumerate(scale.config.base.blocks):
         key = ("middle", 1, block.index) if block.block == "middle" else block.slot
         yield key, {**shared, "module_key": str(2 * number + 1)}
 
@@ -604,9 +591,9 @@ def make_line(arm: Arm, timings: Sequence[Timing], plains: Sequence[Timing], cou
     )
 
 
-def state_bytes(subjects: int, bytes_per_number: int = 2, base: str = "sdxl") -> int:
+def state_bytes(subjects: int, bytes_per_number: int = 2, base: Base = SDXL) -> int:
     """K and V of all layers for subjects with one reference each, at SDXL's true widths in fp16."""
-    return sum(2 * TOKENS * subjects * block.width * bytes_per_number for block in unet_layers.transformer_blocks(base))
+    return sum(2 * TOKENS * subjects * block.width * bytes_per_number for block in base.blocks)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -664,7 +651,7 @@ def main(args: argparse.Namespace) -> None:
     """Measure, print the table, write the file."""
     scale = SCALES[args.scale]
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    with layout(scale), torch.inference_mode():
+    with torch.inference_mode():
         lines, plain_ms, plain = run(args, scale)
     sizes = {n: state_bytes(n) for n in args.subjects}
     print(markdown(lines, plain_ms, plain))

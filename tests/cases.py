@@ -6,6 +6,8 @@ folder where it brings them, else from ours.
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 
 TESTS = Path(__file__).resolve().parent
 OURS = TESTS / "reference"
+BASE_FILE = "base.json"
 CHECKPOINT = TESTS / "tiny/models/mmdiff/tiny-portrait"
 
 
@@ -32,8 +35,15 @@ def weights_folder(folder: Path) -> Path:
 
 
 def checkpoint_folder(folder: Path) -> Path:
+    """The case's own checkpoint, or ours. A brought one is copied beside the record of the small base,
+    which the official code does not write."""
     brought = folder / "weights/checkpoint"
-    return brought if brought.is_dir() else CHECKPOINT
+    if not brought.is_dir() or (brought / BASE_FILE).is_file():
+        return brought if brought.is_dir() else CHECKPOINT
+    copy = Path(tempfile.mkdtemp()) / brought.name
+    shutil.copytree(brought, copy)
+    shutil.copy(CHECKPOINT / BASE_FILE, copy / BASE_FILE)
+    return copy
 
 
 class RecordedFaces:

@@ -13,10 +13,10 @@ from comfy_extras import nodes_custom_sampler, nodes_model_advanced, nodes_perpn
 from test_promises import BOTH, IMAGE_ONLY, Scene, half_masks
 
 import nodes as host_nodes
+from mmdiff_core.bases import SD15, SDXL
 from mmdiff_core.host.conditioning import BoundPrompt, carry
 from mmdiff_core.host.unet import Strength, apply
 from mmdiff_core.layer_weights import layer_factors, parse_layer_weights
-from mmdiff_core.unet_layers import transformer_blocks
 
 import make
 
@@ -283,7 +283,7 @@ def test_weights_per_picture_also_hold_with_guidance_and_in_split_calls(scene, m
 
 
 def test_layer_weights_name_parts_blocks_and_single_layers():
-    blocks = transformer_blocks("sdxl")
+    blocks = SDXL.blocks
     factors = layer_factors("input 0.5, middle: 0, output.3=1.2\noutput.3.1 0.1", blocks)
     assert factors["input", 4, 0] == 0.5 and factors["middle", 0, 9] == 0 and factors["output", 0, 0] == 1
     assert factors["output", 3, 0] == 1.2 and factors["output", 3, 1] == 0.1
@@ -296,7 +296,7 @@ def test_layer_weights_name_parts_blocks_and_single_layers():
 ])
 def test_layer_weights_that_make_no_sense_are_told(text, message):
     with pytest.raises(ValueError, match=message):
-        layer_factors(text, transformer_blocks("sd15"))
+        layer_factors(text, SD15.blocks)
     assert parse_layer_weights("") == {}
 
 

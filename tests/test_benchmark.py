@@ -6,7 +6,7 @@ import pytest
 import torch
 from benchmark import Meter, OperationCounter, Scale
 
-from mmdiff_core.unet_layers import transformer_blocks
+from mmdiff_core.bases import SDXL
 
 SMALL = Scale(channels=32, context=256, head=16, rank=2)
 SIZE, CFG = 64, 5.0
@@ -17,7 +17,7 @@ def counted():
     """World, meter and counts of plain, one subject, and two masked subjects; one thread, for the layers are tiny."""
     meter, threads = Meter("cpu"), torch.get_num_threads()
     torch.set_num_threads(1)
-    with benchmark.layout(SMALL), torch.inference_mode():
+    with torch.inference_mode():
         world = benchmark.make_world(SMALL, SIZE, torch.float32, meter)
         arms = [world.plain(), world.ours(1, False), world.ours(2, True, lora=0.0)]
         yield world, arms, meter, [benchmark.count_arm(arm, meter, SIZE, CFG) for arm in arms]
@@ -28,7 +28,7 @@ def branch_flop(tokens: int) -> int:
     """Q K' and the product with V, two operations a term, for one row at every layer. SDXL's layers of width 640 see a
     quarter of the latent's positions, those of width 1280 a sixteenth."""
     latent = (SIZE // 8) ** 2
-    blocks = transformer_blocks("sdxl")
+    blocks = SDXL.blocks
     return sum(4 * tokens * (b.width * SMALL.channels // 320) * latent // (4 if b.width == 640 else 16) for b in blocks)
 
 
@@ -115,14 +115,9 @@ def test_a_line_compares_each_step_with_its_own_bare_run(counted):
     assert sum(line.extra_operations.values()) == one.total - plain.total
 
 
-def test_the_layout_is_gone_afterwards_and_arguments_are_checked(capsys):
-    from mmdiff_core.unet_layers import LAYOUTS
-    before = set(LAYOUTS)
-    scale = benchmark.SCALES["reduced"]
-    with benchmark.layout(scale):
-        widths = [b.width for b in transformer_blocks(scale.config.base)]
-        assert widths == [b.width // 5 for b in transformer_blocks("sdxl")]
-    assert set(LAYOUTS) == before
+def test_the_reduced_base_is_a_fifth_as_wide_and_arguments_are_checked(capsys):
+    widths = [b.width for b in benchmark.SCALES["reduced"].config.base.blocks]
+    assert widths == [b.width // 5 for b in SDXL.blocks]
     assert benchmark.read_arguments(["--subjects", "1,3"]).subjects == [1, 3]
     with pytest.raises(SystemExit):
         benchmark.read_arguments(["--size", "100"])

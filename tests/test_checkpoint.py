@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mmdiff_core import checkpoint, convert, official
+from mmdiff_core.bases import SD15, SDXL
 from mmdiff_core.checkpoint import CheckpointError
-from mmdiff_core.config import CONFIGS, GENERAL_SD15, GENERAL_SDXL, PORTRAIT_SDXL, MMDiffConfig
-from mmdiff_core.unet_layers import transformer_blocks
+from mmdiff_core.config import CONFIGS, PORTRAIT_SDXL, MMDiffConfig
 
 import make
 from cases import CHECKPOINT, OURS
@@ -59,7 +59,7 @@ def test_custom_weights_keys_and_shapes_are_exactly_the_manifests():
 
 
 def test_the_processor_order_is_the_manifests():
-    blocks = transformer_blocks("sdxl")
+    blocks = SDXL.blocks
     for number, entry in MANIFEST["attn_processor_order"].items():
         block, attention = blocks[int(number) // 2], ("attn1", "attn2")[int(number) % 2]
         assert [*block.slot] == entry["comfyui_block"] and f"{block.path}.{attention}" == entry["comfyui_module"]
@@ -67,7 +67,7 @@ def test_the_processor_order_is_the_manifests():
 
 
 def test_sd15_has_its_sixteen_layers():
-    slots = [b.slot[:2] for b in transformer_blocks("sd15")]
+    slots = [b.slot[:2] for b in SD15.blocks]
     assert len(slots) == 16 and ("middle", 0) in slots
     assert {i for b, i in slots if b == "input"} == {1, 2, 4, 5, 7, 8} and {i for b, i in slots if b == "output"} == set(range(3, 12))
 
@@ -108,7 +108,7 @@ def test_the_single_file_holds_its_dtype_and_config(tmp_path, dtype):
     assert {t.dtype for t in flat.values()} == {checkpoint.DTYPES[dtype]} and config.behaviour == "corrected"
 
 
-@pytest.mark.parametrize("config", [PORTRAIT_SDXL, GENERAL_SDXL, GENERAL_SD15], ids=lambda c: c.name)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=lambda c: c.name)
 def test_configs_survive_their_header(config):
     assert MMDiffConfig.from_json(config.to_json()) == config and CONFIGS[config.name] is config
 
@@ -148,7 +148,7 @@ def test_the_image_encoder_may_be_any_part_of_the_tower(tmp_path):
 # ---------------------------------------------------------------- errors
 
 def copy_checkpoint(target: Path) -> None:
-    for name in official.FILES:
+    for name in (*official.FILES, official.BASE_FILE):
         (target / name).write_bytes((CHECKPOINT / name).read_bytes())
 
 
@@ -227,7 +227,7 @@ def test_somebody_elses_safetensors_is_refused(tmp_path):
 def test_a_config_that_does_not_fit_its_tensors_is_refused(tmp_path):
     config, flat = checkpoint.read(CHECKPOINT)
     with pytest.raises(CheckpointError, match="does not fit"):
-        checkpoint.check(replace(config, context_width=512), flat, "x")
+        checkpoint.check(replace(config, base=replace(config.base, context_width=512)), flat, "x")
 
 
 def test_an_interrupted_write_leaves_no_file_under_its_name(tmp_path, monkeypatch):

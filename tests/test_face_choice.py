@@ -11,6 +11,7 @@ from test_faces import THREE, picture
 from test_nodes import node
 
 from mmdiff_core import faces
+from mmdiff_core.config import GENERAL
 from mmdiff_core.host.encode import encode_subject, to_pick_from
 from mmdiff_core.host.models import load_mmdiff
 
@@ -75,7 +76,7 @@ def test_only_faces_in_the_region_are_to_choose_from(analyser, vision):
 
 
 def test_there_is_nothing_to_choose_without_faces(vision, analyser, looks):
-    general = make.random_mmdiff(replace(make.narrow_config("sdxl"), variant="general", query_width=96))
+    general = make.random_mmdiff(replace(make.narrow_config("sdxl"), variant=GENERAL))
     assert encode_subject(general, vision, images(picture(*THREE)), analyser, "fox")[3] == ()
     assert encode_subject(load_mmdiff(CHECKPOINT), vision, images(picture(*THREE)), analyser, "ann", clip_only=True)[3] == ()
     assert looks == []

@@ -12,7 +12,8 @@ CORE = PACK / "mmdiff_core"
 
 # each module may import only modules of earlier rows
 ORDER = (
-    ("config", "unet_layers", "subjects"),
+    ("bases",),
+    ("config", "subjects"),
     ("attention", "masks", "vision", "refiner", "heads", "lora", "layer_weights", "mix", "subject_file", "notes", "shapes"),
     ("adapter", "maps"),
     ("official",),

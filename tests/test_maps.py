@@ -6,10 +6,10 @@ import torch
 
 from mmdiff_core import maps
 from mmdiff_core.attention import attend
+from mmdiff_core.bases import SDXL
 from mmdiff_core.layer_weights import named_layers
 from mmdiff_core.maps import AttentionMaps, Canvas, members, noun_map, owners, token_map
 from mmdiff_core.masks import noun_bias, token_bias
-from mmdiff_core.unet_layers import transformer_blocks
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -105,7 +105,7 @@ def test_an_unknown_kind_of_map_is_an_error():
 
 
 def test_layers_are_chosen_by_name_and_an_unknown_name_says_which_there_are():
-    blocks = transformer_blocks("sdxl")
+    blocks = SDXL.blocks
     assert {slot[0] for slot in named_layers("middle, output.1", blocks)} == {"middle", "output"} and len(named_layers("middle", blocks)) == 10
     with pytest.raises(ValueError, match="layer 'top': this model has no such layer; it has all, input"):
         named_layers("top", blocks)

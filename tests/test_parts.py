@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from mmdiff_core import checkpoint
 from mmdiff_core.adapter import SubjectModules
+from mmdiff_core.config import GENERAL
 from mmdiff_core.heads import QueryTokens
 from mmdiff_core.host import text as text_side
 from mmdiff_core.host.encode import encode_prompt, encode_subject
@@ -117,7 +118,7 @@ def test_the_face_head_with_two_heads_is_the_recorded_one():
 # ---------------------------------------------------------------- the general variant, and several references
 
 def test_a_general_adapter_needs_no_face(world):
-    config = replace(make.narrow_config("sdxl"), variant="general", query_width=96)
+    config = replace(make.narrow_config("sdxl"), variant=GENERAL)
     mmdiff = make.random_mmdiff(config)
     subject, seen, *_ = encode_subject(mmdiff, world["vision"], torch.rand(2, 30, 40, 3), None, "fox")
     assert subject.tokens.shape == (8, make.CONTEXT) and subject.references == 2 and seen.shape == (2, 224, 224, 3)
@@ -209,7 +210,9 @@ def test_only_the_last_encodings_are_remembered_and_no_object_is_kept_alive():
 
 
 def test_an_image_encoder_of_another_size_is_refused(world):
-    mmdiff = make.random_mmdiff(replace(make.narrow_config("sdxl"), vision_width=32, cls_width=48))
+    narrow = make.narrow_config("sdxl")
+    other = replace(narrow.base, image=replace(narrow.base.image, width=32, cls_width=48))
+    mmdiff = make.random_mmdiff(replace(narrow, base=other))
     with pytest.raises(ValueError, match="width 64 and projection 96, narrow-sdxl needs 32 and 48"):
         encode_subject(mmdiff, world["vision"], torch.rand(1, 30, 40, 3), None, "a")
 

@@ -181,7 +181,7 @@ def test_subject_keys_and_values_are_projected_once_per_run(scene):
     handles = [
         unet.get_submodule(f"{b.path}.attn2.{p}").register_forward_hook(
             lambda m, a, o, key=(b.slot, p): calls.setdefault(key, []).append(a[0].shape[1]))
-        for b in host_unet.transformer_blocks(scene.adapter.config.base) for p in ("to_k", "to_v")
+        for b in scene.adapter.config.base.blocks for p in ("to_k", "to_v")
     ]
     scene.sample(model, scene.bound())
     for handle in handles:

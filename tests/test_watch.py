@@ -7,13 +7,13 @@ import pytest
 import torch
 from test_promises import BOTH, SIGMAS, Scene, half_masks
 
+from mmdiff_core.bases import SD15, SDXL, SMALL_WORLD
 from mmdiff_core.host import unet as host_unet
 from mmdiff_core.host.conditioning import BoundPrompt, carry
 from mmdiff_core.host.live import live_view
 from mmdiff_core.host.unet import apply
 from mmdiff_core.host.watch import Progress, Recorder, WatchPlan, step_of, watch, watched_slots
 from mmdiff_core.subjects import FindRegions
-from mmdiff_core.unet_layers import transformer_blocks
 
 NOUNS = ((3,), (7, 9))
 
@@ -159,7 +159,7 @@ def test_a_fraction_of_the_denoising_is_the_first_step_at_or_below_it(scene):
 
 
 def test_at_most_twelve_layers_are_watched_unless_named():
-    assert [len(watched_slots(transformer_blocks(base))) for base in ("sdxl", "sd15", "small-world")] == [12, 8, 9]
+    assert [len(watched_slots(base.blocks)) for base in (SDXL, SD15, SMALL_WORLD)] == [12, 8, 9]
 
 
 # ---------------------------------------------------------------- found regions

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mmdiff_core import checkpoint
+from mmdiff_core.config import GENERAL
 from mmdiff_core.host.text import MARKERS
 from mmdiff_core.small_world import scenes, sprites
 from mmdiff_core.small_world.scenes import Identity
@@ -227,7 +228,7 @@ def files_of_the_graphs(server: Server) -> None:
             lora[f"{name}.lora_down.weight"] = 0.1 * torch.randn(4, weight.shape[1], generator=generator)
     save_file(lora, server.loras / "pixel-art-xl.safetensors")
     portrait, _ = checkpoint.read(TESTS / "tiny/models/mmdiff/tiny-portrait")
-    general = replace(portrait, variant="general", behaviour="corrected", query_width=portrait.cls_width)
+    general = replace(portrait, variant=GENERAL, behaviour="corrected")
     checkpoint.save_single(server.models / "mm-diff-general.safetensors", general, make.random_tensors(general))
 
 

@@ -17,7 +17,6 @@ import torch
 from test_promises import IMAGE_ONLY, SIGMAS, Scene
 
 from mmdiff_core.host.unet import apply
-from mmdiff_core.unet_layers import transformer_blocks
 
 import make
 
@@ -75,7 +74,7 @@ def theirs(packs, name: str, model, scene):
     generator = torch.Generator().manual_seed(len(name))
     layers, patched = {}, model.clone()
     adapter = SimpleNamespace(ip_layers=SimpleNamespace(to_kvs=layers), get_multigpu_clone=lambda device: adapter)
-    for number, block in enumerate(transformer_blocks(scene.adapter.config.base)):
+    for number, block in enumerate(scene.adapter.config.base.blocks):
         for kind in ("k", "v"):
             layer = torch.nn.Linear(make.CONTEXT, block.width, bias=False)
             layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * make.CONTEXT ** -0.5

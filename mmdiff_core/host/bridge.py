@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import attend_by_products
+from ..bases import SELF_PROJECTIONS, Slot, TransformerBlock
 from ..lora import LowRank
 from ..training.task import SlotCall
 from ..training.trainable import DOT, TrainableAdapter
-from ..unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
 from ..vision import normalise
 from .differentiable import text_states, vision_cls, vision_walk
 from .text import MARKER, find_nouns
@@ -104,7 +104,7 @@ class HostBridge:
             self.merged.append(module)
 
     def _hook_unet(self) -> None:
-        for block in transformer_blocks(self.adapter.config.base):
+        for block in self.adapter.config.base.blocks:
             for attention in ("attn1", "attn2"):
                 for projection in SELF_PROJECTIONS:
                     path = f"{block.path}.{attention}.{projection}"

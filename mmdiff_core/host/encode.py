@@ -76,11 +76,11 @@ def _encode(mmdiff: LoadedMMDiff, clip_vision, whole: Sequence[Tensor], faces: F
     pictures = [picture if region is None else cut_out(picture, region) for picture, region in zip(whole, regions, strict=True)]
     padded = torch.stack([object_pixels(picture, mmdiff.config.image_size) for picture in pictures])
     cls = cls_of_pixels(clip_vision, mmdiff.adapter, padded)
-    if clip_only and mmdiff.config.variant == "portrait":
+    if clip_only and mmdiff.config.variant.reads_faces:
         return _words_only(mmdiff, cls, name), padded, None, [], ()
     remarks: list[str] = []
     choices: tuple[FaceChoice, ...] = ()
-    if mmdiff.config.variant == "portrait":
+    if mmdiff.config.variant.reads_faces:
         query, looked_at, remarks, choices = _portraits(whole, faces, name, which_face, regions)
     else:
         query, looked_at = cls, padded

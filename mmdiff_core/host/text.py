@@ -142,11 +142,13 @@ def adapted_clip(clip, mmdiff: LoadedMMDiff, behaviour: str, strength: float = 1
 
 def check_text_encoders(clip, config: MMDiffConfig) -> None:
     """ValueError when CLIP does not have the adapter's text encoders."""
-    found = {e: _table(clip, e).weight.shape[-1] for e in ("l", "g") if hasattr(clip.cond_stage_model, f"clip_{e}")}
-    if found != dict(config.text_widths):
+    parts = [name for name, _ in clip.cond_stage_model.named_children() if name.startswith("clip_")]
+    encoders = [name.removeprefix("clip_") for name in parts]
+    found = {encoder: _table(clip, encoder).weight.shape[-1] for encoder in encoders}
+    if found != config.text_widths:
         raise ValueError(
             f"CLIP has the text encoders {found or type(clip.cond_stage_model).__name__}, {config.name} needs "
-            f"{dict(config.text_widths)}; connect the CLIP of the checkpoint that the adapter was made for"
+            f"{config.text_widths}; connect the CLIP of the checkpoint that the adapter was made for"
         )
 
 
@@ -185,7 +187,7 @@ def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun
 def encode(clip, tokens: Tokens) -> list:
     """Tokens -> CONDITIONING. The pooled output is read at the prompt's end token, also when a fused row stands on or after it."""
     conditioning = clip.encode_from_tokens_scheduled(tokens)
-    encoder = "g" if "g" in tokens else "l"
+    encoder = "g" if "g" in tokens else next(iter(tokens))      # whose pooled output counts
     chunk = tokens[encoder][0]
     end = next((p for p, entry in enumerate(chunk) if entry[2] == 0 and p > 0), len(chunk))
     if any(torch.is_tensor(entry[0]) for entry in chunk[end:]):

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from ..adapter import MMDiffAdapter, join_tokens, key_value, picture_weights
 from ..attention import add_to_rows, attend_by_head, by_head, rows_by_head
+from ..bases import SELF_PROJECTIONS, Slot, TransformerBlock
 from ..layer_weights import layer_factors
 from ..maps import fit_columns
 from ..masks import Area, crop_to_grid, noun_bias, shares, token_bias
 from ..subjects import Subject
-from ..unet_layers import SELF_PROJECTIONS, Slot, TransformerBlock, transformer_blocks
 from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows
 from .models import add_patches_strictly, lora_patches
 from .watch import WATCH, Columns, Finder, Look, Progress, Recording, Watcher, make_finder, watched_slots
@@ -461,19 +461,19 @@ def check_unet(model, adapter: MMDiffAdapter) -> tuple[TransformerBlock, ...]:
             f"MM-Diff works on Stable Diffusion UNets (SDXL, SD1.5); this model is a {type(model.model).__name__} with a "
             f"{type(unet).__name__}. Load an SDXL checkpoint."
         )
-    expected = transformer_blocks(adapter.config.base)
+    expected = adapter.config.base.blocks
     found = {name: m for name, m in unet.named_modules() if isinstance(m, BasicTransformerBlock) and m.attn2 is not None}
     wrong = [b for b in expected if b.path not in found or found[b.path].attn2.heads * found[b.path].attn2.dim_head != b.width]
     if wrong or len(found) != len(expected):
         raise ValueError(
-            f"the adapter {adapter.source} is for {adapter.config.base} with {len(expected)} cross-attention layers; this model "
+            f"the adapter {adapter.source} is for {adapter.config.base.name} with {len(expected)} cross-attention layers; this model "
             f"has {len(found)}" + (f", and {wrong[0].path} is not as expected" if wrong else "")
             + ". Use a checkpoint of the adapter's base model."
         )
     width = next(iter(model.model_state_dict(f"diffusion_model.{expected[0].path}.attn2.to_k.weight").values())).shape[-1]
     if width != adapter.config.context_width:
         raise ValueError(f"the model reads text of width {width}, the adapter needs {adapter.config.context_width}; "
-                         f"is the model of the {adapter.config.base} family?")
+                         f"is the model of the {adapter.config.base.name} family?")
     return expected
 
 
@@ -546,7 +546,7 @@ def _fill_slots(patched, application: Application) -> None:
     """A block with one transformer layer (SD1.5) is filled under its short name (block, id), where other packs look for it; the host
     prefers the long one (block, id, index), so that is taken where somebody holds it."""
     held = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-    depth = Counter(block.slot[:2] for block in transformer_blocks(application.adapter.config.base))
+    depth = Counter(block.slot[:2] for block in application.adapter.config.base.blocks)
     for block in application.blocks:
         short = block.slot[:2]
         slot = short if depth[short] == 1 and block.slot not in held else block.slot

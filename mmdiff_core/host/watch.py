@@ -12,11 +12,11 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from ..bases import Slot, TransformerBlock
 from ..layer_weights import named_layers
 from ..maps import AttentionMaps, Box, Canvas, canvas_grid, find_regions, members, noun_map, owners, token_map
 from ..masks import Area
 from ..subjects import FindRegions, Subject
-from ..unet_layers import Slot, TransformerBlock
 
 WATCHED = 12        # layers that are looked at, spread over the model
 FADE = 0.7          # how much earlier steps count after each one while found regions are updated

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..adapter import key_value
 from ..attention import attention_on, full, probabilities, see_subjects, weigh
-from ..unet_layers import Slot, TransformerBlock, transformer_blocks
+from ..bases import Slot, TransformerBlock
 from . import losses
 from .config import RunConfig
 from .example import Example
@@ -91,7 +91,7 @@ class MMDiffTask(nn.Module):
         self.adapter = adapter
         self.bridge = bridge
         self.run = run
-        self.blocks = transformer_blocks(adapter.config.base)
+        self.blocks = adapter.config.base.blocks
         self.constrained = constrained_slots(self.blocks, run.constraint.layers)
         self.attend = attention_on(bridge.alphas.device)
 
@@ -229,7 +229,7 @@ class MMDiffTask(nn.Module):
     def queries(self, batch: Sequence[Example], cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         """What query tokens are made of [n Q] and the patches they read [n L W]: CLS and the references themselves, or, for a portrait
         adapter, face embeddings and aligned crops."""
-        if self.adapter.config.variant == "general":
+        if not self.adapter.config.variant.reads_faces:
             return cls, patches
         found = [s.faces for e in batch for s in e.subjects]
         if any(faces is None for faces in found):

@@ -44,7 +44,7 @@ class TrainableAdapter(nn.Module):
 
     def _text_shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
-        for stem in official.text_keys(self.config) if rank else ():
+        for stem in official.text_stems(self.config) if rank else ():
             rows, columns = official.text_shape(self.config, stem)
             down, up = pair_keys(stem)
             shapes |= {down: (rank, columns), up: (rows, rank)}
