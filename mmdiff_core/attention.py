@@ -1,10 +1,11 @@
-"""Multi-modal cross-attention (MM-Diff, arXiv 2403.15059, section 3.3). Pure torch: knows no host.
+"""Multi-modal cross-attention (MM-Diff, arXiv 2403.15059). Pure torch: knows no host.
 
     out = softmax(Q K_t') V_t + lambda * softmax(Q K_i') V_i
 
-The text half is the host's own attention; here is the image half. Training and inference call the same functions.
+`add_image_branch` is that equation. Its first term, the text branch, is computed by whoever calls it: in ComfyUI by the host's own
+attention or by another pack that holds the layer.
 
-Shapes   B batch · P latent positions · N subject tokens · H heads · D head width
+Shapes   B batch · R rows of it · P latent positions · N subject tokens · H heads · D head width
 """
 from __future__ import annotations
 
@@ -77,26 +78,33 @@ def full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def see_subjects(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None, gate: Tensor | None) -> Tensor:
-    """The image branch, [B P HD]: all subjects' tokens share one softmax; `gate` [1 P 1] in 0..1 mutes positions.
+def add_image_branch(text: Tensor, q: Tensor, key: Tensor, value: Tensor, fuse_scale: float, bias: Tensor | None = None,
+                     gate: Tensor | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+    """The multi-modal cross-attention of one layer: softmax(Q K_t') V_t + lambda * softmax(Q K_i' + bias) V_i * gate.
 
-    lambda (fuse_scale) and the subjects' weights are already in `v`.
+    text        [B P HD], the first term: the text's own attention, by whoever computes it
+    q           [B P HD]
+    key, value  [1|R H N D] of all subjects' tokens, which share one softmax
+    fuse_scale  lambda
+    bias        [1|R 1 P N] added to the logits, or None
+    gate        [1|R 1 P 1], or [1 1 1 1], in 0..1: mutes positions; None = 1
+    rows        start and stop of the R rows of the batch that show these subjects; None = all.
+                The other rows keep their bits
+
+    Writes into `text` where no gradient is wanted: it is the fresh result of an attention call. Training, inference and the tests call
+    this one function.
     """
-    seen = attend(q, k, v, heads, bias)
-    return seen if gate is None else seen * gate
-
-
-def add_to_rows(out: Tensor, start: int, stop: int, seen: Tensor, gate: Tensor | None = None) -> Tensor:
-    """`out` [B P HD] with `seen` [stop-start H P D], times `gate` [1 1 P|1 1], added to rows start..stop; the others keep their bits.
-
-    Writes into `out` when no gradient is wanted: it is the fresh result of an attention call.
-    """
-    if torch.is_grad_enabled() and (out.requires_grad or seen.requires_grad):
-        added = (seen if gate is None else seen * gate).transpose(1, 2).flatten(2)
-        return torch.cat([out[:start], out[start:stop] + added, out[stop:]])
-    rows = rows_by_head(out, start, stop, seen.shape[1])
+    start, stop = rows or (0, len(q))
+    heads = key.shape[1]
+    if key.shape[2] == 0:
+        return text
+    seen = attend_by_head(rows_by_head(q, start, stop, heads), key, value, bias)
+    if torch.is_grad_enabled() and (text.requires_grad or seen.requires_grad):
+        added = fuse_scale * (seen if gate is None else seen * gate).transpose(1, 2).flatten(2)
+        return torch.cat([text[:start], text[start:stop] + added, text[stop:]])
+    own = rows_by_head(text, start, stop, heads)
     if gate is None:
-        rows.add_(seen)
+        own.add_(seen, alpha=fuse_scale)
     else:
-        rows.addcmul_(seen, gate)
-    return out
+        own.addcmul_(seen, gate, value=fuse_scale)
+    return text

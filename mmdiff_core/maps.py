@@ -105,7 +105,9 @@ def find_regions(text: Tensor, image: Tensor, sharpness: float, image_share: flo
         soft = F.avg_pool2d(F.pad(seen, (1, 1, 1, 1), mode="replicate"), 3, 1)
         return (soft / soft.mean((-2, -1), keepdim=True).clamp_min(1e-8)).clamp_min(1e-4).log()
 
-    score = (1 - image_share) * relative(text) + image_share * relative(image)
+    nouns = relative(text)
+    both = (1 - image_share) * nouns + image_share * relative(image)
+    score = torch.where(image.amax((-2, -1), keepdim=True) > 0, both, nouns)       # a subject without tokens has no image map
     return torch.exp(sharpness * (score - score.amax(1, keepdim=True)))
 
 

@@ -5,7 +5,6 @@ Shapes   T tokens per reference · D context width
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +49,9 @@ def mix(subjects: Sequence[Subject], weights: Sequence[float], method: str, name
 
     average     weighted mean of the tokens (of each subject the mean reference) and of the words
     spherical   the same along the arcs between them: keeps the lengths, so faces do not fade toward the mean face
-    together    all references side by side, each subject's tokens weighted; for more pictures of ONE person or thing
+    together    all references side by side, each subject's tokens weighted; for more images of ONE person or thing
+
+    A subject without tokens (clip_only) adds its words alone. What one prompt did with a subject (weights, region) is not part of it.
 
     Raises ValueError for no subjects, other adapters, or weights that do not fit.
     """
@@ -67,14 +68,30 @@ def mix(subjects: Sequence[Subject], weights: Sequence[float], method: str, name
         raise ValueError("the subjects were made by different MM-Diff adapters; encode them with the same Load MM-Diff node")
     shares = [w / sum(weights) for w in weights]
     words = {encoder: blend([s.words[encoder] for s in subjects], shares, method) for encoder in subjects[0].words}
-    known = [s.identity for s in subjects if s.identity is not None]
-    identity = F.normalize(blend(known, shares, "average"), dim=0) if len(known) == len(subjects) else None
-    seen = [s.pictures_seen for s in subjects if s.pictures_seen is not None]
+    thumbnails = [s.thumbnails for s in subjects if s.thumbnails is not None]
+    encoders = {s.encoder for s in subjects}
     if method == "together":
         tokens, references = torch.cat([s.tokens for s in subjects]), sum(s.references for s in subjects)
     else:
-        tokens, references = blend([mean_reference(s, tokens_per_reference) for s in subjects], shares, method), 1
-    return replace(
-        subjects[0], name=name, tokens=tokens, words=words, references=references, weight=1.0, pictures=(), mask=None, identity=identity,
-        pictures_seen=torch.cat(seen) if seen else None,
+        tokens, references = mean_tokens(subjects, shares, method, tokens_per_reference), 1
+    return Subject(
+        name, tokens, words, references, subjects[0].adapter,
+        encoder=encoders.pop() if len(encoders) == 1 else "", identity=mean_identity(subjects, shares),
+        thumbnails=torch.cat(thumbnails) if thumbnails else None,
     )
+
+
+def mean_tokens(subjects: Sequence[Subject], shares: Sequence[float], method: str, tokens_per_reference: int) -> Tensor:
+    """Mix of the mean references [T D] of those subjects that have tokens, by their shares; [0 D] when none of a share above 0 has."""
+    told = [(s, share) for s, share in zip(subjects, shares, strict=True) if len(s.tokens) and share > 0]
+    if not told:
+        return subjects[0].tokens[:0]
+    total = sum(share for _, share in told)
+    means = [mean_reference(s, tokens_per_reference) for s, _ in told]
+    return blend(means, [share / total for _, share in told], method)
+
+
+def mean_identity(subjects: Sequence[Subject], shares: Sequence[float]) -> Tensor | None:
+    """Mean unit vector [Q], or None where one is not known."""
+    known = [s.identity for s in subjects if s.identity is not None]
+    return F.normalize(blend(known, shares, "average"), dim=0) if len(known) == len(subjects) else None

@@ -73,11 +73,16 @@ def similarity(a: Subject, b: Subject) -> float | None:
     return float(a.identity @ b.identity)
 
 
+def look_alike_note(a: Subject, b: Subject, config: MMDiffConfig) -> str | None:
+    """A sentence when the adapter may take two subjects for one another."""
+    alike, least = similarity(a, b), config.variant.look_alike
+    if alike is None or alike <= least:
+        return None
+    return (f"{a.name} and {b.name} look alike (similarity {alike:.2f}, noted above {least:g}): they may blend. Hold each in a region with "
+            "Multi-Subject Constraint Masks, and name in the prompt what tells them apart.")
+
+
 def look_alike_notes(subjects: Sequence[Subject], config: MMDiffConfig) -> list[str]:
     """A sentence for each pair of subjects that the adapter may take for one another."""
-    least = config.variant.look_alike
-    return [
-        f"{a.name} and {b.name} look alike (similarity {alike:.2f}, noted above {least:g}): they may blend. Hold each in a region with "
-        "Multi-Subject Constraint Masks, and name in the prompt what tells them apart."
-        for a, b in combinations(subjects, 2) if (alike := similarity(a, b)) is not None and alike > least
-    ]
+    notes = (look_alike_note(a, b, config) for a, b in combinations(subjects, 2))
+    return [note for note in notes if note]

@@ -14,23 +14,24 @@ from .subjects import Subject
 
 FORMAT, VERSION = "mmdiff-subject", "1"
 WORD = "words."
-SIDE = 64       # of the small pictures
+SIDE = 64       # of the thumbnails
+TENSORS = {"identity": "identity", "thumbnails": "pictures_seen"}      # field -> key in the file
 
 
 class SubjectFileError(ValueError):
     """A file that is not a subject, or not one of this adapter: what was found, what was expected, what to do."""
 
 
-def save_subject(path: Path, subject: Subject) -> None:
-    """Write one subject; the file appears under its name only when it is whole."""
+def save_subject(path: Path, subject: Subject, weight: float = 1.0) -> None:
+    """Write one subject, and the weight it had; the file appears under its name only when it is whole."""
     tensors = {"tokens": subject.tokens, **{f"{WORD}{encoder}": vector for encoder, vector in subject.words.items()}}
-    for key in ("identity", "pictures_seen"):
-        value = getattr(subject, key)
+    for field, key in TENSORS.items():
+        value = getattr(subject, field)
         if value is not None:
             tensors[key] = value
     header = {
         "format": FORMAT, "format_version": VERSION, "name": subject.name, "adapter": subject.adapter, "encoder": subject.encoder,
-        "references": str(subject.references), "weight": repr(float(subject.weight)),
+        "references": str(subject.references), "weight": repr(float(weight)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -60,6 +61,5 @@ def load_subject(path: Path, adapter: str, adapter_name: str = "the connected MM
         raise SubjectFileError(f"{path.name} holds numbers that are not finite; encode its references again")
     return Subject(
         name=header["name"], tokens=tensors["tokens"], words=words, references=int(header["references"]), adapter=header["adapter"],
-        weight=float(header["weight"]), encoder=header.get("encoder", ""), identity=tensors.get("identity"),
-        pictures_seen=tensors.get("pictures_seen"),
+        encoder=header.get("encoder", ""), **{field: tensors.get(key) for field, key in TENSORS.items()},
     )

@@ -1,4 +1,4 @@
-"""What travels: features of reference pictures, and the subjects made from them.
+"""Subjects: what is encoded and saved, how one prompt uses it, and where it may act.
 
 Shapes   R references · N tokens (4 R) · D context width · C CLS width · W vision width · L patches with CLS
 """
@@ -25,14 +25,42 @@ class VisionFeatures:
     query: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One encoded subject, as it is saved. Never changed after it was made.
+
+    tokens      [N D] detail-rich tokens of all references; [0 D] for one without (clip_only)
+    words       {encoder: [width]} its embedding for each text encoder, from the first reference
+    references  number of reference images
+    adapter     fingerprint of the adapter that made it
+    encoder     fingerprint of the image encoder that read the references; "" = not known
+    identity    [Q] unit vector to compare subjects by (mean of the references' face or CLS
+                embeddings), or None
+    thumbnails  [R 64 64 3] uint8, what the image encoder read, or None
+    """
+
+    name: str
+    tokens: Tensor
+    words: dict[str, Tensor]
+    references: int
+    adapter: str
+    encoder: str = ""
+    identity: Tensor | None = None
+    thumbnails: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict) -> Subject:
+        return self
+
+
 @dataclass(frozen=True)
 class FindRegions:
-    """How subjects' regions are found from where they are read while sampling.
+    """How the regions of subjects are found from their attention maps while sampling.
 
-    settle      fraction of the denoising, 0..1, after which the regions hold; before it every subject is free
-    update      whether they go on following the maps, or stay as they were found
-    sharpness   0 = no contest; at 8 a place is nearly one subject's alone
-    image_share 0..1, how much the image maps count beside the nouns' maps
+    settle      fraction of the denoising, 0..1, after which the regions hold; before it every
+                subject is free
+    update      whether they follow the maps from then on, or stay as they were found
+    sharpness   0 = regions overlap fully; at 8 nearly every position is one subject's alone
+    image_share 0..1, weight of the image maps beside the noun maps
     """
 
     settle: float = 0.3
@@ -42,61 +70,84 @@ class FindRegions:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """One subject, ready for a prompt and a UNet. Never changed after it was made.
+class Region:
+    """Where a subject may act, and what of it is kept there.
 
-    tokens   [N D] detail-rich tokens of all references
-    words    {encoder: [width]} the subject as each text encoder's embedding, from the first reference
-    weight   factor on this subject's image branch; 1 = as trained
-    pictures further factors for the single pictures of a batch, the last one for all that follow; empty = 1 for all
-    mask     [H W] in 0..1 where its tokens may act, or None = everywhere
-    hold_tokens, hold_nouns     whether the region (given or found) holds its tokens, and its nouns in the text
-    find     how its region is found while sampling, or None; all subjects of a prompt that are found have the same
-    adapter  fingerprint of the adapter that made it
-    encoder  fingerprint of the image encoder that looked at it; "" = not known
-    identity [Q] unit vector to compare subjects by (ArcFace or CLS, mean of the references), or None
-    pictures_seen   [R 64 64 3] uint8, small pictures of what the encoder looked at, or None
+    mask        [H W] in 0..1, or None = everywhere
+    find        how a region is found while sampling, or None; the same for all of a prompt
+    hold_tokens whether the region holds the subject's tokens
+    hold_nouns  whether it holds the subject's nouns in the text
     """
 
-    name: str
-    tokens: Tensor
-    words: dict[str, Tensor]
-    references: int
-    adapter: str
-    weight: float = 1.0
-    pictures: tuple[float, ...] = ()
     mask: Tensor | None = None
+    find: FindRegions | None = None
     hold_tokens: bool = True
     hold_nouns: bool = False
-    find: FindRegions | None = None
-    encoder: str = ""
-    identity: Tensor | None = None
-    pictures_seen: Tensor | None = None
 
-    def masked(self, mask: Tensor | None) -> Subject:
-        return replace(self, mask=mask)
+    @property
+    def limits_nouns(self) -> bool:
+        return self.hold_nouns and (self.mask is not None or self.find is not None)
 
-    def at_picture(self, index: int) -> float:
-        """The factor for picture `index` of a batch, beside `weight`."""
-        return self.pictures[min(index, len(self.pictures) - 1)] if self.pictures else 1.0
 
-    def __deepcopy__(self, memo: dict) -> Subject:
+ANYWHERE = Region()
+
+
+@dataclass(frozen=True, eq=False)
+class PromptSubject:
+    """A subject as one prompt uses it.
+
+    weight      factor on its image branch; 1 = as trained
+    per_image   further factors for the images of a batch, the last one for all that follow;
+                empty = 1 for all
+    """
+
+    subject: Subject
+    weight: float = 1.0
+    per_image: tuple[float, ...] = ()
+    region: Region = ANYWHERE
+
+    @property
+    def name(self) -> str:
+        return self.subject.name
+
+    def masked(self, mask: Tensor | None) -> PromptSubject:
+        return self.within(mask=mask)
+
+    def within(self, **changes) -> PromptSubject:
+        """The same with another region: `changes` are fields of `Region`."""
+        return replace(self, region=replace(self.region, **changes))
+
+    def at_image(self, index: int) -> float:
+        """The factor for image `index` of a batch, beside `weight`."""
+        return self.per_image[min(index, len(self.per_image) - 1)] if self.per_image else 1.0
+
+    def __deepcopy__(self, memo: dict) -> PromptSubject:
         return self
 
 
-Subjects = tuple[Subject, ...]
+Subjects = tuple[PromptSubject, ...]
 
 
-def add_subject(subjects: Subjects, subject: Subject) -> Subjects:
-    """The chain one longer. Raises ValueError when the name is taken, in whatever case, or the adapters differ."""
-    if subject.name.casefold() in (s.name.casefold() for s in subjects):
-        raise ValueError(f"there is already a subject named {subject.name!r}; give each subject a name of its own")
-    if subjects and subjects[0].adapter != subject.adapter:
+def name_key(name: str) -> str:
+    """What names of subjects are compared by: their case and outer spaces do not count."""
+    return name.strip().casefold()
+
+
+def add_subject(subjects: Subjects, added: PromptSubject) -> Subjects:
+    """The chain one longer. ValueError when the name is taken or the adapters differ."""
+    if name_key(added.name) in (name_key(s.name) for s in subjects):
+        raise ValueError(f"there is already a subject named {added.name!r}; give each subject a name of its own")
+    if subjects and subjects[0].subject.adapter != added.subject.adapter:
         raise ValueError(
-            f"subject {subject.name!r} was made by another MM-Diff adapter than {subjects[0].name!r}; encode all subjects "
+            f"subject {added.name!r} was made by another MM-Diff adapter than {subjects[0].name!r}; encode all subjects "
             "of a prompt with the same Load MM-Diff node"
         )
-    return (*subjects, subject)
+    return (*subjects, added)
+
+
+def count_tokens(subjects: Subjects) -> list[int]:
+    """Number of tokens of each subject."""
+    return [len(s.subject.tokens) for s in subjects]
 
 
 def numbers(text: str, what: str, most: float | None = None) -> tuple[float, ...]:

@@ -1,8 +1,6 @@
 """Multi-Subject Constraint Masks: masks, boxes drawn on the node and found boxes -> where each subject may act."""
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from comfy_api.latest import io, ui
 
@@ -83,13 +81,13 @@ class ConstraintMasks(io.ComfyNode):
         drawn = shapes.parse_boxes(boxes, min(len(subjects), shapes.MOST))
         drawn += () if found_boxes is None else shapes.found_boxes(found_boxes, width, height, len(subjects))
         given = _given(masks, names)
-        kept = {i: s.mask for i, s in enumerate(subjects, 1) if s.mask is not None}
+        kept = {i: s.region.mask for i, s in enumerate(subjects, 1) if s.region.mask is not None}
         canvas = shapes.canvas_of([*given.values()] or [*kept.values()], height, width)
         regions = shapes.regions_of_subjects(names, given, drawn, kept, canvas, Shaping(feather, grow, strength, exclusive, free_subjects))
         shown = shapes.preview(names, regions, width, height)
         every = torch.stack([torch.ones(canvas) if r is None else shapes.resized(r.float().cpu(), *canvas) for r in regions])
         chain = tuple(
-            replace(s, mask=region, hold_tokens=hold_tokens, hold_nouns=hold_nouns) for s, region in zip(subjects, regions, strict=True)
+            s.within(mask=region, hold_tokens=hold_tokens, hold_nouns=hold_nouns) for s, region in zip(subjects, regions, strict=True)
         )
         return io.NodeOutput(chain, shown, every, ui=ui.PreviewImage(shown, cls=cls))
 

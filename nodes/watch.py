@@ -1,8 +1,6 @@
 """Where subjects are: found while sampling, and shown afterwards."""
 from __future__ import annotations
 
-from dataclasses import replace
-
 from comfy_api.latest import io, ui
 
 from ..mmdiff_core.host.live import live_view, page
@@ -39,7 +37,7 @@ class FindSubjectRegions(io.ComfyNode):
     def execute(cls, subjects, settle: float, update: bool, sharpness: float, image_share: float, hold_tokens: bool, hold_nouns: bool
                 ) -> io.NodeOutput:
         find = FindRegions(settle, update, sharpness, image_share)
-        return io.NodeOutput(tuple(replace(s, find=find, hold_tokens=hold_tokens, hold_nouns=hold_nouns) for s in subjects))
+        return io.NodeOutput(tuple(s.within(find=find, hold_tokens=hold_tokens, hold_nouns=hold_nouns) for s in subjects))
 
 
 class WatchAttention(io.ComfyNode):

@@ -29,7 +29,7 @@ import time
 import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ from mmdiff_core.config import PORTRAIT_SDXL, MMDiffConfig  # noqa: E402
 from mmdiff_core.host.conditioning import BoundPrompt, carry  # noqa: E402
 from mmdiff_core.host.unet import Strength, apply  # noqa: E402
 from mmdiff_core.host.watch import Recorder, WatchPlan, watch  # noqa: E402
-from mmdiff_core.subjects import FindRegions, Subject  # noqa: E402
+from mmdiff_core.subjects import FindRegions, PromptSubject, Region, Subject  # noqa: E402
 
 from tiny_model import build  # noqa: E402
 
@@ -165,14 +165,15 @@ def make_masks(count: int, size: int) -> list[Tensor]:
     return masks
 
 
-def make_subjects(adapter: MMDiffAdapter, masks: Sequence[Tensor | None]) -> tuple[Subject, ...]:
+def make_subjects(adapter: MMDiffAdapter, masks: Sequence[Tensor | None]) -> tuple[PromptSubject, ...]:
     """Subjects of random tokens, one reference each."""
     generator = torch.Generator().manual_seed(2)
-    return tuple(
-        Subject(f"subject {i}", torch.randn(TOKENS, adapter.config.context_width, generator=generator), {}, 1,
-                adapter.fingerprint, mask=mask)
-        for i, mask in enumerate(masks, 1)
-    )
+    made = []
+    for number, mask in enumerate(masks, 1):
+        tokens = torch.randn(TOKENS, adapter.config.context_width, generator=generator)
+        subject = Subject(f"subject {number}", tokens, {}, 1, adapter.fingerprint)
+        made.append(PromptSubject(subject, region=Region(mask)))
+    return tuple(made)
 
 
 def make_text(scale: Scale, seed: int) -> list:
@@ -220,19 +221,19 @@ class World:
     def looking(self) -> list[Arm]:
         """What the other nodes of the pack add for two subjects: regions found, nouns held, maps watched."""
         each_step, settled = FindRegions(settle=0.01, update=True), FindRegions(settle=0.01)
-        masked = [replace(s, hold_nouns=True) for s in make_subjects(self.adapter, make_masks(2, self.size))]
+        masked = [s.within(hold_nouns=True) for s in make_subjects(self.adapter, make_masks(2, self.size))]
         free = make_subjects(self.adapter, [None, None])
         model = apply(self.model, self.adapter, Strength())
 
-        def arm(name: str, subjects: Sequence[Subject], model=model) -> Arm:
+        def arm(name: str, subjects: Sequence[PromptSubject], model=model) -> Arm:
             prompt = BoundPrompt(tuple(subjects), self.adapter.fingerprint, NOUNS)
             return Arm(f"2 subjects, {name}", model, carry(self.positive, prompt), carry(self.negative, None))
 
         return [
             arm("masked, nouns held too", masked),
-            arm("regions found at every step", [replace(s, find=each_step) for s in free]),
-            arm("regions found in the first step", [replace(s, find=settled) for s in free]),
-            arm("regions found in the first step, nouns held too", [replace(s, find=settled, hold_nouns=True) for s in free]),
+            arm("regions found at every step", [s.within(find=each_step) for s in free]),
+            arm("regions found in the first step", [s.within(find=settled) for s in free]),
+            arm("regions found in the first step, nouns held too", [s.within(find=settled, hold_nouns=True) for s in free]),
             arm("maps watched", free, watch(model, Recorder(WatchPlan()))),
         ]
 

@@ -78,7 +78,7 @@ def main() -> None:
         if forget:
             mmdiff.encodings = Encodings()
         begun = time.perf_counter()
-        subject, *_ = encode_subject(mmdiff, clip_vision, images, faces, name)
+        subject = encode_subject(mmdiff, clip_vision, images, faces, name).subject
         return time.perf_counter() - begun, subject
 
     encode(pictures[:1])

@@ -11,7 +11,6 @@ import argparse
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
@@ -38,7 +37,7 @@ def main() -> None:
     from mmdiff_core.shapes import Shaping, regions_of_subjects
     from mmdiff_core.small_world import sizes
     from mmdiff_core.small_world.trials import count, make_trial
-    from mmdiff_core.subjects import FindRegions
+    from mmdiff_core.subjects import FindRegions, PromptSubject
     from mmdiff_core.training.task import draw_noise
 
     model, clip, clip_vision, vae = small_world.load()
@@ -46,7 +45,7 @@ def main() -> None:
     patched, reader = apply(model, mmdiff.adapter, Strength(fuse_scale=1.0)), load_reader()
     trials = [make_trial(asked([args.question], False)[0], SEED, i) for i in range(args.pictures)]
     encoded = [
-        tuple(encode_subject(mmdiff, clip_vision, s.references.movedim(1, -1), None, f"s{i}")[0] for i, s in enumerate(t.example.subjects))
+        tuple(PromptSubject(encode_subject(mmdiff, clip_vision, s.references.movedim(1, -1), None, f"s{i}").subject) for i, s in enumerate(t.example.subjects))
         for t in trials
     ]
 
@@ -62,11 +61,11 @@ def main() -> None:
                 shaping = Shaping(grow=sum(int(f) for f in flags if f != "n"), exclusive=True)
                 boxes = {i: e.mask for i, e in enumerate(trial.example.subjects, 1)}
                 regions = regions_of_subjects([s.name for s in subjects], boxes, (), {}, (32, 32), shaping)
-                subjects = tuple(replace(s.masked(m), hold_nouns="n" in flags) for s, m in zip(subjects, regions, strict=True))
+                subjects = tuple(s.within(mask=m, hold_nouns="n" in flags) for s, m in zip(subjects, regions, strict=True))
             elif settings != "free":
                 settle, sharpness, image_share, *flags = settings.split(":")
                 find = FindRegions(float(settle), "u" in flags, float(sharpness), float(image_share))
-                subjects = tuple(replace(s, find=find, hold_nouns="n" in flags) for s in subjects)
+                subjects = tuple(s.within(find=find, hold_nouns="n" in flags) for s in subjects)
             prompt = encode_prompt(clip, mmdiff, text, "", subjects)
             noise, _ = draw_noise([trial.example.index], (sizes.CHANNELS, 16, 16), 1, SEED)
             latents = comfy.sample.sample(

@@ -13,7 +13,7 @@ from mmdiff_core import checkpoint, official
 from mmdiff_core.bases import BASES, Base, ImageEncoder
 from mmdiff_core.config import CONFIGS, MMDiffConfig
 from mmdiff_core.host.models import LoadedMMDiff
-from mmdiff_core.subjects import Subject
+from mmdiff_core.subjects import PromptSubject, Subject
 
 WIDTH_DIVISOR = 10      # 640 -> 64, 1280 -> 128, 320 -> 32
 CONTEXT = 64
@@ -52,14 +52,14 @@ def random_mmdiff(config: MMDiffConfig, seed: int = 0) -> LoadedMMDiff:
     return LoadedMMDiff(checkpoint.build(config, flat, config.name, ops=comfy.ops.manual_cast))
 
 
-def random_subject(mmdiff: LoadedMMDiff, name: str = "someone", seed: int = 0, references: int = 1) -> Subject:
+def random_subject(mmdiff: LoadedMMDiff, name: str = "someone", seed: int = 0, references: int = 1) -> PromptSubject:
     generator = torch.Generator().manual_seed(seed)
     config = mmdiff.config
-    return Subject(
+    return PromptSubject(Subject(
         name=name, tokens=torch.randn(4 * references, config.context_width, generator=generator),
         words={e: torch.randn(w, generator=generator) for e, w in config.text_widths.items()}, references=references,
         adapter=mmdiff.adapter.fingerprint,
-    )
+    ))
 
 
 def narrow_model(like: str, dtype: torch.dtype = torch.float32, operations=None):

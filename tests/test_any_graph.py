@@ -264,7 +264,7 @@ def test_tall_wide_and_odd_latents_show_subjects_where_their_masks_are(scene, mo
 
 def test_each_picture_of_a_batch_can_have_its_own_subject(scene, model):
     ann_, bob_ = scene.subjects
-    own = scene.bound((replace(ann_, pictures=(1.0, 0.0)), replace(bob_, pictures=(0.0, 1.0))))
+    own = scene.bound((replace(ann_, per_image=(1.0, 0.0)), replace(bob_, per_image=(0.0, 1.0))))
     with count_calls(model) as calls:
         both = predict(scene, model, own, batch=3)
     assert calls == [3]
@@ -275,7 +275,7 @@ def test_each_picture_of_a_batch_can_have_its_own_subject(scene, model):
 
 
 def test_weights_per_picture_also_hold_with_guidance_and_in_split_calls(scene, model, monkeypatch):
-    own = scene.bound((replace(scene.subjects[0], pictures=(1.0, 0.3)),))
+    own = scene.bound((replace(scene.subjects[0], per_image=(1.0, 0.3)),))
     together = scene.sample(model, own, batch=2, sigmas=STEPS)
     monkeypatch.setattr(type(model.model), "memory_required", lambda self, shape, **kw: 0 if shape[0] == 2 else 1e18)
     assert close(together, scene.sample(model, own, batch=2, sigmas=STEPS))

@@ -338,7 +338,7 @@ def test_an_override_of_attention_serves_the_text_and_not_the_subjects(scene):
     ours.model_options["transformer_options"]["optimized_attention_override"] = override
     expected = draw(scene, apply(scene.model, scene.adapter, IMAGE_ONLY), scene.bound())
     assert torch.equal(draw(scene, ours, scene.bound()), expected)
-    tokens = sum(len(s.tokens) for s in scene.subjects)
+    tokens = sum(len(s.subject.tokens) for s in scene.subjects)
     assert lengths.count(77) == 16 and tokens not in lengths
 
 

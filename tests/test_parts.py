@@ -18,7 +18,7 @@ from mmdiff_core.host.models import LoadedMMDiff, load_mmdiff
 from mmdiff_core.host.unet import Strength, apply
 from mmdiff_core.lora import LowRank
 from mmdiff_core.refiner import SubjectRefiner
-from mmdiff_core.subjects import add_subject
+from mmdiff_core.subjects import PromptSubject, add_subject
 
 import make
 from cases import CHECKPOINT, OURS, Case
@@ -57,7 +57,8 @@ def without(mmdiff: LoadedMMDiff, part: str) -> LoadedMMDiff:
 
 def noise_and_text(world, mmdiff, variant="official"):
     (slot,) = CASE.slots()
-    subject, *_ = encode_subject(mmdiff, world["vision"], CASE.images(slot), CASE.faces(slot), "a")
+    encoded = encode_subject(mmdiff, world["vision"], CASE.images(slot), CASE.faces(slot), "a")
+    subject = PromptSubject(encoded.subject)
     adapted = text_side.adapted_clip(world["clip"], mmdiff, "released" if variant == "official" else "corrected")
     clean, nouns = text_side.find_nouns(adapted.tokenize, CASE.meta["prompt"])
     sides = []
@@ -120,7 +121,8 @@ def test_the_face_head_with_two_heads_is_the_recorded_one():
 def test_a_general_adapter_needs_no_face(world):
     config = replace(make.narrow_config("sdxl"), variant=GENERAL)
     mmdiff = make.random_mmdiff(config)
-    subject, seen, *_ = encode_subject(mmdiff, world["vision"], torch.rand(2, 30, 40, 3), None, "fox")
+    encoded = encode_subject(mmdiff, world["vision"], torch.rand(2, 30, 40, 3), None, "fox")
+    subject, seen = encoded.subject, encoded.seen
     assert subject.tokens.shape == (8, make.CONTEXT) and subject.references == 2 and seen.shape == (2, 224, 224, 3)
 
 
@@ -132,10 +134,10 @@ def test_a_portrait_adapter_without_faces_says_what_to_install(world):
 def test_each_reference_adds_its_own_tokens_and_the_first_speaks_in_the_text(world):
     (slot,) = CASE.slots()
     image = CASE.images(slot)
-    one, *_ = encode_subject(world["mmdiff"], world["vision"], image, CASE.faces(slot), "a")
+    one = encode_subject(world["mmdiff"], world["vision"], image, CASE.faces(slot), "a").subject
     faces = CASE.faces(slot)
     faces.answers = faces.answers * 3
-    three, *_ = encode_subject(world["mmdiff"], world["vision"], torch.cat([image, image.flip(1), image * 0.5]), faces, "a")
+    three = encode_subject(world["mmdiff"], world["vision"], torch.cat([image, image.flip(1), image * 0.5]), faces, "a").subject
     assert three.tokens.shape[0] == 12 and faces.calls == 3
     assert torch.allclose(three.tokens[:4], one.tokens, atol=1e-5)
     assert all(torch.allclose(three.words[e], one.words[e], atol=1e-5) for e in one.words)
@@ -150,15 +152,15 @@ def counted(world, monkeypatch):
     return runs
 
 
-def test_another_name_or_weight_encodes_no_picture_and_finds_no_face_again(world, counted):
+def test_another_name_encodes_no_picture_and_finds_no_face_again(world, counted):
     (slot,) = CASE.slots()
     mmdiff, images, faces = load_mmdiff(CHECKPOINT), CASE.images(slot), CASE.faces(slot)
-    first, seen, *_ = encode_subject(mmdiff, world["vision"], images, faces, "ann")
+    first = encode_subject(mmdiff, world["vision"], images, faces, "ann")
     runs = len(counted)
-    again, seen_again, *_ = encode_subject(mmdiff, world["vision"], images.clone(), faces, "ben", 0.5)
+    again = encode_subject(mmdiff, world["vision"], images.clone(), faces, "ben")
     assert runs > 0 and len(counted) == runs and faces.calls == 1
-    assert (again.name, again.weight, first.weight) == ("ben", 0.5, 1.0)
-    assert torch.equal(again.tokens, first.tokens) and torch.equal(seen, seen_again)
+    assert (again.subject.name, first.subject.name) == ("ben", "ann")
+    assert torch.equal(again.subject.tokens, first.subject.tokens) and torch.equal(again.seen, first.seen)
 
 
 @pytest.mark.parametrize("change", ["picture", "region", "which face", "clip_only", "faces", "image encoder", "adapter"])

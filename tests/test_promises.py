@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdiff_core.attention import see_subjects
+from mmdiff_core.attention import add_image_branch, by_head
 from mmdiff_core.host import unet as host_unet
 from mmdiff_core.host.conditioning import BoundPrompt, carry
 from mmdiff_core.host.unet import Strength, SubjectAttention, apply
@@ -313,6 +313,12 @@ def test_delayed_prompts_run_exactly_one_half_at_every_step(scene):
 
 # ---------------------------------------------------------------- masks
 
+def image_branch(q, k, v, heads, bias, gate) -> torch.Tensor:
+    """What the subjects add at lambda 1, by the function that samples and trains."""
+    gate = None if gate is None else gate[:, None]
+    return add_image_branch(torch.zeros_like(q), q, by_head(k, heads), by_head(v, heads), 1.0, bias, gate)
+
+
 def half_masks(size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     left = torch.zeros(size, size)
     left[:, : size // 2] = 1
@@ -324,10 +330,10 @@ def test_a_subject_cannot_be_seen_from_outside_its_region():
     q = torch.randn(1, 64, 32, generator=generator)
     k, v, other = (torch.randn(1, 8, 32, generator=generator) for _ in range(3))
     bias, gate = regions(half_masks(), [4, 4], (8, 8), (8, 8), None, torch.float32, q.device)
-    before = see_subjects(q, k, v, 2, bias, gate)
+    before = image_branch(q, k, v, 2, bias, gate)
     changed_k, changed_v = k.clone(), v.clone()
     changed_k[:, :4], changed_v[:, :4] = other[:, :4] * 9, other[:, 4:] * 9
-    after = see_subjects(q, changed_k, changed_v, 2, bias, gate)
+    after = image_branch(q, changed_k, changed_v, 2, bias, gate)
     right = half_masks()[1].flatten().bool()
     assert torch.equal(before[:, right], after[:, right])
     assert not torch.equal(before[:, ~right], after[:, ~right])
@@ -337,7 +343,7 @@ def test_where_no_subject_may_act_the_plain_model_is_left_alone():
     left, _ = half_masks()
     q, k = torch.randn(1, 64, 32), torch.randn(1, 4, 32)
     bias, gate = regions([left], [4], (8, 8), (8, 8), None, torch.float32, q.device)
-    seen = see_subjects(q, k, k, 2, bias, gate)
+    seen = image_branch(q, k, k, 2, bias, gate)
     assert seen[:, ~left.flatten().bool()].abs().max() == 0 and torch.isfinite(seen).all()
 
 
@@ -345,8 +351,8 @@ def test_where_no_subject_may_act_the_plain_model_is_left_alone():
 def test_masks_hide_exactly_in_half_precision(dtype):
     q, k = torch.randn(1, 64, 32).to(dtype), torch.randn(1, 8, 32).to(dtype)
     bias, gate = regions(half_masks(), [4, 4], (8, 8), (8, 8), None, dtype, q.device)
-    seen = see_subjects(q, k, k, 2, bias, gate)
-    only = see_subjects(q, k[:, :4], k[:, :4], 2, None, None)
+    seen = image_branch(q, k, k, 2, bias, gate)
+    only = image_branch(q, k[:, :4], k[:, :4], 2, None, None)
     left = half_masks()[0].flatten().bool()
     assert torch.isfinite(seen).all() and torch.allclose(seen[:, left].float(), only[:, left].float(), atol=2e-2)
 
@@ -438,7 +444,7 @@ def test_user_lora_on_keys_acts_on_both_branches(scene):
     application = host_unet.Application(scene.adapter, BOTH, host_unet.check_unet(model, scene.adapter))
     prompt = BoundPrompt(scene.subjects, scene.adapter.fingerprint)
     k, _ = application.make_state(prompt, model.model.diffusion_model, torch.float32, torch.device("cpu")).keys["middle", 0, 0]
-    tokens = torch.cat([s.tokens for s in scene.subjects])
+    tokens = torch.cat([s.subject.tokens for s in scene.subjects])
     base = scene.model.model.state_dict()[key] if not model.backup else model.backup[key].weight
     image = scene.adapter.unet["middle_block.1.transformer_blocks.0.attn2.to_k_image"]
     assert torch.allclose(k[0].transpose(0, 1).flatten(1), tokens @ (base + delta).T + image(tokens), atol=1e-4)

@@ -15,6 +15,7 @@ from mmdiff_core.host.encode import encode_prompt, encode_subject
 from mmdiff_core.host.models import load_mmdiff
 from mmdiff_core.host.unet import Strength, apply
 from mmdiff_core.host.vision import cls_embeddings, patch_embeddings
+from mmdiff_core.subjects import PromptSubject
 from mmdiff_core.vision import normalise, object_pixels
 
 from cases import Case, checkpoint_folder, weights_folder
@@ -52,7 +53,7 @@ def world(case):
 @pytest.fixture(scope="session")
 def subjects(case, world):
     return tuple(
-        encode_subject(world["mmdiff"], world["vision"], case.images(slot), case.faces(slot), f"subject {i}")[0]
+        PromptSubject(encode_subject(world["mmdiff"], world["vision"], case.images(slot), case.faces(slot), f"subject {i}").subject)
         for i, slot in enumerate(case.slots(), 1)
     )
 
@@ -110,10 +111,10 @@ def test_subjects_have_the_recorded_tokens_and_words(case, world, subjects):
     words = {"l": case["official/stage/obj_embeds_1"][0], "g": case["official/stage/obj_embeds_2"][0]}
     columns = len(case["input/image_token_idx_mask"][0])
     for number, (slot, subject) in enumerate(zip(case.slots(), subjects, strict=True)):
-        close(subject.tokens, tokens[slot].flatten(0, 1), STAGE, f"face tokens of {subject.name}")
+        close(subject.subject.tokens, tokens[slot].flatten(0, 1), STAGE, f"face tokens of {subject.name}")
         row = number if columns == 1 else slot[0]
         for encoder, recorded in words.items():
-            close(subject.words[encoder], recorded[row], STAGE, f"object embedding {encoder}")
+            close(subject.subject.words[encoder], recorded[row], STAGE, f"object embedding {encoder}")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -7,6 +7,7 @@ from test_promises import BOTH, Scene
 
 from mmdiff_core.host.encode import encode_prompt, encode_subject, find_faces
 from mmdiff_core.host.unet import apply
+from mmdiff_core.subjects import PromptSubject
 from mmdiff_core.vision import cut_out, regions_of
 
 import make
@@ -82,9 +83,9 @@ def test_what_lies_outside_the_region_does_not_reach_the_subject(world):
             self.seen.append(region)
             return case.faces(slot).portrait(picture, which, label)
 
-    words = [encode_subject(mmdiff, clip_vision, x, Faces(), "ann", regions=[region] * len(x))[0].words["l"] for x in (image, other)]
+    words = [encode_subject(mmdiff, clip_vision, x, Faces(), "ann", regions=[region] * len(x)).subject.words["l"] for x in (image, other)]
     assert torch.equal(*words) and Faces.seen[0].shape == region.shape
-    whole = encode_subject(mmdiff, clip_vision, image, case.faces(slot), "ann")[0].words["l"]
+    whole = encode_subject(mmdiff, clip_vision, image, case.faces(slot), "ann").subject.words["l"]
     assert not torch.allclose(words[0], whole, atol=1e-4)
 
 
@@ -125,10 +126,11 @@ def test_found_faces_are_drawn_numbered_and_given_as_boxes(tmp_path):
 def test_a_portrait_without_faces_is_carried_by_its_noun_alone_and_says_what_is_lost(world):
     mmdiff, clip_vision, clip = world
     image = torch.rand(2, 50, 40, 3, generator=torch.Generator().manual_seed(0))
-    subject, seen, notes, _ = encode_subject(mmdiff, clip_vision, image, None, "ann", clip_only=True)
+    encoded = encode_subject(mmdiff, clip_vision, image, None, "ann", clip_only=True)
+    subject, seen, notes = encoded.subject, encoded.seen, encoded.notes
     assert subject.tokens.shape == (0, mmdiff.config.context_width) and len(seen) == 2
     assert len(notes) == 1 and "the face does not" in notes[0] and "insightface" in notes[0]
-    fused = encode_prompt(clip, mmdiff, "a man<|subj|> reading", "", (subject,))
+    fused = encode_prompt(clip, mmdiff, "a man<|subj|> reading", "", (PromptSubject(subject),))
     plain = encode_prompt(clip, mmdiff, "a man reading", "")
     assert not torch.allclose(fused.positive[0][0], plain.positive[0][0], atol=1e-3)
     with pytest.raises(ValueError, match="there is clip_only"):
@@ -138,10 +140,11 @@ def test_a_portrait_without_faces_is_carried_by_its_noun_alone_and_says_what_is_
 def test_subjects_without_tokens_sample_alone_and_beside_others():
     from dataclasses import replace
     scene = Scene("sd15")
-    wordless = replace(scene.subjects[0], tokens=torch.zeros(0, make.CONTEXT))
+    subject = replace(scene.subjects[0].subject, tokens=torch.zeros(0, make.CONTEXT))
+    tokenless = replace(scene.subjects[0], subject=subject)
     model = apply(scene.model, scene.adapter, BOTH)
     steps = torch.tensor([4.0, 1.0, 0.0])
-    alone = scene.sample(model, scene.bound((wordless,)), sigmas=steps)
+    alone = scene.sample(model, scene.bound((tokenless,)), sigmas=steps)
     assert torch.equal(alone, scene.sample(model, scene.bound(()), sigmas=steps))
-    beside = scene.sample(model, scene.bound((wordless.masked(torch.ones(8, 8)), scene.subjects[1])), sigmas=steps)
+    beside = scene.sample(model, scene.bound((tokenless.masked(torch.ones(8, 8)), scene.subjects[1])), sigmas=steps)
     assert torch.allclose(beside, scene.sample(model, scene.bound(scene.subjects[1:]), sigmas=steps), atol=1e-4)

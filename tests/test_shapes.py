@@ -24,6 +24,7 @@ from mmdiff_core.shapes import (
     preview,
     regions_of_subjects,
 )
+from mmdiff_core.subjects import PromptSubject
 
 from server import PACK
 
@@ -216,7 +217,7 @@ def node():
 def run(node, tmp_path, monkeypatch):
     import folder_paths
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
-    return lambda *names, feather=0.0, **inputs: node.execute(tuple(subject(n) for n in names), feather, **inputs)
+    return lambda *names, feather=0.0, **inputs: node.execute(tuple(PromptSubject(subject(n)) for n in names), feather, **inputs)
 
 
 def test_the_node_gives_subjects_a_preview_and_a_mask_for_each(run, tmp_path):
@@ -225,7 +226,7 @@ def test_the_node_gives_subjects_a_preview_and_a_mask_for_each(run, tmp_path):
     out = run("ann", "bob", "eve", boxes='[{"subject": 2, "x": 0.5, "y": 0, "width": 0.5, "height": 1}]', mask_1=half, width=256, height=192)
     chain, shown, masks = out.args
     assert [s.name for s in chain] == ["ann", "bob", "eve"] and shown.shape == (1, 192, 256, 3) and masks.shape == (3, 48, 64)
-    assert torch.equal(chain[0].mask, half[0]) and torch.equal(chain[1].mask, 1 - half[0]) and chain[2].mask is None
+    assert torch.equal(chain[0].region.mask, half[0]) and torch.equal(chain[1].region.mask, 1 - half[0]) and chain[2].region.mask is None
     assert torch.equal(masks[:2], torch.stack([half[0], 1 - half[0]])) and masks[2].all()
     assert out.ui.as_dict()["images"] and list(tmp_path.rglob("*.png"))
 
@@ -234,12 +235,12 @@ def test_a_graph_from_before_the_boxes_gives_what_it_gave(run):
     half = torch.zeros(1, 64, 64)
     half[..., :32] = 1
     chain = run("ann", "bob", feather=8.0, mask_2=half).args[0]
-    assert chain[0].mask is None and torch.equal(chain[1].mask, feather_inwards(half[0], 8.0))
+    assert chain[0].region.mask is None and torch.equal(chain[1].region.mask, feather_inwards(half[0], 8.0))
 
 
 def test_found_boxes_are_read_in_pixels_of_width_and_height(run):
     chain, _, masks = run("ann", "bob", found_boxes=[[A, B]], width=200, height=100).args
-    assert masks.shape == (2, 100, 200) and chain[0].mask[:, :50].all() and chain[0].mask.sum() == chain[1].mask[:, 50:100].sum() == 5000
+    assert masks.shape == (2, 100, 200) and chain[0].region.mask[:, :50].all() and chain[0].region.mask.sum() == chain[1].region.mask[:, 50:100].sum() == 5000
 
 
 @pytest.mark.parametrize("said, times", [({}, 8), ({"downscale_ratio_spacial": 16}, 16)])

@@ -60,12 +60,13 @@ def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg
     from mmdiff_core.host.encode import encode_prompt, encode_subject
     from mmdiff_core.host.models import load_mmdiff
     from mmdiff_core.host.unet import Strength, apply
+    from mmdiff_core.subjects import PromptSubject
     path = tmp_path / "trained.safetensors"
     checkpoint.save_single(path, task.adapter.config, to_flat(task.adapter.state_dict()), dtype=torch.float32)
     mmdiff = load_mmdiff(path)
     model, clip, clip_vision, _ = small_world.load()
     subjects = tuple(
-        encode_subject(mmdiff, clip_vision, refs.movedim(1, -1), None, f"s{i}")[0] for i, refs in enumerate(scene_subjects)
+        PromptSubject(encode_subject(mmdiff, clip_vision, refs.movedim(1, -1), None, f"s{i}").subject) for i, refs in enumerate(scene_subjects)
     )
     prompt = encode_prompt(clip, mmdiff, caption, "", subjects)
     patched = apply(model, mmdiff.adapter, Strength(fuse_scale=1.0))

@@ -1,8 +1,6 @@
 """Looking at attention while sampling: recordings tell the truth and cost nothing when off; found regions keep subjects apart."""
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from test_promises import BOTH, SIGMAS, Scene, half_masks
@@ -165,7 +163,7 @@ def test_at_most_twelve_layers_are_watched_unless_named():
 # ---------------------------------------------------------------- found regions
 
 def finding(scene, plan=FindRegions(settle=0.5, sharpness=8.0), **options):  # noqa: B008
-    return tuple(replace(s, find=plan, **options) for s in scene.subjects)
+    return tuple(s.within(find=plan, **options) for s in scene.subjects)
 
 
 def test_before_they_settle_subjects_are_free(scene, model):
@@ -224,15 +222,15 @@ def test_the_unconditional_row_is_never_touched_by_found_regions(scene, model):
 def test_a_noun_held_to_a_region_changes_the_picture_and_one_held_to_everywhere_does_not(scene, model):
     left, right = half_masks(64)
     free = tuple(s.masked(m) for s, m in zip(scene.subjects, (left, right)))
-    held = tuple(replace(s, hold_nouns=True) for s in free)
+    held = tuple(s.within(hold_nouns=True) for s in free)
     assert not torch.allclose(scene.sample(model, prompt(scene, held)), scene.sample(model, prompt(scene, free)), atol=1e-3)
-    everywhere = tuple(replace(s, mask=torch.ones(64, 64), hold_nouns=True) for s in scene.subjects)
+    everywhere = tuple(s.within(mask=torch.ones(64, 64), hold_nouns=True) for s in scene.subjects)
     assert torch.allclose(scene.sample(model, prompt(scene, everywhere)), scene.sample(model, prompt(scene)), atol=1e-4)
 
 
 def test_tokens_can_be_left_free_while_the_nouns_are_held(scene, model):
     left, right = half_masks(64)
-    neither = tuple(replace(s.masked(m), hold_tokens=False) for s, m in zip(scene.subjects, (left, right)))
+    neither = tuple(s.within(mask=m, hold_tokens=False) for s, m in zip(scene.subjects, (left, right)))
     assert torch.equal(scene.sample(model, prompt(scene, neither)), scene.sample(model, prompt(scene)))
 
 
@@ -240,6 +238,6 @@ def test_nouns_cannot_be_held_where_another_pack_draws_the_text_and_that_is_said
     other = scene.model.clone()
     other.set_model_attn2_replace(lambda q, k, v, extra_options: q, "middle", 0)
     left, right = half_masks(64)
-    held = tuple(replace(s.masked(m), hold_nouns=True) for s, m in zip(scene.subjects, (left, right)))
+    held = tuple(s.within(mask=m, hold_nouns=True) for s, m in zip(scene.subjects, (left, right)))
     with pytest.raises(RuntimeError, match="another node draws the text in 1 layers"):
         scene.sample(apply(other, scene.adapter, BOTH), prompt(scene, held))

@@ -24,19 +24,20 @@ class BoundPrompt:
     nouns: tuple[tuple[int, ...], ...] = ()
 
     @property
-    def per_picture(self) -> bool:
-        """Whether a subject's weight differs between the pictures of a batch."""
-        return any(s.pictures for s in self.subjects)
+    def per_image(self) -> bool:
+        """Whether a subject's weight differs between the images of a batch."""
+        return any(s.per_image for s in self.subjects)
 
     @property
-    def counts_pictures(self) -> bool:
+    def counts_images(self) -> bool:
         """Whether a row must know its number in the latent batch."""
-        return self.per_picture or any(s.find for s in self.subjects)
+        return self.per_image or any(s.region.find for s in self.subjects)
 
     @property
     def shows(self) -> bool:
-        """Whether there is anything for the image branch: subjects that their nouns alone carry have no tokens."""
-        return any(len(s.tokens) for s in self.subjects)
+        """Whether the model has anything to do for it: tokens to show, or nouns to hold to a region. A subject without tokens (clip_only)
+        is otherwise in the text alone."""
+        return any(len(s.subject.tokens) or s.region.limits_nouns for s in self.subjects)
 
     def __deepcopy__(self, memo: dict) -> BoundPrompt:
         return self
@@ -69,7 +70,7 @@ class SubjectRows(comfy.conds.CONDRegular):
     def process_cond(self, batch_size: int, area=None, **kwargs) -> SubjectRows:
         row = self.cond[0]
         covered = None if area is None else tuple(int(x) for x in area)
-        if row.prompt is None or not row.prompt.counts_pictures:
+        if row.prompt is None or not row.prompt.counts_images:
             return SubjectRows((Row(row.prompt, covered),) * batch_size)
         return SubjectRows(tuple(Row(row.prompt, covered, i) for i in range(batch_size)))
 

@@ -6,12 +6,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
+import comfy.clip_vision
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
+import comfy.sd
 import torch
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
@@ -20,6 +22,15 @@ from .. import checkpoint
 from ..adapter import MMDiffAdapter, SubjectModules
 from ..config import MMDiffConfig
 from ..lora import LoRAPairs
+
+
+class BaseModels(NamedTuple):
+    """A base model as ComfyUI holds it: MODEL, CLIP, CLIP_VISION and VAE."""
+
+    model: comfy.model_patcher.ModelPatcher
+    clip: comfy.sd.CLIP
+    clip_vision: comfy.clip_vision.ClipVisionModel
+    vae: comfy.sd.VAE
 
 
 class Encodings:

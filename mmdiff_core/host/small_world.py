@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..small_world import references, sizes
 from ..small_world.examples import enlarge
 from ..small_world.scenes import Identity, reference
-from .models import LoadedMMDiff, load_mmdiff
+from .models import BaseModels, LoadedMMDiff, load_mmdiff
 
 Tensors = Mapping[str, Tensor]
 WEIGHTS = Path(__file__).resolve().parents[1] / "small_world" / "weights"
@@ -81,10 +81,10 @@ def find(folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def load(folder: Path = WEIGHTS) -> tuple:
-    """MODEL, CLIP, CLIP_VISION and VAE of the small world."""
+def load(folder: Path = WEIGHTS) -> BaseModels:
+    """The small world's models. FileNotFoundError when one of its files is missing."""
     unet, text, vision = (read(folder, name) for name in FILES)
-    return model(unet), clip(text), clip_vision(vision), vae()
+    return BaseModels(model(unet), clip(text), clip_vision(vision), vae())
 
 
 def load_adapter(folder: Path = WEIGHTS) -> LoadedMMDiff:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config import MMDiffConfig
-from ..subjects import Subject, Subjects
+from ..subjects import PromptSubject, Subjects, name_key
 from .models import LoadedMMDiff, add_patches_strictly, lora_patches
 
 MARKER = "<|subj|>"
@@ -96,22 +96,22 @@ def _same(a, b) -> bool:
     return a == b
 
 
-def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[Subject, ...]:
+def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[PromptSubject, ...]:
     """The subject of every noun. A name is that of a subject, whatever its case; `<|subj|>` takes the next one that nobody names.
 
     ValueError for a name that no subject has, with those there are, and for more or fewer `<|subj|>` than subjects left for them. Where
     names are used alone, a subject may go unmentioned.
     """
-    known = {s.name.casefold(): s for s in subjects}
+    known = {name_key(s.name): s for s in subjects}
     there = ", ".join(s.name for s in subjects) or "none"
     for noun in nouns:
-        if noun.name and noun.name.casefold() not in known:
+        if noun.name and name_key(noun.name) not in known:
             raise ValueError(
                 f"the prompt names <|{noun.name}|> (after {noun.word!r}), but there is no subject of that name; there are: {there}. Write "
                 f"the name as on MM-Diff Subject Encoder, or {MARKER} for the next subject"
             )
-    named = {noun.name.casefold() for noun in nouns if noun.name}
-    left = [s for s in subjects if s.name.casefold() not in named]
+    named = {name_key(noun.name) for noun in nouns if noun.name}
+    left = [s for s in subjects if name_key(s.name) not in named]
     inorder = [noun for noun in nouns if not noun.name]
     if len(inorder) != len(left) and (inorder or not named):
         words = ", ".join(n.word for n in inorder) or "none"
@@ -122,7 +122,7 @@ def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[Subject, ...]:
             "each subject's noun, or the subject's name as in 'a man<|alice|>'"
         )
     turns = iter(left)
-    return tuple(known[noun.name.casefold()] if noun.name else next(turns) for noun in nouns)
+    return tuple(known[name_key(noun.name)] if noun.name else next(turns) for noun in nouns)
 
 
 def adapted_clip(clip, mmdiff: LoadedMMDiff, behaviour: str, strength: float = 1.0):
@@ -165,7 +165,7 @@ def word_embedding(clip, encoder: str, token) -> Tensor:
     return table(ids, out_dtype=torch.float32)[0]
 
 
-def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun], subjects: Sequence[Subject]) -> Tokens:
+def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun], subjects: Sequence[PromptSubject]) -> Tokens:
     """The tokens with every noun fused with its subject (`subjects`: one for each noun). Places that a (negative) prompt does not have are
     left out."""
     fused = {encoder: [list(chunk) for chunk in chunks] for encoder, chunks in tokens.items()}
@@ -176,7 +176,7 @@ def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun
             continue
         with torch.no_grad():
             words = torch.stack([word_embedding(clip, encoder, chunks[c][p][0]).cpu() for (c, p), _ in spots])
-        vectors = torch.stack([s.words[encoder] for _, s in spots])
+        vectors = torch.stack([s.subject.words[encoder] for _, s in spots])
         with mmdiff.loaded() as (modules, device):
             rows = modules.fuse_words(encoder, words.to(device), vectors.to(device)).float().cpu()
         for ((c, p), _), row in zip(spots, rows, strict=True):

@@ -23,13 +23,13 @@ from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
-from ..adapter import MMDiffAdapter, join_tokens, key_value, picture_weights
-from ..attention import add_to_rows, attend_by_head, by_head, rows_by_head
+from ..adapter import MMDiffAdapter, image_weights, join_tokens, key_value
+from ..attention import add_image_branch, by_head
 from ..bases import SELF_PROJECTIONS, Slot, TransformerBlock
 from ..layer_weights import layer_factors
 from ..maps import fit_columns
 from ..masks import Area, crop_to_grid, noun_bias, shares, token_bias
-from ..subjects import Subject
+from ..subjects import PromptSubject, count_tokens
 from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows
 from .models import add_patches_strictly, lora_patches
 from .watch import WATCH, Columns, Finder, Look, Progress, Recording, Watcher, make_finder, watched_slots
@@ -83,16 +83,17 @@ class Side:
         return cls(tuple(held), kept, any(held), any(mask is not None for mask in kept))
 
     @classmethod
-    def both(cls, subjects: Sequence[Subject], device: torch.device) -> dict[str, Side]:
+    def both(cls, subjects: Sequence[PromptSubject], device: torch.device) -> dict[str, Side]:
         """The sides of a prompt, by name: made once a run, for the loop asks for them at every layer and step."""
-        masks = [None if s.mask is None else s.mask.to(device) for s in subjects]
-        held = {"tokens": [s.hold_tokens for s in subjects], "nouns": [s.hold_nouns for s in subjects]}
+        regions = [s.region for s in subjects]
+        masks = [None if r.mask is None else r.mask.to(device) for r in regions]
+        held = {"tokens": [r.hold_tokens for r in regions], "nouns": [r.hold_nouns for r in regions]}
         return {side: cls.of(which, masks) for side, which in held.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class PromptState:
-    """One bound prompt during one run: K [1 H N D] and V (lambda and weights in it; [B H N D] where weights differ between the
+    """One bound prompt during one run: K [1 H N D] and V (weights in it; [B H N D] where weights differ between the
     pictures of a batch) by slot."""
 
     prompt: BoundPrompt
@@ -120,7 +121,7 @@ class PromptState:
 
     def region(self, place: Place, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Bias [1|B 1 P N] and gate [1 1 P 1] that hold the subjects' tokens to their regions at a place; made once per grid."""
-        tokens = [len(s.tokens) for s in self.prompt.subjects]
+        tokens = count_tokens(self.prompt.subjects)
 
         def make(seen: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
             return token_bias(seen, tokens, like.dtype), gate.to(like.dtype)
@@ -197,8 +198,9 @@ class Application:
     def __init__(self, adapter: MMDiffAdapter, strength: Strength, blocks: Sequence[TransformerBlock]):
         self.adapter = adapter
         self.strength = strength
-        self.factors = {slot: factor for slot, factor in layer_factors(strength.layers, blocks).items() if factor != 0}
-        self.blocks = tuple(block for block in blocks if block.slot in self.factors)
+        factors = layer_factors(strength.layers, blocks)
+        self.scales = {slot: strength.fuse_scale * factor for slot, factor in factors.items() if factor != 0}     # lambda of each layer
+        self.blocks = tuple(block for block in blocks if block.slot in self.scales)
         self.watched = watched_slots(self.blocks)
         self.key = f"mmdiff-{adapter.fingerprint}"
 
@@ -256,13 +258,13 @@ class Application:
         """K and V of a prompt's subjects at every layer, through the layers' own modules; with the `length` of its text, what tells its
         columns apart, and with `sigmas` what finds its subjects' regions."""
         tokens, weights = join_tokens(prompt.subjects)
-        tokens, weights = tokens.to(device, dtype), weights.to(device, dtype) * self.strength.fuse_scale
-        single = picture_weights(prompt.subjects, pictures).to(device, dtype) if prompt.per_picture else None
+        tokens, weights = tokens.to(device, dtype), weights.to(device, dtype)
+        single = image_weights(prompt.subjects, pictures).to(device, dtype) if prompt.per_image else None
         keys = {}
         for block in self.blocks:
             attn = diffusion_model.get_submodule(block.path).attn2
             k, v = key_value(self.adapter, block, tokens, attn.to_k, attn.to_v, self.strength.lora)
-            value = by_head(v * (weights * self.factors[block.slot]), attn.heads)
+            value = by_head(v * weights, attn.heads)
             keys[block.slot] = (by_head(k, attn.heads), value if single is None else value * single)
         columns = Columns.of(prompt.subjects, prompt.nouns, length, device) if prompt.nouns and length else None
         finder = None
@@ -396,9 +398,8 @@ class SubjectAttention:
         """The image branch on the group's rows."""
         key, value = group.state.keys[self.slot]
         heads = extra_options["n_heads"]
-        rows = rows_by_head(q, group.start, group.stop, heads)
         if group.picture is not None and len(value) > 1:
-            value = value[group.picture:group.picture + len(rows)]
+            value = value[group.picture:group.picture + group.stop - group.start]
         if key.dtype != q.dtype or key.device != q.device:
             key, value = key.to(q), value.to(q)
         place = self.place(group, extra_options)
@@ -410,7 +411,8 @@ class SubjectAttention:
         if not isinstance(group.factor, float):
             inside = group.factor.to(q.dtype).view(1, 1, 1, 1)
             gate = inside if gate is None else gate * inside
-        return add_to_rows(out, group.start, group.stop, attend_by_head(rows, key, value, bias), gate)
+        scale = self.application.scales[self.slot]
+        return add_image_branch(out, q, key, value, scale, bias, gate, (group.start, group.stop))
 
     def __deepcopy__(self, memo: dict) -> SubjectAttention:
         return self

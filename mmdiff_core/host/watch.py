@@ -16,7 +16,7 @@ from ..bases import Slot, TransformerBlock
 from ..layer_weights import named_layers
 from ..maps import AttentionMaps, Box, Canvas, canvas_grid, find_regions, members, noun_map, owners, token_map
 from ..masks import Area
-from ..subjects import FindRegions, Subject
+from ..subjects import FindRegions, PromptSubject, count_tokens
 
 WATCHED = 12        # layers that are looked at, spread over the model
 FADE = 0.7          # how much earlier steps count after each one while found regions are updated
@@ -87,8 +87,8 @@ class Columns:
     tokens: Tensor
 
     @classmethod
-    def of(cls, subjects: Sequence[Subject], nouns: Sequence[Sequence[int]], length: int, device: torch.device) -> Columns:
-        tokens = [len(s.tokens) for s in subjects]
+    def of(cls, subjects: Sequence[PromptSubject], nouns: Sequence[Sequence[int]], length: int, device: torch.device) -> Columns:
+        tokens = count_tokens(subjects)
         return cls(members(nouns, length, device), members(owners(tokens), sum(tokens), device))
 
     def maps(self, look: Look) -> tuple[Tensor, Tensor]:
@@ -146,10 +146,10 @@ class Finder:
         return self.shares
 
 
-def make_finder(subjects: Sequence[Subject], columns: Columns, sigmas: Tensor, sampling, latent: tuple[int, int], pictures: int,
+def make_finder(subjects: Sequence[PromptSubject], columns: Columns, sigmas: Tensor, sampling, latent: tuple[int, int], pictures: int,
                 slots: frozenset[Slot], device: torch.device) -> Finder | None:
     """A finder where the prompt's subjects ask for one and there is somebody to tell apart."""
-    plan = next((s.find for s in subjects if s.find is not None), None)
+    plan = next((s.region.find for s in subjects if s.region.find is not None), None)
     if plan is None or len(subjects) < 2:
         return None
     canvas = Canvas.blank(pictures, len(subjects), canvas_grid(latent), device)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapter import key_value
-from ..attention import attention_on, full, probabilities, see_subjects, weigh
+from ..attention import add_image_branch, attention_on, by_head, full, probabilities, weigh
 from ..bases import Slot, TransformerBlock
 from . import losses
 from .config import RunConfig
@@ -149,7 +149,8 @@ class MMDiffTask(nn.Module):
                 if conditions.held is not None:
                     region, open_ = conditions.held(grid)
                     bias, gate = bias + region, gate * open_
-                out = out + see_subjects(q, key.to(q), value.to(q), heads, bias.to(q), gate.to(q))
+                key, value = by_head(key.to(q), heads), by_head(value.to(q), heads)
+                out = add_image_branch(out, q, key, value, self.run.objective.fuse_scale, bias.to(q), gate[:, None].to(q))
             return out, None
 
         return call
@@ -160,7 +161,8 @@ class MMDiffTask(nn.Module):
         text, image = self.attention_maps(q, k, heads, slot, conditions)
         out = weigh(text, v)
         if image is not None:
-            out = out + weigh(image, conditions.keys[slot][1].to(v)) * conditions.gate.to(v)
+            seen = weigh(image, conditions.keys[slot][1].to(v)) * conditions.gate.to(v)
+            out = out + self.run.objective.fuse_scale * seen
         masks = conditions.masks_at(grid)
         nothing = text.new_zeros(len(text))
         maps = self.subject_maps(text, image, conditions)
@@ -259,7 +261,7 @@ class MMDiffTask(nn.Module):
         view, flat, keys = self.adapter.view(), tokens.flatten(1, 3), {}
         for block in self.blocks:
             key, value = key_value(view, block, flat, *self.bridge.projections(block), lora_strength=0)
-            keys[block.slot] = (key, value * self.run.objective.fuse_scale)
+            keys[block.slot] = (key, value)
         return keys, bias
 
 
