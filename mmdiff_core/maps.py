@@ -15,7 +15,7 @@ from torch import Tensor
 from .attention import by_head, probabilities_by_head
 
 FINEST = 64         # longest side of the grid that maps of all layers are added up on
-Box = tuple[int, int, int, int]     # top, left, height, width on that grid
+CanvasArea = tuple[int, int, int, int]     # top, left, height, width on that grid
 
 
 def members(groups: Sequence[Sequence[int]], length: int, device: torch.device | str = "cpu") -> Tensor:
@@ -76,7 +76,7 @@ class Canvas:
 
         return cls(zeros(pictures, subjects, *grid), zeros(pictures, subjects, *grid), zeros(*grid))
 
-    def add(self, text: Tensor, image: Tensor, first: int, box: Box | None = None) -> None:
+    def add(self, text: Tensor, image: Tensor, first: int, box: CanvasArea | None = None) -> None:
         """Maps [B S gh gw] of pictures from number `first` on; `box` says which part of the canvas they cover."""
         top, left, height, width = box or (0, 0, *self.looks.shape)
         rows, part = slice(first, first + len(text)), (slice(top, top + height), slice(left, left + width))

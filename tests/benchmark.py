@@ -84,8 +84,8 @@ from mmdiff_core import official  # noqa: E402
 from mmdiff_core.adapter import MMDiffAdapter, SubjectModules, collect_pairs  # noqa: E402
 from mmdiff_core.bases import SDXL, Base  # noqa: E402
 from mmdiff_core.config import PORTRAIT_SDXL, MMDiffConfig  # noqa: E402
+from mmdiff_core.host.apply import Strength, apply  # noqa: E402
 from mmdiff_core.host.conditioning import BoundPrompt, carry  # noqa: E402
-from mmdiff_core.host.unet import Strength, apply  # noqa: E402
 from mmdiff_core.host.watch import Recorder, WatchPlan, watch  # noqa: E402
 from mmdiff_core.subjects import FindRegions, PromptSubject, Region, Subject  # noqa: E402
 

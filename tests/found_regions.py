@@ -30,10 +30,10 @@ def main() -> None:
     import torch
 
     from mmdiff_core.host import small_world
+    from mmdiff_core.host.apply import Strength, apply
     from mmdiff_core.host.encode import encode_prompt, encode_subject
     from mmdiff_core.host.evaluate import SEED, asked, load_reader
     from mmdiff_core.host.models import load_mmdiff
-    from mmdiff_core.host.unet import Strength, apply
     from mmdiff_core.shapes import Shaping, regions_of_subjects
     from mmdiff_core.small_world import sizes
     from mmdiff_core.small_world.trials import count, make_trial

@@ -14,8 +14,8 @@ from test_promises import BOTH, IMAGE_ONLY, Scene, half_masks
 
 import nodes as host_nodes
 from mmdiff_core.bases import SD15, SDXL
+from mmdiff_core.host.apply import Strength, apply
 from mmdiff_core.host.conditioning import BoundPrompt, carry
-from mmdiff_core.host.unet import Strength, apply
 from mmdiff_core.layer_weights import layer_factors, parse_layer_weights
 
 import make

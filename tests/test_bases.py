@@ -10,9 +10,9 @@ from test_promises import Scene
 
 from mmdiff_core import checkpoint
 from mmdiff_core.bases import BASES, SD2, Base
+from mmdiff_core.host.apply import Strength, apply
 from mmdiff_core.host.encode import encode_prompt
 from mmdiff_core.host.models import load_mmdiff
-from mmdiff_core.host.unet import Strength, apply
 
 import make
 

@@ -26,8 +26,9 @@ from comfy_extras import (
 )
 from test_promises import BOTH, IMAGE_ONLY, Scene
 
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import carry
-from mmdiff_core.host.unet import Added, SubjectAttention, apply
+from mmdiff_core.host.slot import Added, SubjectAttention
 
 import make
 
@@ -374,3 +375,27 @@ def test_the_patch_holds_nothing_that_the_host_would_call_by_mistake():
     """Core calls `.to`, `.models` and `.cleanup` on patch objects that have them."""
     names = {name for name, _ in inspect.getmembers(SubjectAttention)}
     assert not names & {"to", "models", "cleanup", "get_models"}
+
+
+def test_a_function_that_holds_our_slot_but_never_calls_it_is_an_error_too(scene):
+    """What an object refers to says nothing: what counts is that our slot was called."""
+    ours = apply(scene.model, scene.adapter, IMAGE_ONLY)
+    held = ours.model_options["transformer_options"]["patches_replace"]["attn2"]["middle", 0]
+
+    def keeper(q, k, v, extra_options):
+        return torch.zeros_like(q) if extra_options is not None else held(q, k, v, extra_options)
+
+    ours.set_model_attn2_replace(keeper, "middle", 0, 0)
+    with pytest.raises(RuntimeError, match=r"1 of 16 cross-attention layers.*keeper"):
+        draw(scene, ours, scene.bound())
+
+
+def test_a_function_that_calls_our_slot_in_some_steps_only_is_none_of_our_business(scene):
+    ours = apply(scene.model, scene.adapter, IMAGE_ONLY)
+    held = ours.model_options["transformer_options"]["patches_replace"]["attn2"]["middle", 0]
+
+    def late(q, k, v, extra_options):
+        return held(q, k, v, extra_options) if float(extra_options["sigmas"][0]) < 1.0 else torch.zeros_like(q)
+
+    ours.set_model_attn2_replace(late, "middle", 0, 0)
+    assert torch.isfinite(draw(scene, ours, scene.bound(), sigmas=torch.tensor([4.0, 0.5, 0.0]))).all()

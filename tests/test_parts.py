@@ -13,9 +13,9 @@ from mmdiff_core.adapter import SubjectModules
 from mmdiff_core.config import GENERAL
 from mmdiff_core.heads import QueryTokens
 from mmdiff_core.host import text as text_side
+from mmdiff_core.host.apply import Strength, apply
 from mmdiff_core.host.encode import encode_prompt, encode_subject
 from mmdiff_core.host.models import LoadedMMDiff, load_mmdiff
-from mmdiff_core.host.unet import Strength, apply
 from mmdiff_core.lora import LowRank
 from mmdiff_core.refiner import SubjectRefiner
 from mmdiff_core.subjects import PromptSubject, add_subject

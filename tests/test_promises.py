@@ -11,9 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdiff_core.attention import add_image_branch, by_head
-from mmdiff_core.host import unet as host_unet
+from mmdiff_core.host.application import Application
+from mmdiff_core.host.apply import Strength, apply, check_unet
 from mmdiff_core.host.conditioning import BoundPrompt, carry
-from mmdiff_core.host.unet import Strength, SubjectAttention, apply
+from mmdiff_core.host.run import Window
+from mmdiff_core.host.slot import SubjectAttention
 from mmdiff_core.masks import on_grid, regions
 
 import make
@@ -138,7 +140,7 @@ def test_a_clone_shares_every_tensor_and_has_slots_of_its_own(scene):
     clone = model.clone()
     for key, patch in model.model_options["transformer_options"]["patches_replace"]["attn2"].items():
         own = clone.model_options["transformer_options"]["patches_replace"]["attn2"][key]
-        assert own is not patch and own.application is patch.application and own.slot == patch.slot
+        assert own is not patch and own.key == patch.key and own.slot == patch.slot
     for key, patches in model.patches.items():
         assert clone.patches[key][0][1] is patches[0][1]
     conditioning = scene.bound()
@@ -227,7 +229,7 @@ def test_the_sampling_loop_adds_no_host_sync(scene, masked):
 
 def test_a_window_stays_a_tensor_on_an_accelerator():
     """On anything but the CPU the decision is a tensor; here the meta device, which cannot be read at all."""
-    window = host_unet.Window(2.0, 1.0)
+    window = Window(2.0, 1.0)
     factor = window.factor(torch.empty(1, device="meta"))
     assert torch.is_tensor(factor) and factor.device.type == "meta"
 
@@ -291,7 +293,7 @@ def test_outside_its_window_the_image_branch_does_not_act(scene):
 
 
 def test_a_window_acts_from_its_start_to_its_end(scene):
-    window = host_unet.Window(2.0, 1.0)
+    window = Window(2.0, 1.0)
     assert [window.factor(torch.tensor([s])) for s in (2.5, 2.0, 1.5, 1.0, 0.5)] == [0.0, 1.0, 1.0, 0.0, 0.0]
 
 
@@ -441,7 +443,7 @@ def test_user_lora_on_keys_acts_on_both_branches(scene):
     styled.add_patches({key: ("diff", (delta,))})
     model = apply(styled, scene.adapter, BOTH)
     comfy.model_management.load_model_gpu(model)
-    application = host_unet.Application(scene.adapter, BOTH, host_unet.check_unet(model, scene.adapter))
+    application = Application(scene.adapter, BOTH, check_unet(model, scene.adapter))
     prompt = BoundPrompt(scene.subjects, scene.adapter.fingerprint)
     k, _ = application.make_state(prompt, model.model.diffusion_model, torch.float32, torch.device("cpu")).keys["middle", 0, 0]
     tokens = torch.cat([s.subject.tokens for s in scene.subjects])

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mmdiff_core.host import text as text_side
+from mmdiff_core.host.apply import Strength, apply
 from mmdiff_core.host.encode import encode_prompt, encode_subject
 from mmdiff_core.host.models import load_mmdiff
-from mmdiff_core.host.unet import Strength, apply
 from mmdiff_core.host.vision import cls_embeddings, patch_embeddings
 from mmdiff_core.subjects import PromptSubject
 from mmdiff_core.vision import normalise, object_pixels
@@ -242,8 +242,9 @@ def test_subject_keys_and_values_are_the_recorded_ones(case, world, subjects, nu
         return
     import comfy.model_management
 
+    from mmdiff_core.host.application import Application
+    from mmdiff_core.host.apply import check_unet
     from mmdiff_core.host.conditioning import BoundPrompt
-    from mmdiff_core.host.unet import Application, check_unet
     adapter = world["mmdiff"].adapter
     model = apply(world["model"], adapter, Strength(fuse_scale=1.0))
     comfy.model_management.load_model_gpu(model)

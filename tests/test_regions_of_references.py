@@ -5,8 +5,8 @@ import pytest
 import torch
 from test_promises import BOTH, Scene
 
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.encode import encode_prompt, encode_subject, find_faces
-from mmdiff_core.host.unet import apply
 from mmdiff_core.subjects import PromptSubject
 from mmdiff_core.vision import cut_out, regions_of
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_promises import BOTH, IMAGE_ONLY, Scene, half_masks
 
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import BoundPrompt, carry
-from mmdiff_core.host.unet import apply
 from mmdiff_core.maps import find_regions
 from mmdiff_core.mix import METHODS, mix
 from mmdiff_core.subjects import FindRegions, PromptSubject

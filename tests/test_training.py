@@ -57,9 +57,9 @@ def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg
 
     from mmdiff_core import checkpoint
     from mmdiff_core.host import small_world
+    from mmdiff_core.host.apply import Strength, apply
     from mmdiff_core.host.encode import encode_prompt, encode_subject
     from mmdiff_core.host.models import load_mmdiff
-    from mmdiff_core.host.unet import Strength, apply
     from mmdiff_core.subjects import PromptSubject
     path = tmp_path / "trained.safetensors"
     checkpoint.save_single(path, task.adapter.config, to_flat(task.adapter.state_dict()), dtype=torch.float32)

@@ -6,11 +6,10 @@ import torch
 from test_promises import BOTH, SIGMAS, Scene, half_masks
 
 from mmdiff_core.bases import SD15, SDXL, SMALL_WORLD
-from mmdiff_core.host import unet as host_unet
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import BoundPrompt, carry
 from mmdiff_core.host.live import live_view
-from mmdiff_core.host.unet import apply
-from mmdiff_core.host.watch import Progress, Recorder, WatchPlan, step_of, watch, watched_slots
+from mmdiff_core.host.watch import Finder, Recorder, StepCounter, WatchPlan, step_of, watch, watched_slots
 from mmdiff_core.subjects import FindRegions
 
 NOUNS = ((3,), (7, 9))
@@ -143,7 +142,7 @@ def test_an_exception_while_sampling_leaves_nothing_behind_and_keeps_what_was_se
 # ---------------------------------------------------------------- which step it is
 
 def test_the_step_is_told_by_the_samplers_callback_and_the_persons_own_is_called():
-    progress, told = Progress(), []
+    progress, told = StepCounter(), []
     counted = progress.counting(lambda *args: told.append(args))
     counted(0, "x")
     counted(1, "y")
@@ -183,7 +182,7 @@ def test_without_sharpness_found_regions_change_nothing(scene, model):
 
 def regions_of(scene, model, subjects, monkeypatch, **options) -> list[torch.Tensor]:
     """What the finder held, at each step where it was asked first."""
-    held, found = [], host_unet.Finder.found
+    held, found = [], Finder.regions
 
     def noted(self, step):
         out = found(self, step)
@@ -191,7 +190,7 @@ def regions_of(scene, model, subjects, monkeypatch, **options) -> list[torch.Ten
             held.append(out)
         return out
 
-    monkeypatch.setattr(host_unet.Finder, "found", noted)
+    monkeypatch.setattr(Finder, "regions", noted)
     scene.sample(model, prompt(scene, subjects), **options)
     return held
 

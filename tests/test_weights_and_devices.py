@@ -8,10 +8,10 @@ import pytest
 import torch
 from test_promises import BOTH, IMAGE_ONLY, Scene
 
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import BoundPrompt, Row, carry
 from mmdiff_core.host.encode import encode_prompt
 from mmdiff_core.host.models import load_mmdiff
-from mmdiff_core.host.unet import apply
 
 import make
 from cases import CHECKPOINT
@@ -88,7 +88,7 @@ def test_a_partly_loaded_model_draws_what_the_whole_one_draws(scene, share):
 
 
 def scene_blocks(model, scene):
-    from mmdiff_core.host.unet import check_unet
+    from mmdiff_core.host.apply import check_unet
     return check_unet(model, scene.adapter)
 
 

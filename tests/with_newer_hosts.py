@@ -9,7 +9,7 @@ import torch
 from test_neighbours import check_beside_ours
 from test_promises import BOTH, Scene
 
-from mmdiff_core.host.unet import apply
+from mmdiff_core.host.apply import apply
 
 import make
 

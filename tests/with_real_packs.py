@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_promises import IMAGE_ONLY, SIGMAS, Scene
 
-from mmdiff_core.host.unet import apply
+from mmdiff_core.host.apply import apply
 
 import make
 

@@ -50,12 +50,12 @@ class Row:
 
     prompt: BoundPrompt | None = None
     area: Area | None = None
-    picture: int | None = None
+    image: int | None = None
 
     def continues(self, before: Row) -> bool:
         """Whether this row can be drawn together with the one before it."""
         same = self.prompt is before.prompt and self.area == before.area
-        return same and (self.picture is None or before.picture is None or self.picture == before.picture + 1)
+        return same and (self.image is None or before.image is None or self.image == before.image + 1)
 
 
 NOTHING = Row()

@@ -24,7 +24,7 @@ SENTINEL = "<|startoftext|>"        # one token id that never stands inside a pr
 SENTINEL_ID = 49406
 
 Tokens = dict[str, list[list[tuple]]]
-Place = tuple[int, int]             # (chunk, position in the chunk)
+TokenPosition = tuple[int, int]     # (chunk, position in the chunk)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Noun:
     """Where one mention of a subject stands, how its class noun reads, and whom its marker names ("" = the next in order)."""
 
     word: str
-    places: dict[str, Place]        # by encoder
+    places: dict[str, TokenPosition]        # by encoder
     name: str = ""
 
 
@@ -67,7 +67,7 @@ def _word_before(text: str, marker: str) -> str:
     return match[1]
 
 
-def _places(plain: list[list[tuple]], marked: list[list[tuple]], encoder: str) -> list[Place]:
+def _places(plain: list[list[tuple]], marked: list[list[tuple]], encoder: str) -> list[TokenPosition]:
     """The last token before each sentinel, as its place among the plain tokens."""
     stream = [(place, token) for place, token in _content(plain)]
     places, count = [], 0
@@ -82,7 +82,7 @@ def _places(plain: list[list[tuple]], marked: list[list[tuple]], encoder: str) -
     return places
 
 
-def _content(chunks: list[list[tuple]]) -> list[tuple[Place, int | Tensor]]:
+def _content(chunks: list[list[tuple]]) -> list[tuple[TokenPosition, int | Tensor]]:
     return [((c, p), entry[0]) for c, chunk in enumerate(chunks) for p, entry in enumerate(chunk) if entry[2] != 0]
 
 

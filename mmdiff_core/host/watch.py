@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..bases import Slot, TransformerBlock
 from ..layer_weights import named_layers
-from ..maps import AttentionMaps, Box, Canvas, canvas_grid, find_regions, members, noun_map, owners, token_map
+from ..maps import AttentionMaps, Canvas, CanvasArea, canvas_grid, find_regions, members, noun_map, owners, token_map
 from ..masks import Area
 from ..subjects import FindRegions, PromptSubject, count_tokens
 
@@ -23,7 +23,7 @@ FADE = 0.7          # how much earlier steps count after each one while found re
 
 
 @dataclass(eq=False)
-class Progress:
+class StepCounter:
     """The step a sampling is at, told by its callback."""
 
     step: int = 0
@@ -57,11 +57,11 @@ class Watcher(Protocol):
 
     slots: frozenset[Slot]      # the layers it looks at
 
-    def look(self, look: Look) -> None: ...
+    def look(self, layer: LayerAttention) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class LayerAttention:
     """What one layer shows of one group of rows.
 
     q [B P HD], k [B T HD] of its rows; key [1|B H N D] of the subjects; `bias` as the image branch has it; the layer's grid; `first`
@@ -86,19 +86,22 @@ class Columns:
     nouns: Tensor
     tokens: Tensor
 
+    def to(self, device: torch.device) -> Columns:
+        return Columns(self.nouns.to(device), self.tokens.to(device))
+
     @classmethod
     def of(cls, subjects: Sequence[PromptSubject], nouns: Sequence[Sequence[int]], length: int, device: torch.device) -> Columns:
         tokens = count_tokens(subjects)
         return cls(members(nouns, length, device), members(owners(tokens), sum(tokens), device))
 
-    def maps(self, look: Look) -> tuple[Tensor, Tensor]:
+    def maps(self, layer: LayerAttention) -> tuple[Tensor, Tensor]:
         """Text and image maps of a layer [B S h w]."""
-        text = noun_map(look.q, look.k, look.heads, self.nouns)
-        image = token_map(look.q, look.key, look.heads, self.tokens, look.bias)
-        return text.unflatten(-1, look.grid), image.unflatten(-1, look.grid)
+        text = noun_map(layer.q, layer.k, layer.heads, self.nouns)
+        image = token_map(layer.q, layer.key, layer.heads, self.tokens, layer.bias)
+        return text.unflatten(-1, layer.grid), image.unflatten(-1, layer.grid)
 
 
-def box_on(canvas: Canvas, area: Area | None, latent: tuple[int, int]) -> Box | None:
+def box_on(canvas: Canvas, area: Area | None, latent: tuple[int, int]) -> CanvasArea | None:
     """The part of the canvas that a cond's area covers."""
     if area is None:
         return None
@@ -112,7 +115,7 @@ def box_on(canvas: Canvas, area: Area | None, latent: tuple[int, int]) -> Box | 
 class Finder:
     """Regions of one prompt's subjects during one run: looked for until `settle`, then held, or followed.
 
-    shares      whose each place is [pictures S h w], once they are settled
+    shares      region of each subject [images S h w] in 0..1, once they are settled
     """
 
     plan: FindRegions
@@ -131,12 +134,13 @@ class Finder:
     def looks_at(self, step: int) -> bool:
         return step < self.settle or self.plan.update
 
-    def look(self, look: Look) -> None:
-        text, image = self.columns.maps(look)
-        self.canvas.add(text, image, look.first, box_on(self.canvas, look.area, look.latent))
+    def look(self, layer: LayerAttention) -> None:
+        text, image = self.columns.maps(layer)
+        self.canvas.add(text, image, layer.first, box_on(self.canvas, layer.area, layer.latent))
 
-    def found(self, step: int) -> Tensor | None:
-        """Whose each place is [pictures S h w], or None while nothing is settled. Made once, or, where they follow, once a step."""
+    def regions(self, step: int) -> Tensor | None:
+        """Region of each subject [images S h w] in 0..1, or None while nothing is settled. Made once,
+        or, where they follow the maps, once a step."""
         if step < self.settle:
             return None
         if self.shares is None or (self.plan.update and self.made_at != step):
@@ -182,7 +186,7 @@ class Recording:
     last: int
     pictures: int
     latent: tuple[int, int]
-    progress: Progress
+    steps: StepCounter
     sheets: dict[int, Sheet] = field(default_factory=dict)      # by the id of the prompt's state, which the sheet holds
 
     def watcher(self, state, blocks: Sequence[TransformerBlock], step: int) -> Watcher | None:
@@ -228,9 +232,9 @@ class SheetPart:
     columns: Columns
     canvas: Canvas
 
-    def look(self, look: Look) -> None:
-        text, image = (self.of_pictures(seen) for seen in self.columns.maps(look))
-        self.canvas.add(text, image, look.first, box_on(self.canvas, look.area, look.latent))
+    def look(self, layer: LayerAttention) -> None:
+        text, image = (self.of_pictures(seen) for seen in self.columns.maps(layer))
+        self.canvas.add(text, image, layer.first, box_on(self.canvas, layer.area, layer.latent))
 
     def of_pictures(self, seen: Tensor) -> Tensor:
         """A prompt that is drawn twice in one call has its rows twice: their mean."""
@@ -253,7 +257,7 @@ class Recorder:
         sampling, model_options = guider.inner_model.model_sampling, extra_args["model_options"]
         first = step_of(self.plan.start, sigmas, sampling)
         last = len(sigmas) - 1 if self.plan.end >= 1 else max(first + 1, step_of(self.plan.end, sigmas, sampling))
-        recording = Recording(self.plan, first, last, len(noise), tuple(noise.shape[-2:]), Progress())
+        recording = Recording(self.plan, first, last, len(noise), tuple(noise.shape[-2:]), StepCounter())
         transformer_options = {**model_options.get("transformer_options", {}), WATCH: recording}
         extra_args = {**extra_args, "model_options": {**model_options, "transformer_options": transformer_options}}
         try:
@@ -263,7 +267,7 @@ class Recorder:
             recording.sheets.clear()
 
     def following(self, recording: Recording, callback: Callable | None, steps: int) -> Callable:
-        counted = recording.progress.counting(callback)
+        counted = recording.steps.counting(callback)
         if self.live is None:
             return counted
 
