@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .checkpoint import DTYPES, convert
+from .checkpoints.checkpoint import DTYPES, convert
 from .config import BEHAVIOURS
 
 

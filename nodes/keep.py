@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 from comfy_api.latest import io, ui
 
+from ..mmdiff_core.checkpoints.subject_file import SIDE, load_subject, save_subject
 from ..mmdiff_core.host import files
 from ..mmdiff_core.host.encode import MAX_WEIGHT
-from ..mmdiff_core.mix import METHODS, mix
-from ..mmdiff_core.subject_file import SIDE, load_subject, save_subject
-from ..mmdiff_core.subjects import PromptSubject, add_subject, name_key, numbers
+from ..mmdiff_core.method.subjects import PromptSubject, add_subject, name_key, numbers
+from ..mmdiff_core.references.mix import METHODS, mix
 from .aliases import schema
 from .sockets import CATEGORY, MMDiff, MMDiffSubjects
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..mmdiff_core.host.encode import MAX_WEIGHT, encode_subject, find_faces, to_look_at, to_pick_from
-from ..mmdiff_core.notes import look_alike_note
-from ..mmdiff_core.subjects import PromptSubject, add_subject
-from ..mmdiff_core.vision import regions_of
+from ..mmdiff_core.method.subjects import PromptSubject, add_subject
+from ..mmdiff_core.references.notes import look_alike_note
+from ..mmdiff_core.references.pixels import reference_regions
 from .aliases import schema
 from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiff, MMDiffFaces, MMDiffSubjects
 
@@ -55,7 +55,7 @@ class SubjectEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, mmdiff, clip_vision, image, name: str, weight: float, face: int, faces=None, subjects=(), region=None, boxes=None,
                 clip_only: bool = False) -> io.NodeOutput:
-        regions = regions_of(image, region, boxes)
+        regions = reference_regions(image, region, boxes)
         encoded = encode_subject(mmdiff, clip_vision, image, faces, name, face, regions, clip_only)
         earlier = subjects or ()
         chain = add_subject(earlier, PromptSubject(encoded.subject, weight))

@@ -5,8 +5,9 @@ from comfy_api.latest import io, ui
 
 from ..mmdiff_core.host.live import live_view, page
 from ..mmdiff_core.host.watch import Recorder, WatchPlan, watch
-from ..mmdiff_core.maps import KINDS, show_maps
-from ..mmdiff_core.subjects import FindRegions
+from ..mmdiff_core.method.subjects import FindRegions
+from ..mmdiff_core.regions.attention_maps import KINDS
+from ..mmdiff_core.regions.map_images import show_maps
 from .aliases import schema
 from .sockets import CATEGORY, MMDiffMaps, MMDiffSubjects
 

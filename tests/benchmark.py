@@ -80,14 +80,14 @@ from torch import Tensor, nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: E402
 
-from mmdiff_core import official  # noqa: E402
-from mmdiff_core.adapter import MMDiffAdapter, SubjectModules, collect_pairs  # noqa: E402
 from mmdiff_core.bases import SDXL, Base  # noqa: E402
+from mmdiff_core.checkpoints import shapes  # noqa: E402
 from mmdiff_core.config import PORTRAIT_SDXL, MMDiffConfig  # noqa: E402
 from mmdiff_core.host.apply import Strength, apply  # noqa: E402
 from mmdiff_core.host.conditioning import BoundPrompt, carry  # noqa: E402
 from mmdiff_core.host.watch import Recorder, WatchPlan, watch  # noqa: E402
-from mmdiff_core.subjects import FindRegions, PromptSubject, Region, Subject  # noqa: E402
+from mmdiff_core.method.adapter import MMDiffAdapter, SubjectModules, collect_pairs  # noqa: E402
+from mmdiff_core.method.subjects import FindRegions, PromptSubject, Region, Subject  # noqa: E402
 
 from tiny_model import build  # noqa: E402
 
@@ -149,8 +149,8 @@ def make_model(scale: Scale, dtype: torch.dtype):
 def make_adapter(scale: Scale, dtype: torch.dtype) -> MMDiffAdapter:
     """An adapter with random LoRA pairs. What encodes photographs has no part in it: no weights there."""
     generator = torch.Generator().manual_seed(1)
-    shapes = official.unet_shapes(scale.config, scale.rank)
-    pairs = {key: (torch.randn(shape, generator=generator) * 0.02).to(dtype) for key, shape in shapes.items()}
+    sizes = shapes.unet_shapes(scale.config, scale.rank)
+    pairs = {key: (torch.randn(shape, generator=generator) * 0.02).to(dtype) for key, shape in sizes.items()}
     with torch.device("meta"):
         modules = SubjectModules(scale.config)
     return MMDiffAdapter(scale.config, modules, collect_pairs(pairs), {}, {}, "benchmark", "random adapter")

@@ -35,17 +35,17 @@ def build():
     import comfy.ops
     import torch
 
-    from mmdiff_core import official
-    from mmdiff_core.adapter import MMDiffAdapter, SubjectModules
+    from mmdiff_core.checkpoints import shapes
     from mmdiff_core.config import PORTRAIT_SDXL
     from mmdiff_core.host.models import LoadedMMDiff
+    from mmdiff_core.method.adapter import MMDiffAdapter, SubjectModules
     clip_vision = comfy.clip_vision.ClipVisionModel(str(Path(comfy.clip_vision.__file__).with_name("clip_vision_config_vitl.json")))
     generator = torch.Generator().manual_seed(0)
     modules = SubjectModules(PORTRAIT_SDXL, ops=comfy.ops.manual_cast)
     for module in (clip_vision.model, modules):
         for parameter in module.parameters():
             parameter.requires_grad_(False).normal_(0, 0.02, generator=generator)
-    vision = {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in official.vision_shapes(PORTRAIT_SDXL).items()}
+    vision = {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in shapes.vision_shapes(PORTRAIT_SDXL).items()}
     adapter = MMDiffAdapter(PORTRAIT_SDXL, modules.eval(), {}, {}, vision, "benchmark", "random adapter")
     return LoadedMMDiff(adapter), clip_vision
 
@@ -69,7 +69,7 @@ def main() -> None:
 
     from mmdiff_core.host.encode import encode_subject
     from mmdiff_core.host.models import Encodings
-    from mmdiff_core.subjects import add_subject
+    from mmdiff_core.method.subjects import add_subject
     torch.set_num_threads(args.threads or torch.get_num_threads())
     mmdiff, clip_vision = build()
     faces, pictures = Faces(), torch.rand(max(REFERENCES), 512, 512, 3)

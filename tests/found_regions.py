@@ -34,10 +34,10 @@ def main() -> None:
     from mmdiff_core.host.encode import encode_prompt, encode_subject
     from mmdiff_core.host.evaluate import SEED, asked, load_reader
     from mmdiff_core.host.models import load_mmdiff
-    from mmdiff_core.shapes import Shaping, regions_of_subjects
+    from mmdiff_core.method.subjects import FindRegions, PromptSubject
+    from mmdiff_core.regions.shaping import Shaping, shape_regions
     from mmdiff_core.small_world import sizes
     from mmdiff_core.small_world.trials import count, make_trial
-    from mmdiff_core.subjects import FindRegions, PromptSubject
     from mmdiff_core.training.task import draw_noise
 
     model, clip, clip_vision, vae = small_world.load()
@@ -60,7 +60,7 @@ def main() -> None:
                 _, *flags = settings.split(":")
                 shaping = Shaping(grow=sum(int(f) for f in flags if f != "n"), exclusive=True)
                 boxes = {i: e.mask for i, e in enumerate(trial.example.subjects, 1)}
-                regions = regions_of_subjects([s.name for s in subjects], boxes, (), {}, (32, 32), shaping)
+                regions = shape_regions([s.name for s in subjects], boxes, (), {}, (32, 32), shaping)
                 subjects = tuple(s.within(mask=m, hold_nouns="n" in flags) for s, m in zip(subjects, regions, strict=True))
             elif settings != "free":
                 settle, sharpness, image_share, *flags = settings.split(":")

@@ -9,11 +9,11 @@ import comfy.ops
 import comfy.supported_models
 import torch
 
-from mmdiff_core import checkpoint, official
 from mmdiff_core.bases import BASES, Base, ImageEncoder
+from mmdiff_core.checkpoints import checkpoint, released, shapes
 from mmdiff_core.config import CONFIGS, MMDiffConfig
 from mmdiff_core.host.models import LoadedMMDiff
-from mmdiff_core.subjects import PromptSubject, Subject
+from mmdiff_core.method.subjects import PromptSubject, Subject
 
 WIDTH_DIVISOR = 10      # 640 -> 64, 1280 -> 128, 320 -> 32
 CONTEXT = 64
@@ -37,11 +37,11 @@ def narrow_config(like: str) -> MMDiffConfig:
 def random_tensors(config: MMDiffConfig, rank: int = 4, seed: int = 0, text: bool = True) -> dict[str, torch.Tensor]:
     """A whole checkpoint's tensors, random, of a size that moves outputs visibly but not wildly."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {f"modules.{k}": v for k, v in official.module_shapes(config).items()}
-    shapes |= {f"unet.{k}": v for k, v in official.unet_shapes(config, rank).items()}
-    for stem in official.text_stems(config) if text else ():
-        rows, columns = official.text_shape(config, stem)
-        shapes |= {f"text.{stem}.down": (rank, columns), f"text.{stem}.up": (rows, rank)}
+    sizes = {f"modules.{k}": v for k, v in shapes.module_shapes(config).items()}
+    sizes |= {f"unet.{k}": v for k, v in shapes.unet_shapes(config, rank).items()}
+    for stem in released.text_stems(config) if text else ():
+        rows, columns = shapes.text_shape(config, stem)
+        sizes |= {f"text.{stem}.down": (rank, columns), f"text.{stem}.up": (rows, rank)}
     out = {key: torch.randn(shape, generator=generator) * (shape[-1] ** -0.5) for key, shape in shapes.items()}
     return {k: 1 + v if v.ndim == 1 and k.endswith("weight") else v for k, v in out.items()}
 

@@ -16,7 +16,7 @@ import nodes as host_nodes
 from mmdiff_core.bases import SD15, SDXL
 from mmdiff_core.host.apply import Strength, apply
 from mmdiff_core.host.conditioning import BoundPrompt, carry
-from mmdiff_core.layer_weights import layer_factors, parse_layer_weights
+from mmdiff_core.regions.layer_weights import layer_factors, parse_layer_weights
 
 import make
 

@@ -8,8 +8,8 @@ import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from test_promises import Scene
 
-from mmdiff_core import checkpoint
 from mmdiff_core.bases import BASES, SD2, Base
+from mmdiff_core.checkpoints import checkpoint
 from mmdiff_core.host.apply import Strength, apply
 from mmdiff_core.host.encode import encode_prompt
 from mmdiff_core.host.models import load_mmdiff

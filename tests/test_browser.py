@@ -15,7 +15,7 @@ import urllib.request
 
 import pytest
 
-from mmdiff_core.shapes import COLOURS
+from mmdiff_core.regions.preview import COLOURS
 
 from server import PACK, Server
 

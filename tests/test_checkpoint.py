@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdiff_core import checkpoint, convert, official
+from mmdiff_core import convert
 from mmdiff_core.bases import SD15, SDXL
-from mmdiff_core.checkpoint import CheckpointError
+from mmdiff_core.checkpoints import checkpoint, released, shapes
+from mmdiff_core.checkpoints.checkpoint import CheckpointError
 from mmdiff_core.config import CONFIGS, PORTRAIT_SDXL, MMDiffConfig
 
 import make
@@ -30,18 +31,18 @@ def upstream(shapes: dict, table: dict) -> dict:
 
 
 def test_unet_keys_and_shapes_are_exactly_the_manifests():
-    found = upstream(official.unet_shapes(PORTRAIT_SDXL, 64), official.unet_keys(PORTRAIT_SDXL))
+    found = upstream(shapes.unet_shapes(PORTRAIT_SDXL, 64), released.unet_keys(PORTRAIT_SDXL))
     assert found == listed("unet_adapter_weights.bin")["keys"]
 
 
 @pytest.mark.parametrize("old_style", [False, True])
 def test_text_encoder_keys_and_shapes_are_exactly_the_manifests(old_style):
     file = listed("text_encoder_adapter_weights.bin")
-    shapes = {}
-    for stem in official.text_keys(PORTRAIT_SDXL):
-        rows, columns = official.text_shape(PORTRAIT_SDXL, stem)
-        shapes |= {f"{stem}.down": (64, columns), f"{stem}.up": (rows, 64)}
-    found = upstream(shapes, official.text_keys(PORTRAIT_SDXL, old_style))
+    sizes = {}
+    for stem in released.text_keys(PORTRAIT_SDXL):
+        rows, columns = shapes.text_shape(PORTRAIT_SDXL, stem)
+        sizes |= {f"{stem}.down": (64, columns), f"{stem}.up": (rows, 64)}
+    found = upstream(sizes, released.text_keys(PORTRAIT_SDXL, old_style))
     expected = file["keys"] | file["optional_mlp_keys"]
     names = file["old_style_names"] if old_style else {}
     assert found == {names.get(k, k): v for k, v in expected.items()}
@@ -49,13 +50,13 @@ def test_text_encoder_keys_and_shapes_are_exactly_the_manifests(old_style):
 
 def test_custom_weights_keys_and_shapes_are_exactly_the_manifests():
     groups = listed("custom_weights.bin")["groups"]
-    table, found = official.module_keys(PORTRAIT_SDXL), {name: {} for name in official.MODULES}
-    for key, shape in official.module_shapes(PORTRAIT_SDXL).items():
+    table, found = released.module_keys(PORTRAIT_SDXL), {name: {} for name in released.MODULES}
+    for key, shape in shapes.module_shapes(PORTRAIT_SDXL).items():
         stem, part = key.rsplit(".", 1)
         group, theirs = table[stem]
         found[group][f"{theirs}.{part}"] = list(shape)
-    assert found == {name: groups[name]["keys"] for name in official.MODULES}
-    assert {k: list(v) for k, v in official.vision_shapes(PORTRAIT_SDXL).items()} == groups["image_encoder"]["subset_of"]
+    assert found == {name: groups[name]["keys"] for name in released.MODULES}
+    assert {k: list(v) for k, v in shapes.vision_shapes(PORTRAIT_SDXL).items()} == groups["image_encoder"]["subset_of"]
 
 
 def test_the_processor_order_is_the_manifests():
@@ -76,11 +77,11 @@ def test_sd15_has_its_sixteen_layers():
 
 def test_a_full_size_checkpoint_fits_on_the_meta_device():
     """The released sizes, without their 1.2 GB: keys and shapes of the whole file pass the check."""
-    flat = {f"modules.{k}": v for k, v in official.module_shapes(PORTRAIT_SDXL).items()}
-    flat |= {f"unet.{k}": v for k, v in official.unet_shapes(PORTRAIT_SDXL, 64).items()}
-    flat |= {f"vision.{k}": v for k, v in official.vision_shapes(PORTRAIT_SDXL).items()}
-    for stem in official.text_keys(PORTRAIT_SDXL):
-        rows, columns = official.text_shape(PORTRAIT_SDXL, stem)
+    flat = {f"modules.{k}": v for k, v in shapes.module_shapes(PORTRAIT_SDXL).items()}
+    flat |= {f"unet.{k}": v for k, v in shapes.unet_shapes(PORTRAIT_SDXL, 64).items()}
+    flat |= {f"vision.{k}": v for k, v in shapes.vision_shapes(PORTRAIT_SDXL).items()}
+    for stem in released.text_keys(PORTRAIT_SDXL):
+        rows, columns = shapes.text_shape(PORTRAIT_SDXL, stem)
         flat |= {f"text.{stem}.down": (64, columns), f"text.{stem}.up": (rows, 64)}
     tensors = {k: torch.empty(v, dtype=torch.float16, device="meta") for k, v in flat.items()}
     checkpoint.check(PORTRAIT_SDXL, tensors, "full size")
@@ -96,7 +97,7 @@ def test_official_to_single_file_and_back_is_the_same_adapter(tmp_path):
         assert all(torch.equal(again.modules.state_dict()[k], v) for k, v in first.modules.state_dict().items())
         assert all(torch.equal(again.unet[k].up, v.up) and torch.equal(again.unet[k].down, v.down) for k, v in first.unet.items())
         assert set(again.text) == set(first.text) and set(again.vision) == set(first.vision)
-    for name in official.FILES:
+    for name in released.FILES:
         ours, theirs = (torch.load(p / name, weights_only=True) for p in (tmp_path / "again", CHECKPOINT))
         assert set(ours) == set(theirs)
 
@@ -123,9 +124,9 @@ def test_the_general_variant_and_sd15_save_and_load(tmp_path):
 
 def test_text_encoder_lora_in_upstreams_older_spelling_loads(tmp_path):
     copy_checkpoint(tmp_path)
-    new, old = (official.text_keys(checkpoint.load(CHECKPOINT).config, o) for o in (False, True))
+    new, old = (released.text_keys(checkpoint.load(CHECKPOINT).config, o) for o in (False, True))
     rename = {new[k]: old[k] for k in new}
-    change(tmp_path / official.TEXT_FILE, lambda sd: {
+    change(tmp_path / released.TEXT_FILE, lambda sd: {
         f"{rename[k.rsplit('.', 2)[0]]}.{'.'.join(k.rsplit('.', 2)[1:])}": v for k, v in sd.items()})
     assert checkpoint.load(tmp_path).fingerprint == checkpoint.load(CHECKPOINT).fingerprint
 
@@ -133,13 +134,13 @@ def test_text_encoder_lora_in_upstreams_older_spelling_loads(tmp_path):
 @pytest.mark.parametrize("drop", ["mlp", "text_encoder_2", "everything"])
 def test_text_encoder_families_that_were_not_trained_may_be_absent(tmp_path, drop):
     copy_checkpoint(tmp_path)
-    change(tmp_path / official.TEXT_FILE, lambda sd: {k: v for k, v in sd.items() if drop != "everything" and drop not in k})
+    change(tmp_path / released.TEXT_FILE, lambda sd: {k: v for k, v in sd.items() if drop != "everything" and drop not in k})
     assert len(checkpoint.load(tmp_path).text) == {"mlp": 24, "text_encoder_2": 18, "everything": 0}[drop]
 
 
 def test_the_image_encoder_may_be_any_part_of_the_tower(tmp_path):
     copy_checkpoint(tmp_path)
-    change(tmp_path / official.CUSTOM_FILE, lambda sd: sd | {"image_encoder": {
+    change(tmp_path / released.CUSTOM_FILE, lambda sd: sd | {"image_encoder": {
         "visual_projection.weight": sd["image_encoder"]["visual_projection.weight"],
         "vision_model.embeddings.position_ids": torch.arange(50)[None]}})
     assert set(checkpoint.load(tmp_path).vision) == {"visual_projection.weight"}
@@ -148,7 +149,7 @@ def test_the_image_encoder_may_be_any_part_of_the_tower(tmp_path):
 # ---------------------------------------------------------------- errors
 
 def copy_checkpoint(target: Path) -> None:
-    for name in (*official.FILES, official.BASE_FILE):
+    for name in (*released.FILES, released.BASE_FILE):
         (target / name).write_bytes((CHECKPOINT / name).read_bytes())
 
 
@@ -164,17 +165,17 @@ KEY = "7.to_k_lora_image.down.weight"
 
 
 @pytest.mark.parametrize("file, edit, message", [
-    (official.UNET_FILE, lambda sd: {k: v for k, v in sd.items() if k != KEY}, r"missing key unet\.\S+to_k_image\.down"),
-    (official.UNET_FILE, lambda sd: sd | {"7.to_k_ip.weight": torch.zeros(2)}, r"unknown key 7\.to_k_ip\.weight \(2,\)"),
-    (official.UNET_FILE, lambda sd: sd | {KEY: sd[KEY][:, :9]}, r"to_k_image\.down has the shape \(64, 9\), expected \(64, 256\)"),
-    (official.UNET_FILE, lambda sd: {k: v for k, v in sd.items() if int(k.split(".")[0]) < 20}, "20? attention layers|known bases"),
-    (official.TEXT_FILE, lambda sd: sd | {"lora_te_text_model.alpha": torch.ones(1)}, r"unknown key lora_te_text_model\.alpha"),
-    (official.TEXT_FILE, lambda sd: dict(list(sd.items())[:-1]), r"missing key text\.g\.layers\.2"),
-    (official.CUSTOM_FILE, lambda sd: {k: v for k, v in sd.items() if k != "mm_fuse_two"}, r"groups missing \['mm_fuse_two'\]"),
-    (official.CUSTOM_FILE, changed_group("image_encoder", lambda g: g | {"text_model.x": torch.ones(1)}), r"unknown key vision\.text_model\.x"),
-    (official.CUSTOM_FILE, changed_group("obj_embeds_proj", lambda g: g | {"fc3.weight": torch.ones(1)}), r"unknown key obj_embeds_proj\.fc3\.weight"),
-    (official.CUSTOM_FILE, changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(5)}), r"fuse\.l\.hidden\.bias has the shape \(5,\)"),
-    (official.CUSTOM_FILE, changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(96, dtype=torch.int64)}), "not a float16"),
+    (released.UNET_FILE, lambda sd: {k: v for k, v in sd.items() if k != KEY}, r"missing key unet\.\S+to_k_image\.down"),
+    (released.UNET_FILE, lambda sd: sd | {"7.to_k_ip.weight": torch.zeros(2)}, r"unknown key 7\.to_k_ip\.weight \(2,\)"),
+    (released.UNET_FILE, lambda sd: sd | {KEY: sd[KEY][:, :9]}, r"to_k_image\.down has the shape \(64, 9\), expected \(64, 256\)"),
+    (released.UNET_FILE, lambda sd: {k: v for k, v in sd.items() if int(k.split(".")[0]) < 20}, "20? attention layers|known bases"),
+    (released.TEXT_FILE, lambda sd: sd | {"lora_te_text_model.alpha": torch.ones(1)}, r"unknown key lora_te_text_model\.alpha"),
+    (released.TEXT_FILE, lambda sd: dict(list(sd.items())[:-1]), r"missing key text\.g\.layers\.2"),
+    (released.CUSTOM_FILE, lambda sd: {k: v for k, v in sd.items() if k != "mm_fuse_two"}, r"groups missing \['mm_fuse_two'\]"),
+    (released.CUSTOM_FILE, changed_group("image_encoder", lambda g: g | {"text_model.x": torch.ones(1)}), r"unknown key vision\.text_model\.x"),
+    (released.CUSTOM_FILE, changed_group("obj_embeds_proj", lambda g: g | {"fc3.weight": torch.ones(1)}), r"unknown key obj_embeds_proj\.fc3\.weight"),
+    (released.CUSTOM_FILE, changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(5)}), r"fuse\.l\.hidden\.bias has the shape \(5,\)"),
+    (released.CUSTOM_FILE, changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(96, dtype=torch.int64)}), "not a float16"),
 ])
 def test_wrong_keys_are_named_with_what_was_found_and_expected(tmp_path, file, edit, message):
     copy_checkpoint(tmp_path)
@@ -185,7 +186,7 @@ def test_wrong_keys_are_named_with_what_was_found_and_expected(tmp_path, file, e
 
 def test_a_missing_file_is_named(tmp_path):
     copy_checkpoint(tmp_path)
-    (tmp_path / official.TEXT_FILE).unlink()
+    (tmp_path / released.TEXT_FILE).unlink()
     with pytest.raises(FileNotFoundError, match="text_encoder_adapter_weights.bin not found"):
         checkpoint.load(tmp_path)
 
@@ -199,7 +200,7 @@ class Dangerous:
 
 def test_a_file_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_path):
     copy_checkpoint(tmp_path)
-    torch.save({"0.to_q_lora.up.weight": Dangerous()}, tmp_path / official.UNET_FILE)
+    torch.save({"0.to_q_lora.up.weight": Dangerous()}, tmp_path / released.UNET_FILE)
     with pytest.raises(CheckpointError, match="unet_adapter_weights.bin holds more than weights"):
         checkpoint.load(tmp_path)
     assert not Dangerous.ran
@@ -208,7 +209,7 @@ def test_a_file_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_path
 @pytest.mark.parametrize("damage", [b"", b"not a file of weights", None])
 def test_a_damaged_download_is_said_to_be_one(tmp_path, damage):
     copy_checkpoint(tmp_path)
-    path = tmp_path / official.CUSTOM_FILE
+    path = tmp_path / released.CUSTOM_FILE
     path.write_bytes(path.read_bytes()[:100_000] if damage is None else damage)
     with pytest.raises(CheckpointError, match="custom_weights.bin"):
         checkpoint.load(tmp_path)

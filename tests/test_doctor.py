@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmdiff_core import faces
+from mmdiff_core.checkpoints.released import FILES
 from mmdiff_core.host import doctor
 from mmdiff_core.host.doctor import MISSING, NOTE, OK, SOURCES, Line
-from mmdiff_core.official import FILES
+from mmdiff_core.references import faces
 
 from server import Server
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdiff_core.attention import add_image_branch, by_head
+from mmdiff_core.method.attention import add_image_branch, by_head
 
 CORE = Path(__file__).resolve().parents[1] / "mmdiff_core"
 HEADS = 2

@@ -10,10 +10,10 @@ from PIL import Image
 from test_faces import THREE, picture
 from test_nodes import node
 
-from mmdiff_core import faces
 from mmdiff_core.config import GENERAL
 from mmdiff_core.host.encode import encode_subject, to_pick_from
 from mmdiff_core.host.models import load_mmdiff
+from mmdiff_core.references import faces
 
 import make
 from cases import CHECKPOINT

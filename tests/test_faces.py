@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from insightface.utils import face_align
 
-from mmdiff_core import faces
+from mmdiff_core.references import faces
 
 from onnx_stand_ins import write_model_pack
 
@@ -321,7 +321,7 @@ WITHOUT = """
 import sys
 for name in {absent!r}:
     sys.modules[name] = None
-from mmdiff_core import faces
+from mmdiff_core.references import faces
 assert not faces.installed()
 try:
     faces.load_analyser(".", "buffalo_l")

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmdiff_core.mix import METHODS, blend, mix, slerp
-from mmdiff_core.subject_file import SubjectFileError, load_subject, save_subject
-from mmdiff_core.subjects import ANYWHERE, PromptSubject, Region, Subject, add_subject, numbers
+from mmdiff_core.checkpoints.subject_file import SubjectFileError, load_subject, save_subject
+from mmdiff_core.method.subjects import ANYWHERE, PromptSubject, Region, Subject, add_subject, numbers
+from mmdiff_core.references.mix import METHODS, blend, mix, slerp
 
 ADAPTER = "0123456789abcdef"
 

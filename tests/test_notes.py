@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mmdiff_core.config import GENERAL_SDXL, PORTRAIT_SDXL
-from mmdiff_core.notes import BLURRED, face_remarks, look_alike_notes, reference_notes, sharpness
-from mmdiff_core.subjects import PromptSubject, Subject
-from mmdiff_core.vision import object_pixels
+from mmdiff_core.method.subjects import PromptSubject, Subject
+from mmdiff_core.references.notes import BLURRED, face_remarks, look_alike_notes, reference_notes, sharpness
+from mmdiff_core.references.pixels import object_pixels
 
 PHOTOS = sorted((Path(__file__).parent.parent / "web/photos").glob("*.jpg"))
 

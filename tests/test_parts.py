@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmdiff_core import checkpoint
-from mmdiff_core.adapter import SubjectModules
+from mmdiff_core.checkpoints import checkpoint
 from mmdiff_core.config import GENERAL
-from mmdiff_core.heads import QueryTokens
 from mmdiff_core.host import text as text_side
 from mmdiff_core.host.apply import Strength, apply
 from mmdiff_core.host.encode import encode_prompt, encode_subject
 from mmdiff_core.host.models import LoadedMMDiff, load_mmdiff
-from mmdiff_core.lora import LowRank
-from mmdiff_core.refiner import SubjectRefiner
-from mmdiff_core.subjects import PromptSubject, add_subject
+from mmdiff_core.method.adapter import SubjectModules
+from mmdiff_core.method.fusion import QueryTokens
+from mmdiff_core.method.lora import LowRank
+from mmdiff_core.method.refiner import SubjectRefiner
+from mmdiff_core.method.subjects import PromptSubject, add_subject
 
 import make
 from cases import CHECKPOINT, OURS, Case
@@ -105,7 +105,7 @@ def test_the_face_head_with_two_heads_is_the_recorded_one():
     query, refiner = QueryTokens(512, 512, 4), SubjectRefiner(512, 64, 4, 256)
     names = {"proj.0": "hidden", "proj.2": "tokens", "layer_norm": "norm"}
     query.load_state_dict({f"{names[k.rsplit('.', 1)[0]]}.{k.rsplit('.', 1)[1]}": v for k, v in weights.items() if not k.startswith("refiner")})
-    from mmdiff_core.official import MODULES
+    from mmdiff_core.checkpoints.released import MODULES
     table = {k.removeprefix("refiner."): v.removeprefix("refiner.") for k, v in MODULES["face_embeds_proj"].items() if k.startswith("refiner.")}
     stems = {k.format(i): v.format(i) for k, v in table.items() for i in range(4)}
     refiner.load_state_dict({

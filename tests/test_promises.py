@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdiff_core.attention import add_image_branch, by_head
 from mmdiff_core.host.application import Application
 from mmdiff_core.host.apply import Strength, apply, check_unet
 from mmdiff_core.host.conditioning import BoundPrompt, carry
 from mmdiff_core.host.run import Window
 from mmdiff_core.host.slot import SubjectAttention
-from mmdiff_core.masks import on_grid, regions
+from mmdiff_core.method.attention import add_image_branch, by_head
+from mmdiff_core.regions.attention_bias import mask_bias, on_grid
 
 import make
 from test_reference import probe
@@ -331,7 +331,7 @@ def test_a_subject_cannot_be_seen_from_outside_its_region():
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(1, 64, 32, generator=generator)
     k, v, other = (torch.randn(1, 8, 32, generator=generator) for _ in range(3))
-    bias, gate = regions(half_masks(), [4, 4], (8, 8), (8, 8), None, torch.float32, q.device)
+    bias, gate = mask_bias(half_masks(), [4, 4], (8, 8), (8, 8), None, torch.float32, q.device)
     before = image_branch(q, k, v, 2, bias, gate)
     changed_k, changed_v = k.clone(), v.clone()
     changed_k[:, :4], changed_v[:, :4] = other[:, :4] * 9, other[:, 4:] * 9
@@ -344,7 +344,7 @@ def test_a_subject_cannot_be_seen_from_outside_its_region():
 def test_where_no_subject_may_act_the_plain_model_is_left_alone():
     left, _ = half_masks()
     q, k = torch.randn(1, 64, 32), torch.randn(1, 4, 32)
-    bias, gate = regions([left], [4], (8, 8), (8, 8), None, torch.float32, q.device)
+    bias, gate = mask_bias([left], [4], (8, 8), (8, 8), None, torch.float32, q.device)
     seen = image_branch(q, k, k, 2, bias, gate)
     assert seen[:, ~left.flatten().bool()].abs().max() == 0 and torch.isfinite(seen).all()
 
@@ -352,7 +352,7 @@ def test_where_no_subject_may_act_the_plain_model_is_left_alone():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_masks_hide_exactly_in_half_precision(dtype):
     q, k = torch.randn(1, 64, 32).to(dtype), torch.randn(1, 8, 32).to(dtype)
-    bias, gate = regions(half_masks(), [4, 4], (8, 8), (8, 8), None, dtype, q.device)
+    bias, gate = mask_bias(half_masks(), [4, 4], (8, 8), (8, 8), None, dtype, q.device)
     seen = image_branch(q, k, k, 2, bias, gate)
     only = image_branch(q, k[:, :4], k[:, :4], 2, None, None)
     left = half_masks()[0].flatten().bool()
@@ -453,7 +453,7 @@ def test_user_lora_on_keys_acts_on_both_branches(scene):
 
 
 def test_rows_seen_by_head_are_the_rows_themselves_however_they_lie_in_memory():
-    from mmdiff_core.attention import by_head, rows_by_head
+    from mmdiff_core.method.attention import by_head, rows_by_head
     whole = torch.randn(4, 6, 24)
     for x in (whole, whole.transpose(0, 1).contiguous().transpose(0, 1), torch.randn(5, 6, 48)[1:, :, ::2], torch.randn(4, 24, 6).transpose(1, 2)):
         for start, stop in ((0, 4), (1, 3), (3, 4)):

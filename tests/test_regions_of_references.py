@@ -7,8 +7,8 @@ from test_promises import BOTH, Scene
 
 from mmdiff_core.host.apply import apply
 from mmdiff_core.host.encode import encode_prompt, encode_subject, find_faces
-from mmdiff_core.subjects import PromptSubject
-from mmdiff_core.vision import cut_out, regions_of
+from mmdiff_core.method.subjects import PromptSubject
+from mmdiff_core.references.pixels import cut_out, reference_regions
 
 import make
 from cases import CHECKPOINT, OURS, Case
@@ -34,7 +34,7 @@ def test_a_cut_out_is_the_region_on_black_with_a_margin():
 
 @pytest.mark.parametrize("boxes", [BOX, [BOX], [[BOX]], [BOX, BOX], [[BOX, {"x": 0, "y": 0, "width": 1, "height": 1}], [BOX]]])
 def test_boxes_come_as_nodes_send_them(boxes):
-    found = regions_of(PICTURES, None, boxes)
+    found = reference_regions(PICTURES, None, boxes)
     for mask in found:
         assert mask.sum() == 600 and mask[5:35, 10:30].all()
     assert len(found) == 2
@@ -44,9 +44,9 @@ def test_masks_come_in_any_size_one_or_one_for_each_picture():
     mask = torch.zeros(1, 20, 30)
     mask[:, :, 15:] = 1
     for given in (mask, mask[0], mask.repeat(2, 1, 1)):
-        found = regions_of(PICTURES, given, None)
+        found = reference_regions(PICTURES, given, None)
         assert len(found) == 2 and all(m.shape == (40, 60) and m[:, 30:].all() and not m[:, :30].any() for m in found)
-    assert regions_of(PICTURES, None, None) == [None, None] == regions_of(PICTURES, None, [])
+    assert reference_regions(PICTURES, None, None) == [None, None] == reference_regions(PICTURES, None, [])
 
 
 @pytest.mark.parametrize("mask, boxes, message", [
@@ -56,7 +56,7 @@ def test_masks_come_in_any_size_one_or_one_for_each_picture():
 ])
 def test_regions_that_do_not_fit_are_told(mask, boxes, message):
     with pytest.raises(ValueError, match=message):
-        regions_of(PICTURES, mask, boxes)
+        reference_regions(PICTURES, mask, boxes)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_what_lies_outside_the_region_does_not_reach_the_subject(world):
 def test_of_several_faces_the_one_in_the_region_is_taken(tmp_path):
     from test_faces import THREE, middles, picture
 
-    from mmdiff_core import faces
+    from mmdiff_core.references import faces
 
     from onnx_stand_ins import write_model_pack
     write_model_pack(tmp_path, "stand_in")
@@ -108,7 +108,7 @@ def test_of_several_faces_the_one_in_the_region_is_taken(tmp_path):
 def test_found_faces_are_drawn_numbered_and_given_as_boxes(tmp_path):
     from test_faces import THREE, picture
 
-    from mmdiff_core import faces
+    from mmdiff_core.references import faces
 
     from onnx_stand_ins import write_model_pack
     write_model_pack(tmp_path, "stand_in")
@@ -117,7 +117,7 @@ def test_found_faces_are_drawn_numbered_and_given_as_boxes(tmp_path):
     drawn, boxes, said = find_faces(image, analyser)
     assert drawn.shape == image.shape and not torch.equal(drawn, image) and said == "picture 1: 3 faces"
     assert len(boxes[0]) == 3 and [b["x"] for b in boxes[0]] == sorted(b["x"] for b in boxes[0])
-    assert all(regions_of(image, None, [[box]])[0].any() for box in boxes[0])
+    assert all(reference_regions(image, None, [[box]])[0].any() for box in boxes[0])
     assert find_faces(torch.zeros(1, 64, 64, 3), analyser)[2] == "picture 1: no face"
 
 

@@ -11,20 +11,10 @@ import torch
 from PIL import ImageColor
 from test_keep import subject
 
-from mmdiff_core import shapes
-from mmdiff_core.shapes import (
-    BACKGROUND,
-    Box,
-    Shaping,
-    box_mask,
-    feather_inwards,
-    found_boxes,
-    grow,
-    parse_boxes,
-    preview,
-    regions_of_subjects,
-)
-from mmdiff_core.subjects import PromptSubject
+from mmdiff_core.method.subjects import PromptSubject
+from mmdiff_core.regions.boxes import MOST, Box, box_mask, boxes_of_pixels, parse_boxes
+from mmdiff_core.regions.preview import COLOURS, middle, preview
+from mmdiff_core.regions.shaping import BACKGROUND, Shaping, canvas_of, feather_inwards, grow, shape_regions
 
 from server import PACK
 
@@ -34,7 +24,7 @@ CANVAS = (32, 32)
 
 
 def regions(boxes=(), masks=None, kept=None, names=NAMES[:2], **shaping) -> list[torch.Tensor | None]:
-    return regions_of_subjects(names, masks or {}, boxes, kept or {}, CANVAS, Shaping(**shaping))
+    return shape_regions(names, masks or {}, boxes, kept or {}, CANVAS, Shaping(**shaping))
 
 
 # ---------------------------------------------------------------- boxes as text and from detectors
@@ -76,7 +66,7 @@ A, B, C = ({"x": x, "y": 0, "width": 50, "height": 100} for x in (0, 50, 100))
     (A, [1]), ([A, B], [1, 2]), ([[A, B]], [1, 2]), ([[A, B], [C]], [1, 1, 2]), ([[A], [B]], [1, 2]), ([[], [B]], [2]),
 ])
 def test_found_boxes_are_the_subjects_in_order(found, subjects):
-    boxes = found_boxes(found, 200, 100, 2)
+    boxes = boxes_of_pixels(found, 200, 100, 2)
     assert [box.subject for box in boxes] == subjects and all(box.width == 0.25 and box.height == 1 for box in boxes)
 
 
@@ -87,7 +77,7 @@ def test_found_boxes_are_the_subjects_in_order(found, subjects):
 ])
 def test_found_boxes_that_do_not_fit_are_told(found, message):
     with pytest.raises(ValueError, match=message):
-        found_boxes(found, 200, 100, 2)
+        boxes_of_pixels(found, 200, 100, 2)
 
 
 # ---------------------------------------------------------------- shapes
@@ -128,8 +118,8 @@ def test_a_subjects_mask_and_boxes_are_united():
 
 def test_a_mask_alone_stays_as_it_is():
     mask = torch.rand(20, 30)
-    assert shapes.canvas_of([mask, torch.ones(4, 4)], 64, 64) == (20, 30) and shapes.canvas_of([], 48, 64) == (48, 64)
-    assert torch.equal(regions_of_subjects(NAMES[:1], {1: mask}, (), {}, (20, 30), Shaping())[0], mask)
+    assert canvas_of([mask, torch.ones(4, 4)], 64, 64) == (20, 30) and canvas_of([], 48, 64) == (48, 64)
+    assert torch.equal(shape_regions(NAMES[:1], {1: mask}, (), {}, (20, 30), Shaping())[0], mask)
 
 
 def test_strength_leaves_the_subject_its_share_outside_and_all_inside():
@@ -177,7 +167,7 @@ def test_an_earlier_nodes_region_stays_as_it_is_and_the_others_keep_out_of_it():
 def test_the_preview_shows_each_region_in_its_subjects_colour_and_is_small():
     shown = preview(NAMES[:2], regions([LEFT, RIGHT]), 2048, 1024)
     assert shown.shape == (1, 256, 512, 3) and preview(NAMES, [None] * 3, 128, 96).shape == (1, 96, 128, 3)
-    for x, colour in ((20, shapes.COLOURS[0]), (490, shapes.COLOURS[1])):
+    for x, colour in ((20, COLOURS[0]), (490, COLOURS[1])):
         wanted = torch.tensor(ImageColor.getrgb(colour)) / 255
         assert torch.allclose(shown[0, 20, x], torch.lerp(torch.full((3,), 0.13), wanted, 0.65), atol=0.01)
     assert not torch.equal(shown, preview(("ann", "zoe"), regions([LEFT, RIGHT]), 2048, 1024))
@@ -192,14 +182,14 @@ def test_a_name_stands_inside_its_region():
     corner = torch.zeros(64, 64)
     corner[:, :10] = corner[54:] = 1        # an L: its centre of mass is outside
     for mask in (corner, box_mask(Box(1, 0.8, 0.1, 0.1, 0.1), 64, 64)):
-        x, y = shapes.middle(mask)
+        x, y = middle(mask)
         assert mask[y, x] > 0
 
 
 def test_colours_are_six_and_distinct_and_the_page_has_the_same():
-    assert len(set(shapes.COLOURS)) == shapes.MOST == 6
+    assert len(set(COLOURS)) == MOST == 6
     found = re.search(r"export const COLOURS = (\[.*?\]);", (PACK / "web/box_maths.js").read_text(encoding="utf-8"))
-    assert tuple(json.loads(found[1])) == shapes.COLOURS
+    assert tuple(json.loads(found[1])) == COLOURS
 
 
 # ---------------------------------------------------------------- the node

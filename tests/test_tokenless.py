@@ -9,9 +9,9 @@ from test_promises import BOTH, IMAGE_ONLY, Scene, half_masks
 
 from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import BoundPrompt, carry
-from mmdiff_core.maps import find_regions
-from mmdiff_core.mix import METHODS, mix
-from mmdiff_core.subjects import FindRegions, PromptSubject
+from mmdiff_core.method.subjects import FindRegions, PromptSubject
+from mmdiff_core.references.mix import METHODS, mix
+from mmdiff_core.regions.attention_maps import find_regions
 
 import make
 

@@ -55,12 +55,12 @@ def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg
     """The picture that the graph's own functions sample from an adapter exported by the trainer."""
     import comfy.sample
 
-    from mmdiff_core import checkpoint
+    from mmdiff_core.checkpoints import checkpoint
     from mmdiff_core.host import small_world
     from mmdiff_core.host.apply import Strength, apply
     from mmdiff_core.host.encode import encode_prompt, encode_subject
     from mmdiff_core.host.models import load_mmdiff
-    from mmdiff_core.subjects import PromptSubject
+    from mmdiff_core.method.subjects import PromptSubject
     path = tmp_path / "trained.safetensors"
     checkpoint.save_single(path, task.adapter.config, to_flat(task.adapter.state_dict()), dtype=torch.float32)
     mmdiff = load_mmdiff(path)
@@ -113,7 +113,7 @@ def test_the_encoders_states_are_the_hosts_own(task):
 ])
 def test_only_the_tuned_layers_of_the_image_encoder_run_twice_and_the_answer_is_the_whole_tuned_encoders(vision):
     from mmdiff_core.host.differentiable import vision_states
-    from mmdiff_core.vision import normalise
+    from mmdiff_core.references.pixels import normalise
     own = build(dataclasses.replace(RUN, adapter=dataclasses.replace(RUN.adapter, vision=tuple(vision))))
     encoder, pixels = own.bridge.image_encoder.encoder, torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_only_the_tuned_layers_of_the_image_encoder_run_twice_and_the_answer_is_
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_the_attention_for_training_on_the_cpu_is_the_same_attention(kind):
-    from mmdiff_core.attention import attend, attention_on, probabilities, weigh
+    from mmdiff_core.method.attention import attend, attention_on, probabilities, weigh
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 64, 128, dtype=kind) for _ in range(3))
     bias = torch.zeros(2, 1, 64, 64, dtype=kind)
@@ -143,7 +143,7 @@ def test_the_attention_for_training_on_the_cpu_is_the_same_attention(kind):
 
 
 def test_an_exported_adapter_comes_back_unchanged(task, tmp_path):
-    from mmdiff_core import checkpoint
+    from mmdiff_core.checkpoints import checkpoint
     path = tmp_path / "adapter.safetensors"
     flat = to_flat(task.adapter.state_dict())
     checkpoint.save_single(path, task.adapter.config, flat, dtype=torch.float32, extra={"run": RUN.to_json()})
@@ -296,8 +296,8 @@ def test_the_subjects_weight_fades_to_one_over_the_stated_examples_and_follows_f
 
 
 def test_a_lower_rank_keeps_the_nearest_product_and_the_file_can_be_trained_on(task, tmp_path):
-    from mmdiff_core import checkpoint
-    from mmdiff_core.lora import LowRank
+    from mmdiff_core.checkpoints import checkpoint
+    from mmdiff_core.method.lora import LowRank
     from mmdiff_core.training.shrink import shrink, truncate
     torch.manual_seed(0)
     pair = LowRank(torch.randn(16, 24), torch.randn(40, 16))

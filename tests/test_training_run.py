@@ -67,7 +67,7 @@ def test_the_constraint_raises_a_trained_adapters_image_map_inside_the_own_mask(
     """The subject's own map follows its noun's, hundreds of steps later: so from the shipped adapter on."""
     from safetensors import safe_open
 
-    from mmdiff_core import checkpoint
+    from mmdiff_core.checkpoints import checkpoint
     from mmdiff_core.host.build import build_task
     from mmdiff_core.host.small_world import WEIGHTS
     from mmdiff_core.host.train import load_data
@@ -93,7 +93,7 @@ def test_the_result_loads_and_samples_through_the_nodes(trained):
     from mmdiff_core.host.apply import Strength, apply
     from mmdiff_core.host.encode import encode_prompt, encode_subject
     from mmdiff_core.host.models import load_mmdiff
-    from mmdiff_core.subjects import PromptSubject
+    from mmdiff_core.method.subjects import PromptSubject
     mmdiff = load_mmdiff(trained[WEIGHT][2] / "adapter.safetensors")
     model, clip, clip_vision, vae = small_world.load()
     refs = small_world.draw_references("ghost", 0.7, 0.2, "stripes", "white", "crown", 2)

@@ -10,7 +10,7 @@ from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import BoundPrompt, carry
 from mmdiff_core.host.live import live_view
 from mmdiff_core.host.watch import Finder, Recorder, StepCounter, WatchPlan, step_of, watch, watched_slots
-from mmdiff_core.subjects import FindRegions
+from mmdiff_core.method.subjects import FindRegions
 
 NOUNS = ((3,), (7, 9))
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmdiff_core import checkpoint
+from mmdiff_core.checkpoints import checkpoint
 from mmdiff_core.config import GENERAL
 from mmdiff_core.host.text import MARKERS
 from mmdiff_core.small_world import scenes, sprites

@@ -19,11 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import official
-from .adapter import MMDiffAdapter, SubjectModules, collect_pairs
-from .bases import BASES, Base
-from .config import PORTRAIT_SDXL, MMDiffConfig
-from .official import BASE_FILE, CUSTOM_FILE, FILES, TEXT_FILE, UNET_FILE, VISION_GROUP
+from ..bases import BASES, Base
+from ..config import PORTRAIT_SDXL, MMDiffConfig
+from ..method.adapter import MMDiffAdapter, SubjectModules, collect_pairs
+from . import released, shapes
+from .released import BASE_FILE, CUSTOM_FILE, FILES, TEXT_FILE, UNET_FILE, VISION_GROUP
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,9 @@ def read_official(folder: Path) -> tuple[MMDiffConfig, Tensors]:
     groups = _custom_groups(custom)
     config = _official_config(unet, _own_base(folder))
     flat = {f"modules.{k}": v for k, v in _modules(config, groups).items()}
-    flat |= {f"unet.{k}": v for k, v in _pairs(UNET_FILE, unet, official.unet_keys(config)).items()}
+    flat |= {f"unet.{k}": v for k, v in _pairs(UNET_FILE, unet, released.unet_keys(config)).items()}
     flat |= {f"text.{k}": v for k, v in _text(config, text).items()}
-    flat |= {f"vision.{k}": v for k, v in groups[VISION_GROUP].items() if k not in official.VISION_IGNORED}
+    flat |= {f"vision.{k}": v for k, v in groups[VISION_GROUP].items() if k not in released.VISION_IGNORED}
     return config, flat
 
 
@@ -124,7 +124,7 @@ def _reason(error: Exception) -> str:
 
 
 def _custom_groups(custom: Mapping) -> dict[str, Tensors]:
-    expected = {*official.MODULES, VISION_GROUP}
+    expected = {*released.MODULES, VISION_GROUP}
     if set(custom) != expected:
         missing, unknown = sorted(expected - set(custom)), sorted(set(custom) - expected)
         raise CheckpointError(f"{CUSTOM_FILE}: groups missing {missing}, unknown {unknown}; expected {sorted(expected)}. {LIKELY}")
@@ -143,7 +143,7 @@ def _official_config(unet: Tensors, own: list[Base]) -> MMDiffConfig:
     """The config of a released checkpoint; the full-size one gives PORTRAIT_SDXL."""
     shapes = {k: tuple(v.shape) for k, v in unet.items()}
     try:
-        base = official.guess_base(shapes, own or BASES.values())
+        base = shapes.guess_base(shapes, own or BASES.values())
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     if base == PORTRAIT_SDXL.base:
@@ -152,9 +152,9 @@ def _official_config(unet: Tensors, own: list[Base]) -> MMDiffConfig:
 
 
 def _modules(config: MMDiffConfig, groups: Mapping[str, Tensors]) -> Tensors:
-    stems = {(group, theirs): ours for ours, (group, theirs) in official.module_keys(config).items()}
+    stems = {(group, theirs): ours for ours, (group, theirs) in released.module_keys(config).items()}
     found = {}
-    for group in official.MODULES:
+    for group in released.MODULES:
         for key, tensor in groups[group].items():
             stem, part = key.rsplit(".", 1)
             if (group, stem) not in stems:
@@ -178,7 +178,7 @@ def _pairs(file: str, tensors: Tensors, *tables: Mapping[str, str]) -> Tensors:
 
 
 def _text(config: MMDiffConfig, tensors: Tensors) -> Tensors:
-    return _pairs(TEXT_FILE, tensors, official.text_keys(config), official.text_keys(config, old_style=True))
+    return _pairs(TEXT_FILE, tensors, released.text_keys(config), released.text_keys(config, old_style=True))
 
 
 # ---------------------------------------------------------------- checking
@@ -189,7 +189,7 @@ def check(config: MMDiffConfig, flat: Tensors, name: str) -> None:
         raise CheckpointError(f"{name}: {wrong[0]} is not a float16, bfloat16 or float32 tensor. {LIKELY}")
     expected = expected_shapes(config, flat)
     problems = [f"missing key {k} {expected[k]}" for k in sorted(set(expected) - set(flat))]
-    allowed = expected | {f"vision.{k}": v for k, v in official.vision_shapes(config).items()}
+    allowed = expected | {f"vision.{k}": v for k, v in shapes.vision_shapes(config).items()}
     problems += [f"unknown key {k} {tuple(flat[k].shape)}" for k in sorted(set(flat) - set(allowed))]
     problems += [
         f"{k} has the shape {tuple(flat[k].shape)}, expected {allowed[k]}"
@@ -200,22 +200,22 @@ def check(config: MMDiffConfig, flat: Tensors, name: str) -> None:
         raise CheckpointError(f"{name} does not fit {config.name} on {config.base.name}: {'; '.join(problems[:3])}{more}. {LIKELY}")
 
 
-def expected_shapes(config: MMDiffConfig, flat: Tensors) -> dict[str, official.Shape]:
+def expected_shapes(config: MMDiffConfig, flat: Tensors) -> dict[str, shapes.Shape]:
     """What a checkpoint must hold. Ranks, and which text encoder families were trained, are read from it."""
-    shapes = {f"modules.{k}": v for k, v in official.module_shapes(config).items()}
+    expected = {f"modules.{k}": v for k, v in shapes.module_shapes(config).items()}
     unet_rank = _rank(flat, "unet.")
-    shapes |= {f"unet.{k}": v for k, v in official.unet_shapes(config, unet_rank).items()}
+    expected |= {f"unet.{k}": v for k, v in shapes.unet_shapes(config, unet_rank).items()}
     for encoder in config.encoders:
-        for projections in official.TEXT_FAMILIES.values():
-            stems = [s for s in official.text_stems(config) if s.startswith(f"{encoder}.") and s.endswith(projections)]
+        for projections in released.TEXT_FAMILIES.values():
+            stems = [s for s in released.text_stems(config) if s.startswith(f"{encoder}.") and s.endswith(projections)]
             present = [s for s in stems if f"text.{s}.down" in flat or f"text.{s}.up" in flat]
             if not present:
                 continue
             rank = _rank(flat, f"text.{present[0]}.")
             for stem in stems:
-                rows, columns = official.text_shape(config, stem)
-                shapes |= {f"text.{stem}.down": (rank, columns), f"text.{stem}.up": (rows, rank)}
-    return shapes
+                rows, columns = shapes.text_shape(config, stem)
+                expected |= {f"text.{stem}.down": (rank, columns), f"text.{stem}.up": (rows, rank)}
+    return expected
 
 
 def _rank(flat: Tensors, prefix: str) -> int:
@@ -280,15 +280,15 @@ def save_official(folder: Path, config: MMDiffConfig, flat: Tensors, dtype: torc
         raise CheckpointError(f"the released layout holds portrait adapters for SDXL; this one is {config.name}")
     check(config, flat, folder.name)
     groups = split({k: v.to(dtype).contiguous() for k, v in flat.items()})
-    custom: dict[str, Tensors] = {group: {} for group in official.MODULES}
-    stems = official.module_keys(config)
+    custom: dict[str, Tensors] = {group: {} for group in released.MODULES}
+    stems = released.module_keys(config)
     for key, tensor in groups["modules"].items():
         stem, part = key.rsplit(".", 1)
         group, theirs = stems[stem]
         custom[group][f"{theirs}.{part}"] = tensor
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(_upstream(groups["unet"], official.unet_keys(config)), folder / UNET_FILE)
-    torch.save(_upstream(groups["text"], official.text_keys(config)), folder / TEXT_FILE)
+    torch.save(_upstream(groups["unet"], released.unet_keys(config)), folder / UNET_FILE)
+    torch.save(_upstream(groups["text"], released.text_keys(config)), folder / TEXT_FILE)
     torch.save(custom | {VISION_GROUP: groups["vision"]}, folder / CUSTOM_FILE)
     if BASES.get(config.base.name) != config.base:
         (folder / BASE_FILE).write_text(config.base.to_json(), encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .subjects import Subject
+from ..method.subjects import Subject
 
 FORMAT, VERSION = "mmdiff-subject", "1"
 WORD = "words."

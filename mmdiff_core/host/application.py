@@ -16,10 +16,10 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
-from ..adapter import MMDiffAdapter, image_weights, join_tokens, key_value
-from ..attention import by_head
 from ..bases import Slot, TransformerBlock
-from ..layer_weights import layer_factors
+from ..method.adapter import MMDiffAdapter, image_weights, join_tokens, key_value
+from ..method.attention import by_head
+from ..regions.layer_weights import layer_factors
 from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows
 from .run import Group, ModelCall, PromptState, Run, Side, Window
 from .slot import SubjectAttention

@@ -8,8 +8,8 @@ import comfy.patcher_extension
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ..adapter import MMDiffAdapter
 from ..bases import SELF_PROJECTIONS, TransformerBlock
+from ..method.adapter import MMDiffAdapter
 from .application import Application, Strength
 from .models import add_patches_strictly, lora_patches
 from .slot import SubjectAttention

@@ -18,12 +18,12 @@ from comfy.model_base import ModelType
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention import attend_by_products
 from ..bases import SELF_PROJECTIONS, Slot, TransformerBlock
-from ..lora import LowRank
+from ..method.attention import attend_by_products
+from ..method.lora import LowRank
+from ..references.pixels import normalise
 from ..training.task import SlotCall
 from ..training.trainable import DOT, TrainableAdapter
-from ..vision import normalise
 from .differentiable import text_states, vision_cls, vision_walk
 from .text import MARKER, find_nouns
 

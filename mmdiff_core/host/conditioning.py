@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import comfy.conds
 
-from ..masks import Area
-from ..subjects import Subjects
+from ..method.subjects import Subjects
+from ..regions.attention_bias import Area
 
 KEY = "mmdiff_rows"
 

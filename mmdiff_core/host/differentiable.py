@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..attention import attention_on
+from ..method.attention import attention_on
 
 
 def walk(layers: nn.ModuleList, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:

@@ -240,7 +240,7 @@ def device() -> str:
 
 
 def look_at_runtimes() -> list[Line]:
-    from .. import faces
+    from ..references import faces
     installed = faces.runtimes()
     try:
         faces.require_packages()
@@ -257,7 +257,7 @@ def look_at_folders() -> list[Line]:
 
 
 def look_at_adapters() -> list[Line]:
-    from ..official import FILES
+    from ..checkpoints.released import FILES
     from . import files
     paths = [files.find_checkpoint(name) for name in files.list_checkpoints()]
     return adapter_lines([p for p in paths if p.is_dir()], [p for p in paths if not p.is_dir()], FILES)
@@ -269,7 +269,7 @@ def look_for(folder: str, part: str, kind: str, signs: Mapping[str, tuple[int, .
 
 
 def look_at_face_models() -> list[Line]:
-    from .. import faces
+    from ..references import faces
     from . import files
     roots = files.roots(files.FACES)
     packs = faces.list_models(roots)

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..notes import face_remarks, look_alike_notes, reference_notes
-from ..subject_file import SIDE
-from ..subjects import PromptSubject, Subject, Subjects, VisionFeatures
-from ..vision import cut_out, object_pixels, to_uint8
+from ..checkpoints.subject_file import SIDE
+from ..method.subjects import PromptSubject, Subject, Subjects, VisionFeatures
+from ..references.notes import face_remarks, look_alike_notes, reference_notes
+from ..references.pixels import cut_out, object_pixels, to_uint8
 from . import text as text_side
 from .conditioning import BoundPrompt, carry, delayed
 from .models import LoadedMMDiff
@@ -193,7 +193,7 @@ def _portraits(pictures: Sequence[Tensor], faces: FaceSource | None, name: str, 
 
 def find_faces(images: Tensor, analyser) -> tuple[Tensor, list[list[dict]], str]:
     """IMAGE [R H W 3] -> the same with numbered boxes, each picture's boxes {x, y, width, height} from left to right, and a sentence."""
-    from ..faces import draw
+    from ..references.faces import draw
     drawn, boxes, said = [], [], []
     for i, image in enumerate(to_uint8(images[..., :3].cpu()).numpy(), 1):
         comfy.model_management.throw_exception_if_processing_interrupted()

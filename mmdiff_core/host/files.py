@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..checkpoint import is_official_folder
+from ..checkpoints.checkpoint import is_official_folder
 
 CHECKPOINTS = "mmdiff"
 FACES = "insightface"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-from ..maps import stretch, strip
+from ..regions.map_images import stretch, strip
 from .watch import Recording
 
 EVENT = "mmdiff.maps"

@@ -18,10 +18,10 @@ import torch
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
-from .. import checkpoint
-from ..adapter import MMDiffAdapter, SubjectModules
+from ..checkpoints import checkpoint
 from ..config import MMDiffConfig
-from ..lora import LoRAPairs
+from ..method.adapter import MMDiffAdapter, SubjectModules
+from ..method.lora import LoRAPairs
 
 
 class BaseModels(NamedTuple):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..bases import Slot
-from ..masks import Area, crop_to_grid, noun_bias, shares, token_bias
-from ..subjects import PromptSubject, count_tokens
+from ..method.subjects import PromptSubject, count_tokens
+from ..regions.attention_bias import Area, crop_to_grid, noun_bias, shares, token_bias
 from .conditioning import BoundPrompt
 from .watch import Columns, Finder, StepCounter, Watcher
 

@@ -15,7 +15,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..masks import regions
+from ..regions.attention_bias import mask_bias
 from ..training.example import Example
 from ..training.task import Conditions, MMDiffTask
 
@@ -49,7 +49,7 @@ class Denoiser:
 
 
 def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Conditions):
-    """Layer's grid -> bias [B 1 P N] and gate [B P 1] of the examples' masks, by inference's own `masks.regions`."""
+    """Layer's grid -> bias [B 1 P N] and gate [B P 1] of the examples' masks, by inference's own `attention_bias.mask_bias`."""
     most = conditions.present.shape[1]
     each = len(conditions.owner) // most
     made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -61,7 +61,7 @@ def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Condition
                 masks = [s.mask for s in example.subjects]
                 masks += [torch.zeros_like(example.pixels[0])] * (most - len(masks))
                 latent = tuple(side // 8 for side in example.pixels.shape[-2:])
-                found.append(regions(masks, [each] * most, grid, latent, None, torch.float32, conditions.bias.device))
+                found.append(mask_bias(masks, [each] * most, grid, latent, None, torch.float32, conditions.bias.device))
             made[grid] = tuple(torch.cat(part) for part in zip(*found, strict=True))
         return made[grid]
 

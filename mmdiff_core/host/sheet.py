@@ -21,8 +21,8 @@ SIDE = 128
 
 def read_reference(path: Path) -> Tensor:
     """A picture file as the image encoder wants it [1 3 K K] in 0..1."""
+    from ..references.pixels import object_pixels
     from ..small_world.sizes import VISION
-    from ..vision import object_pixels
     pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).movedim(-1, 0)
     return object_pixels(pixels, VISION["image_size"])[None]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import comfy.ldm.modules.attention as host_attention
 from torch import Tensor
 
-from ..attention import add_image_branch
 from ..bases import Slot
-from ..maps import fit_columns
+from ..method.attention import add_image_branch
+from ..regions.attention_maps import fit_columns
 from .run import Group, ModelCall
 from .watch import LayerAttention
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config import MMDiffConfig
-from ..subjects import PromptSubject, Subjects, name_key
+from ..method.subjects import PromptSubject, Subjects, name_key
 from .models import LoadedMMDiff, add_patches_strictly, lora_patches
 
 MARKER = "<|subj|>"

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import checkpoint
+from ..checkpoints import checkpoint
 from ..training.config import RunConfig
 from ..training.example import ExampleSource
 from ..training.loop import fit
@@ -50,7 +50,7 @@ def load_data(data: Mapping, seed: int) -> ExampleSource:
 def find_faces(wanted: Mapping):
     """"faces": {"root": folder of models/, "model": "buffalo_l", "device": "auto"} -> crop -> embedding and aligned crop, or None
     where no face is seen."""
-    from ..faces import load_analyser
+    from ..references.faces import load_analyser
     analyser = load_analyser(Path(wanted["root"]), wanted.get("model", "buffalo_l"), wanted.get("device", "auto"))
 
     def faces(crop: Tensor) -> tuple[Tensor, Tensor] | None:

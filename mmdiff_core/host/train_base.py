@@ -29,13 +29,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..references.pixels import normalise
 from ..small_world import references, scenes, score, sizes, sprites
 from ..training import losses
 from ..training.example import Example
 from ..training.loop import fit
 from ..training.run_state import LoopConfig, RunError
 from ..training.task import draw_noise
-from ..vision import normalise
 from .build import hardware
 from .start import use_comfyui
 

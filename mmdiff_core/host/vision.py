@@ -10,9 +10,9 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ..adapter import MMDiffAdapter
 from ..config import MMDiffConfig
-from ..vision import normalise, object_pixels, to_uint8
+from ..method.adapter import MMDiffAdapter
+from ..references.pixels import normalise, object_pixels, to_uint8
 from .models import add_patches_strictly, set_patches
 
 PENULTIMATE = -2

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..bases import Slot, TransformerBlock
-from ..layer_weights import named_layers
-from ..maps import AttentionMaps, Canvas, CanvasArea, canvas_grid, find_regions, members, noun_map, owners, token_map
-from ..masks import Area
-from ..subjects import FindRegions, PromptSubject, count_tokens
+from ..method.subjects import FindRegions, PromptSubject, count_tokens
+from ..regions.attention_bias import Area
+from ..regions.attention_maps import AttentionMaps, Canvas, CanvasArea, canvas_grid, find_regions, members, noun_map, owners, token_map
+from ..regions.layer_weights import named_layers
 
 WATCHED = 12        # layers that are looked at, spread over the model
 FADE = 0.7          # how much earlier steps count after each one while found regions are updated

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .bases import TransformerBlock
-from .config import MMDiffConfig
-from .heads import QueryTokens, SubjectToText, WordFusion
+from ..bases import TransformerBlock
+from ..config import MMDiffConfig
+from .fusion import SubjectToText, WordFusion
 from .lora import LoRAPairs, LowRank
-from .refiner import SubjectRefiner
+from .refiner import QueryTokens, SubjectRefiner
 from .subjects import PromptSubject, Subject, VisionFeatures, count_tokens
 
 

@@ -1,13 +1,12 @@
-"""The small trained heads around the refiner (MM-Diff, section 3.1 and 3.2).
+"""Text fusion: a subject's CLS embedding joins the word embedding of its class noun.
 
-Shapes   R references · T tokens per reference · D context width · C CLS width
+Shapes   R references · C CLS width
 """
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -24,22 +23,6 @@ class SubjectToText(nn.Module):
     def forward(self, cls: Tensor) -> dict[str, Tensor]:
         hidden = self.act(self.hidden(self.norm(cls)))
         return {name: project(hidden) for name, project in self.project.items()}
-
-
-class QueryTokens(nn.Module):
-    """A subject's embedding [R Q] (ArcFace or CLS) -> T query tokens [R T D]."""
-
-    def __init__(self, query_width: int, width: int, tokens: int, ops=nn):
-        super().__init__()
-        self.count = tokens
-        self.hidden = ops.Linear(query_width, 2 * query_width)
-        self.act = nn.GELU()
-        self.tokens = ops.Linear(2 * query_width, width * tokens)
-        self.norm = ops.LayerNorm(width)
-
-    def forward(self, query: Tensor) -> Tensor:
-        tokens = self.tokens(self.act(self.hidden(query)))
-        return self.norm(rearrange(tokens, "R (T D) -> R T D", T=self.count))
 
 
 class WordFusion(nn.Module):

@@ -1,8 +1,8 @@
-"""Subject Embedding Refiner (MM-Diff, section 3.2): query tokens read detail from the dense patch embeddings.
+"""Subject tokens: queries made from one embedding of a reference read detail from its dense patch embeddings.
 
 `ops` is where the layers come from: torch.nn when training, ComfyUI's casting layers when running inside the host.
 
-Shapes   R references · T tokens per reference · L patches · W patch width · D width · H heads
+Shapes   R references · T tokens per reference · L patches · W patch width · D context width · Q query width · H heads
 """
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+
+class QueryTokens(nn.Module):
+    """A subject's embedding [R Q] (ArcFace or CLS) -> T query tokens [R T D]."""
+
+    def __init__(self, query_width: int, width: int, tokens: int, ops=nn):
+        super().__init__()
+        self.count = tokens
+        self.hidden = ops.Linear(query_width, 2 * query_width)
+        self.act = nn.GELU()
+        self.tokens = ops.Linear(2 * query_width, width * tokens)
+        self.norm = ops.LayerNorm(width)
+
+    def forward(self, query: Tensor) -> Tensor:
+        tokens = self.tokens(self.act(self.hidden(query)))
+        return self.norm(rearrange(tokens, "R (T D) -> R T D", T=self.count))
 
 
 class RefinerBlock(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .subjects import Subject
+from ..method.subjects import Subject
 
 METHODS = ("average", "spherical", "together")
 PARALLEL = 1e-4     # below this angle, in radians, the sphere is as good as flat

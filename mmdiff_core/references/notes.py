@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import MMDiffConfig
-from .subjects import Subject
+from ..config import MMDiffConfig
+from ..method.subjects import Subject
 
 # Below this sharpness a picture has no more detail than one about 60 px wide: the demo photographs have 0.12 to 0.41 at 224 px, the same
 # photographs made 64 px wide and enlarged again 0.005 to 0.014 (tests/test_notes.py).

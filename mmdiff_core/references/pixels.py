@@ -41,7 +41,7 @@ def cut_out(image: Tensor, region: Tensor) -> Tensor:
     return F.pad(cropped, (margin,) * 4)
 
 
-def regions_of(images: Tensor, mask: Tensor | None, boxes: object) -> list[Tensor | None]:
+def reference_regions(images: Tensor, mask: Tensor | None, boxes: object) -> list[Tensor | None]:
     """Where the subject is on each picture of IMAGE [R H W 3]: from MASK [1|R h w], or from BOUNDING_BOX (one {x, y, width, height}, a
     list of them, or a list for each picture, of which the first counts), or nowhere in particular. ValueError says what does not fit."""
     count, height, width = images.shape[:3]

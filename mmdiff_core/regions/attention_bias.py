@@ -57,7 +57,7 @@ def noun_bias(seen: Tensor, nouns: Tensor, dtype: torch.dtype) -> Tensor:
     return (nouns.to(held) @ held).transpose(1, 2)[:, None].to(dtype).contiguous()
 
 
-def regions(masks: Sequence[Tensor | None], tokens: Sequence[int], grid: tuple[int, int],
+def mask_bias(masks: Sequence[Tensor | None], tokens: Sequence[int], grid: tuple[int, int],
             latent: tuple[int, int], area: Area | None, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Logit bias [1 1 P N] and output gate [1 P 1] of subjects with `tokens[s]` tokens each; a None mask = everywhere.
 

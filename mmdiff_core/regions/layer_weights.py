@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from .bases import Slot, TransformerBlock
+from ..bases import Slot, TransformerBlock
 
 MAX_FACTOR = 10.0
 ENTRY = re.compile(r"\s*([a-z]+(?:\.\d+){0,2})\s*[:=\s]\s*([+-]?\d*\.?\d+)\s*")

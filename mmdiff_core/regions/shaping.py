@@ -1,37 +1,20 @@
-"""Where each subject may act, as a person draws it: boxes and masks, grown, kept apart, softened, and shown. Pure torch: knows no host.
+"""Regions from masks and boxes: united, grown, kept apart, softened. Pure torch: knows no host.
 
-Shapes   S subjects · H W the canvas the regions are worked out on
+Shapes   H W the canvas that the regions are worked out on
 """
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-COLOURS = ("#ff6b5e", "#4fa3ff", "#ffc53d", "#5fd17a", "#c584ff", "#3ad6d0")     # subject 1 to 6; web/box_maths.js has the same
-MOST = len(COLOURS)
+from .boxes import Box, box_mask
+
 FREE = EVERYWHERE, BACKGROUND = "everywhere", "outside the others' regions"
-LARGEST_PREVIEW = 512
 HARDLY = 0.01        # a region that is nowhere more than this is none
-EXAMPLE = '[{"subject": 1, "x": 0, "y": 0, "width": 0.5, "height": 1}]'
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle for one subject (counted from 1); corner and size as shares of the picture, 0..1."""
-
-    subject: int
-    x: float
-    y: float
-    width: float
-    height: float
 
 
 @dataclass(frozen=True)
@@ -50,104 +33,6 @@ class Shaping:
     strength: float = 1.0
     exclusive: bool = False
     free: str = EVERYWHERE
-
-
-# ---------------------------------------------------------------- boxes
-
-
-def parse_boxes(text: str, subjects: int = MOST) -> tuple[Box, ...]:
-    """The boxes drawn on the node, from their JSON. A box is cut to the picture. ValueError says which entry is wrong, and how."""
-    try:
-        entries = json.loads(text.strip() or "[]")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"boxes is not JSON ({error}); write {EXAMPLE}, or [] for none") from None
-    if not isinstance(entries, list):
-        raise ValueError(f"boxes is {_short(entries)}, expected a list of boxes; write {EXAMPLE}, or [] for none")
-    return tuple(_parsed(entry, number, subjects) for number, entry in enumerate(entries, 1))
-
-
-def _parsed(entry: object, number: int, subjects: int) -> Box:
-    if not isinstance(entry, dict):
-        raise ValueError(f"box {number} is {_short(entry)}, expected an object like {EXAMPLE[1:-1]}")
-    if lacking := [key for key in Box.__dataclass_fields__ if key not in entry]:
-        raise ValueError(f"box {number} has no {' and no '.join(map(repr, lacking))}; a box is like {EXAMPLE[1:-1]}")
-    subject = entry["subject"]
-    if isinstance(subject, bool) or not isinstance(subject, (int, float)) or subject % 1 != 0:
-        raise ValueError(f"box {number} is for subject {_short(subject)}, expected a whole number, 1 for the first subject")
-    if not 1 <= subject <= subjects:
-        raise ValueError(f"box {number} is for subject {subject:g}, but there are only subjects 1 to {subjects}; delete the box, or "
-                         "connect the subject")
-    return _inside(Box(int(subject), *(_number(entry[key], key, f"box {number}") for key in ("x", "y", "width", "height"))),
-                   f"box {number}", "shares of the picture, 0 to 1")
-
-
-def _number(value: object, key: str, which: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{which} has {key} {_short(value)}, expected a number")
-    return float(value)
-
-
-def _inside(box: Box, which: str, unit: str) -> Box:
-    """The part of the box that is in the picture."""
-    if box.width <= 0 or box.height <= 0:
-        raise ValueError(f"{which} is {box.width:g} wide and {box.height:g} high, expected more than 0; delete it, or draw it again")
-    left, top = max(box.x, 0.0), max(box.y, 0.0)
-    right, bottom = min(box.x + box.width, 1.0), min(box.y + box.height, 1.0)
-    if right <= left or bottom <= top:
-        raise ValueError(f"{which} lies outside the picture (x {box.x:g}, y {box.y:g}, {box.width:g} x {box.height:g}; {unit})")
-    return replace(box, x=left, y=top, width=right - left, height=bottom - top)
-
-
-def found_boxes(found: object, width: int, height: int, subjects: int) -> tuple[Box, ...]:
-    """BOUNDING_BOX (pixels of a picture of `width` x `height`) to boxes of the subjects in order.
-
-    One box, or a list of them: the n-th is the n-th subject's. One picture's list in a list: the same. Several lists: all of the n-th
-    are the n-th subject's. Subjects beyond them get none. ValueError where there is none at all, or more than subjects.
-    """
-    given = _listed(found)
-    if len(given) == 1 and not isinstance(given[0], Mapping):
-        given = _listed(given[0])
-    lists = [_listed(item) for item in given]
-    if not any(lists):
-        raise ValueError("found_boxes has no box: the node before it found nothing; disconnect it, or give it a clearer picture")
-    if len(lists) > subjects:
-        raise ValueError(f"found_boxes has boxes for {len(lists)} subjects, but there are {subjects}; pick the wanted boxes first")
-    return tuple(_of_pixels(box, number, width, height) for number, boxes in enumerate(lists, 1) for box in boxes)
-
-
-def _listed(found: object) -> list:
-    if isinstance(found, Mapping):
-        return [found]
-    if found is None or isinstance(found, (list, tuple)):
-        return list(found or ())
-    raise ValueError(f"found_boxes has {_short(found)}, expected boxes of x, y, width and height in pixels")
-
-
-def _of_pixels(box: object, subject: int, width: int, height: int) -> Box:
-    which = f"the found box of subject {subject}"
-    keys = ("x", "y", "width", "height")
-    if not isinstance(box, Mapping) or any(key not in box for key in keys):
-        raise ValueError(f"{which} is {_short(box)}, expected x, y, width and height in pixels")
-    x, y, w, h = (_number(box[key], key, which) for key in keys)
-    return _inside(Box(subject, x / width, y / height, w / width, h / height), which,
-                   f"shares of {width} x {height} pixels: set width and height to the size of the picture it was found on")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-# ---------------------------------------------------------------- masks
-
-
-def box_mask(box: Box, height: int, width: int) -> Tensor:
-    """A box on a canvas [H W]; a pixel that it covers in part has that share of 1."""
-    def covered(start: float, length: float, count: int) -> Tensor:
-        edges = torch.arange(count + 1, dtype=torch.float64) / count
-        share = (edges[1:].clamp(max=start + length) - edges[:-1].clamp(min=start)).clamp(min=0) * count
-        return share.round(decimals=4)                       # 0.1 + 0.2 is a little more than 0.3: no pixel is touched by that
-    return torch.outer(covered(box.y, box.height, height), covered(box.x, box.width, width)).float()
 
 
 def grow(mask: Tensor, pixels: int) -> Tensor:
@@ -191,7 +76,7 @@ def canvas_of(masks: Sequence[Tensor], height: int, width: int) -> tuple[int, in
     return max(sizes, key=lambda size: size[0] * size[1]) if sizes else (height, width)
 
 
-def regions_of_subjects(names: Sequence[str], masks: Mapping[int, Tensor], boxes: Sequence[Box], kept: Mapping[int, Tensor],
+def shape_regions(names: Sequence[str], masks: Mapping[int, Tensor], boxes: Sequence[Box], kept: Mapping[int, Tensor],
                         canvas: tuple[int, int], shaping: Shaping) -> list[Tensor | None]:
     """Each subject's region [H W] in 0..1, or None = everywhere. All are counted from 1.
 
@@ -250,61 +135,3 @@ def background(regions: Mapping[int, Tensor], names: Sequence[str]) -> dict[int,
 def soften(mask: Tensor, strength: float) -> Tensor:
     """Outside its region a subject keeps 1 - strength."""
     return mask if strength >= 1 else 1 - strength * (1 - mask)
-
-
-# ---------------------------------------------------------------- the preview
-
-
-def preview(names: Sequence[str], regions: Sequence[Tensor | None], width: int, height: int) -> Tensor:
-    """IMAGE [1 h w 3]: every region in its subject's colour with its name, and who is free; the longer side is at most 512."""
-    scale = min(1.0, LARGEST_PREVIEW / max(width, height))
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    picture = torch.full((*size, 3), 0.13)
-    labels: list[tuple[str, str, tuple[int, int]]] = []
-    for number, (name, region) in enumerate(zip(names, regions, strict=True), 1):
-        if region is None:
-            continue
-        shown = resized(region.float().cpu(), *size).clamp(0, 1)
-        picture = torch.lerp(picture, torch.tensor(rgb(number)) / 255, 0.65 * shown[..., None])
-        labels.append((f"{number} {name}", colour(number), middle(shown)))
-    image = Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
-    _write(image, labels, [(f"{i} {name}: free", colour(i)) for i, (name, region) in enumerate(zip(names, regions), 1) if region is None])
-    return torch.from_numpy(np.asarray(image).copy()).float()[None] / 255
-
-
-def colour(number: int) -> str:
-    """A subject's colour, counted from 1; past the table they come again."""
-    return COLOURS[(number - 1) % MOST]
-
-
-def rgb(number: int) -> tuple[int, int, int]:
-    red, green, blue = bytes.fromhex(colour(number)[1:])
-    return red, green, blue
-
-
-def middle(mask: Tensor) -> tuple[int, int]:
-    """(x, y) well inside a mask [H W]: near its centre of mass, but in it."""
-    height, width = mask.shape
-    coarse = F.adaptive_avg_pool2d(mask[None, None], 32)
-    inner = F.avg_pool2d(coarse, 9, 1, 4)[0, 0]
-    at = (torch.arange(32) + 0.5) / 32
-    total = coarse.sum().clamp_min(1e-6)
-    y, x = (coarse[0, 0].sum(1) @ at) / total, (coarse[0, 0].sum(0) @ at) / total
-    best = int((inner - 0.2 * ((at[:, None] - y) ** 2 + (at - x) ** 2)).argmax())
-    return int(at[best % 32] * width), int(at[best // 32] * height)
-
-
-def _write(image: Image.Image, labels: Sequence[tuple[str, str, tuple[int, int]]], free: Sequence[tuple[str, str]]) -> None:
-    """Names at their places, inside the picture, dark on their colour; those who are free below one another at the top left."""
-    draw = ImageDraw.Draw(image)
-    size = max(8, min(image.size) // 20)
-    font = ImageFont.load_default(size)
-    placed = [(text, tone, at, "mm") for text, tone, at in labels]
-    placed += [(text, tone, (3, 3 + round(i * 1.5 * size)), "la") for i, (text, tone) in enumerate(free)]
-    for text, tone, at, anchor in placed:
-        left, top, right, bottom = draw.textbbox(at, text, font=font, anchor=anchor)
-        dx = max(2 - left, min(0, image.width - 2 - right))
-        dy = max(2 - top, min(0, image.height - 2 - bottom))
-        at = at[0] + dx, at[1] + dy
-        draw.rounded_rectangle((left + dx - 3, top + dy - 2, right + dx + 3, bottom + dy + 2), 3, fill=tone)
-        draw.text(at, text, fill="#101010", font=font, anchor=anchor)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import full
+from ..method.attention import full
 
 
 def denoising_target(prediction_type: str, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

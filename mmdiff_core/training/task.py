@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapter import key_value
-from ..attention import add_image_branch, attention_on, by_head, full, probabilities, weigh
 from ..bases import Slot, TransformerBlock
+from ..method.adapter import key_value
+from ..method.attention import add_image_branch, attention_on, by_head, full, probabilities, weigh
 from . import losses
 from .config import RunConfig
 from .example import Example

@@ -6,10 +6,10 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from .. import official
-from ..adapter import MMDiffAdapter, SubjectModules, pair_keys
+from ..checkpoints import released, shapes
 from ..config import CONFIGS, MMDiffConfig
-from ..lora import LowRank
+from ..method.adapter import MMDiffAdapter, SubjectModules, pair_keys
+from ..method.lora import LowRank
 from .config import AdapterConfig
 
 DOT = "/"       # torch refuses dots in parameter names
@@ -35,7 +35,7 @@ class TrainableAdapter(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.subjects = SubjectModules(self.config)
-            self.unet = self._pairs(official.unet_shapes(self.config, wanted.rank))
+            self.unet = self._pairs(shapes.unet_shapes(self.config, wanted.rank))
             self.text = self._pairs(self._text_shapes(wanted.text_rank))
         chosen = {k: v for k, v in vision.items() if wanted.vision and k.startswith(tuple(wanted.vision))}
         if wanted.vision and not chosen:
@@ -44,8 +44,8 @@ class TrainableAdapter(nn.Module):
 
     def _text_shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
-        for stem in official.text_stems(self.config) if rank else ():
-            rows, columns = official.text_shape(self.config, stem)
+        for stem in released.text_stems(self.config) if rank else ():
+            rows, columns = shapes.text_shape(self.config, stem)
             down, up = pair_keys(stem)
             shapes |= {down: (rank, columns), up: (rows, rank)}
         return shapes
