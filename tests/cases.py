@@ -22,6 +22,15 @@ BASE_FILE = "base.json"
 CHECKPOINT = TESTS / "tiny/models/mmdiff/tiny-portrait"
 
 
+def cls_embeddings(clip_vision, adapter, images: torch.Tensor) -> torch.Tensor:
+    """IMAGE [R H W 3] -> CLS [R C] of the adapter's image encoder, on the images as the pack pads them."""
+    from mmdiff_core.host.vision import cls_of_pixels
+    from mmdiff_core.references.pixels import object_pixels, to_uint8
+    whole = to_uint8(images[..., :3]).movedim(-1, 1)
+    pixels = torch.stack([object_pixels(image, adapter.config.image_size) for image in whole])
+    return cls_of_pixels(clip_vision, adapter, pixels)
+
+
 def find_cases(folder: Path) -> list[Path]:
     """Every case in a folder; an empty folder is an error, not a pass."""
     found = sorted(p for p in folder.glob("case_*.json") if p.with_suffix(".safetensors").is_file())

@@ -341,7 +341,7 @@ def test_without_the_packages_importing_works_and_loading_says_what_to_install(a
 
 
 def test_importing_loads_neither_insightface_nor_onnxruntime():
-    code = "import sys, mmdiff_core.faces; assert not {'insightface', 'onnxruntime', 'cv2', 'torch'} & set(sys.modules)"
+    code = "import sys, mmdiff_core.references.faces; assert not {'insightface', 'onnxruntime', 'cv2', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PACK)}, check=True)
 
 

@@ -21,7 +21,7 @@ from mmdiff_core.method.refiner import SubjectRefiner
 from mmdiff_core.method.subjects import PromptSubject, add_subject
 
 import make
-from cases import CHECKPOINT, OURS, Case
+from cases import CHECKPOINT, OURS, Case, cls_embeddings
 from test_reference import probe, sized
 from tiny_model import build
 
@@ -235,7 +235,6 @@ def test_the_fine_tuned_image_encoder_shares_its_weights_and_leaves_them_as_they
 
 def test_a_whole_fine_tuned_tower_is_applied_to_the_last_weight(world):
     """Also the class embedding and positions, which are bare parameters of the host's model."""
-    from mmdiff_core.host.vision import cls_embeddings
     state = world["vision"].model.state_dict()
     whole = {k: v + 0.1 for k, v in state.items()}
     adapter = replace(world["mmdiff"].adapter, vision=whole)

@@ -14,11 +14,11 @@ from mmdiff_core.host import text as text_side
 from mmdiff_core.host.apply import Strength, apply
 from mmdiff_core.host.encode import encode_prompt, encode_subject
 from mmdiff_core.host.models import load_mmdiff
-from mmdiff_core.host.vision import cls_embeddings, patch_embeddings
+from mmdiff_core.host.vision import patch_embeddings
 from mmdiff_core.method.subjects import PromptSubject
 from mmdiff_core.references.pixels import normalise, object_pixels
 
-from cases import Case, checkpoint_folder, weights_folder
+from cases import Case, checkpoint_folder, cls_embeddings, weights_folder
 from tiny_model import build
 
 STAGE, LAYER, NOISE, LATENTS = 1e-4, 3e-4, 1e-4, 2e-3

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import MMDiffConfig
 from ..method.adapter import MMDiffAdapter
-from ..references.pixels import normalise, object_pixels, to_uint8
+from ..references.pixels import normalise
 from .models import add_patches_strictly, set_patches
 
 PENULTIMATE = -2
@@ -55,13 +55,6 @@ def _run(clip_vision, patcher, pixels: Tensor) -> tuple[Tensor, Tensor]:
             pixel_values=pixels.to(patcher.load_device).float(), intermediate_output=PENULTIMATE
         )
     return cls.float().cpu(), penultimate.float().cpu()
-
-
-def cls_embeddings(clip_vision, adapter: MMDiffAdapter, images: Tensor) -> Tensor:
-    """IMAGE [R H W 3] -> CLS of the fine-tuned encoder on the padded pictures [R C]."""
-    return cls_of_pixels(
-        clip_vision, adapter, torch.stack([object_pixels(i, adapter.config.image_size) for i in to_uint8(images[..., :3]).movedim(-1, 1)])
-    )
 
 
 def cls_of_pixels(clip_vision, adapter: MMDiffAdapter, pixels: Tensor) -> Tensor:
