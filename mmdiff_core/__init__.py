@@ -8,5 +8,6 @@
     small_world
     host
 
-Only host imports comfy, only references/faces insightface; all else is pure torch and runs without ComfyUI.
+Only host imports comfy, only references/faces insightface; all else is pure torch and runs without
+ComfyUI.
 """

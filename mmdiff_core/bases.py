@@ -1,4 +1,5 @@
-"""The base models that adapters are made for: one record each, and nothing about a base anywhere else.
+"""The base models that adapters are made for: one record each, and nothing about a base anywhere
+else.
 
 A new base is a new record in `BASES`. Widths are feature sizes; nothing here depends on torch.
 """

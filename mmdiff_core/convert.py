@@ -1,6 +1,7 @@
 """Command: turn an official checkpoint folder into one .safetensors, or back.
 
-    python -m mmdiff_core.convert SOURCE TARGET [--dtype fp16|bf16|fp32] [--behaviour released|corrected]
+    python -m mmdiff_core.convert SOURCE TARGET [--dtype fp16|bf16|fp32] [--behaviour
+    released|corrected]
 """
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Checkpoints: the official folder of three .bin files and our single .safetensors, both read strictly.
+"""Checkpoints: the official folder of three .bin files and our single .safetensors, both read
+strictly.
 
-Nothing is executed: .bin files are read with torch's weights-only unpickler, and a file that needs more is refused.
-Every key is accounted for; a wrong one is named with what was found, what was expected, and the likely cause.
+Nothing is executed: .bin files are read with torch's weights-only unpickler, and a file that needs
+more is refused. Every key is accounted for; a wrong one is named with what was found, what was
+expected, and the likely cause.
 """
 from __future__ import annotations
 
@@ -38,18 +40,21 @@ LIKELY = "Is it the adapter of another base model, another adapter's file, or a 
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says which key, what was found and expected, and why."""
+    """A checkpoint that cannot be used; the message says which key, what was found and expected,
+    and why."""
 
 
 # ---------------------------------------------------------------- reading
 
 def is_official_folder(path: Path) -> bool:
-    """Whether a folder holds any of the three official files (a partial one is then refused by name)."""
+    """Whether a folder holds any of the three official files (a partial one is then refused by
+    name)."""
     return path.is_dir() and any((path / name).is_file() for name in FILES)
 
 
 def read_official(folder: Path) -> tuple[MMDiffConfig, Tensors]:
-    """The released layout -> config and our flat tensors. FileNotFoundError or CheckpointError says what is wrong."""
+    """The released layout -> config and our flat tensors. FileNotFoundError or CheckpointError says
+    what is wrong."""
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise FileNotFoundError(
             f"{folder.name}: {', '.join(missing)} not found; the released checkpoint is a folder of {', '.join(FILES)}"
@@ -81,7 +86,8 @@ def read_single(path: Path) -> tuple[MMDiffConfig, Tensors]:
 
 
 def config_of(header: Mapping[str, str], name: str) -> MMDiffConfig:
-    """The config of our header, and with it the record of its base where that is not one of ours."""
+    """The config of our header, and with it the record of its base where that is not one of
+    ours."""
     try:
         own = [Base.from_json(header["base"])] if "base" in header else []
         return MMDiffConfig.from_json(header["config"], BASES | {base.name: base for base in own})
@@ -97,7 +103,8 @@ def read(path: Path) -> tuple[MMDiffConfig, Tensors]:
 
 
 def history(path: Path) -> str:
-    """Where a trained adapter comes from, as JSON for the header of what is trained on from it; the name alone for an official folder."""
+    """Where a trained adapter comes from, as JSON for the header of what is trained on from it; the
+    name alone for an official folder."""
     if path.is_dir():
         return json.dumps({"file": path.name})
     with safe_open(str(path), framework="pt") as file:
@@ -184,7 +191,8 @@ def _text(config: MMDiffConfig, tensors: Tensors) -> Tensors:
 # ---------------------------------------------------------------- checking
 
 def check(config: MMDiffConfig, flat: Tensors, name: str) -> None:
-    """Every key known, none missing, every shape right. CheckpointError names the first wrong ones."""
+    """Every key known, none missing, every shape right. CheckpointError names the first wrong
+    ones."""
     if wrong := sorted(k for k, v in flat.items() if not isinstance(v, Tensor) or v.dtype not in FLOATS):
         raise CheckpointError(f"{name}: {wrong[0]} is not a float16, bfloat16 or float32 tensor. {LIKELY}")
     expected = expected_shapes(config, flat)
@@ -201,7 +209,8 @@ def check(config: MMDiffConfig, flat: Tensors, name: str) -> None:
 
 
 def expected_shapes(config: MMDiffConfig, flat: Tensors) -> dict[str, shapes.Shape]:
-    """What a checkpoint must hold. Ranks, and which text encoder families were trained, are read from it."""
+    """What a checkpoint must hold. Ranks, and which text encoder families were trained, are read
+    from it."""
     expected = {f"modules.{k}": v for k, v in shapes.module_shapes(config).items()}
     unet_rank = _rank(flat, "unet.")
     expected |= {f"unet.{k}": v for k, v in shapes.unet_shapes(config, unet_rank).items()}
@@ -235,7 +244,8 @@ def split(flat: Tensors) -> dict[str, Tensors]:
 
 
 def fingerprint(config: MMDiffConfig, flat: Tensors) -> str:
-    """Identity of an adapter: config, keys, shapes, and the first values of every tensor (dtype does not count)."""
+    """Identity of an adapter: config, keys, shapes, and the first values of every tensor (dtype
+    does not count)."""
     digest = hashlib.sha256(config.to_json().encode())
     for key in sorted(flat):
         head = flat[key].flatten()[:64].to(torch.float16)
@@ -244,11 +254,13 @@ def fingerprint(config: MMDiffConfig, flat: Tensors) -> str:
 
 
 def build(config: MMDiffConfig, flat: Tensors, source: str, ops=nn) -> MMDiffAdapter:
-    """Checked tensors -> adapter; `ops` makes the layers (torch.nn, or the host's casting layers)."""
+    """Checked tensors -> adapter; `ops` makes the layers (torch.nn, or the host's casting
+    layers)."""
     groups = split(flat)
     modules = SubjectModules(config, ops).eval().requires_grad_(False)
     kept = next(iter(groups["modules"].values())).dtype
-    modules.to(kept)                    # stored precision; the casting layers compute in their input's
+    # stored precision; the casting layers compute in their input's
+    modules.to(kept)
     modules.load_state_dict(groups["modules"], strict=True)
     return MMDiffAdapter(
         config=config, modules=modules, unet=collect_pairs(groups["unet"]), text=collect_pairs(groups["text"]),
@@ -275,7 +287,8 @@ def save_single(path: Path, config: MMDiffConfig, flat: Tensors, dtype: torch.dt
 
 
 def save_official(folder: Path, config: MMDiffConfig, flat: Tensors, dtype: torch.dtype = torch.float16) -> None:
-    """Write the released layout (portrait adapters on two text encoders only: the layout has no place for others)."""
+    """Write the released layout (portrait adapters on two text encoders only: the layout has no
+    place for others)."""
     if not config.variant.reads_faces or config.encoders != ("l", "g"):
         raise CheckpointError(f"the released layout holds portrait adapters for SDXL; this one is {config.name}")
     check(config, flat, folder.name)
@@ -299,9 +312,11 @@ def _upstream(pairs: Tensors, table: Mapping[str, str]) -> Tensors:
 
 
 def convert(source: Path, target: Path, dtype: str = "fp16", behaviour: str | None = None) -> str:
-    """One layout into the other: a target ending in .safetensors is our single file, anything else the official folder.
+    """One layout into the other: a target ending in .safetensors is our single file, anything else
+    the official folder.
 
-    Returns a sentence saying what was written. `behaviour` overrides what the checkpoint says of itself.
+    Returns a sentence saying what was written. `behaviour` overrides what the checkpoint says of
+    itself.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected one of {sorted(DTYPES)}")

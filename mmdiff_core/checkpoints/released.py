@@ -1,4 +1,5 @@
-"""Key knowledge of the released checkpoint (three .bin files) as tables, with one reader in each direction.
+"""Key knowledge of the released checkpoint (three .bin files) as tables, with one reader in each
+direction.
 
 Upstream's spellings live here and nowhere else. Groups of our flat layout:
     modules.<SubjectModules key>          unet.<path>.<attn>.<projection>.down|up
@@ -45,8 +46,10 @@ UNET_PROJECTIONS = {
     "to_q": "to_q_lora", "to_k": "to_k_lora", "to_v": "to_v_lora", "to_out": "to_out_lora",
     "to_k_image": "to_k_lora_image", "to_v_image": "to_v_lora_image",
 }
-TEXT_ENCODERS = {"l": "text_encoder", "g": "text_encoder_2"}      # the layout has room for these two
-# projection -> (upstream's newer stem, older stem), within "<encoder>.text_model.encoder.layers.<i>."
+# the layout has room for these two
+TEXT_ENCODERS = {"l": "text_encoder", "g": "text_encoder_2"}
+# projection -> (upstream's newer stem, older stem), within
+# "<encoder>.text_model.encoder.layers.<i>."
 TEXT_PROJECTIONS = {
     "self_attn.q_proj": ("self_attn.q_proj.lora_linear_layer", "self_attn.to_q_lora"),
     "self_attn.k_proj": ("self_attn.k_proj.lora_linear_layer", "self_attn.to_k_lora"),
@@ -70,7 +73,8 @@ VISION_KEYS = (
         "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
         "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")),
 )
-VISION_IGNORED = ("vision_model.embeddings.position_ids",)     # a buffer of older transformers, not a weight
+# a buffer of older transformers, not a weight
+VISION_IGNORED = ("vision_model.embeddings.position_ids",)
 
 
 def module_keys(config: MMDiffConfig) -> dict[str, tuple[str, str]]:

@@ -1,4 +1,5 @@
-"""A subject as a file that people keep: one .safetensors with its tokens, words, identity and small pictures of its references.
+"""A subject as a file that people keep: one .safetensors with its tokens, words, identity and small
+pictures of its references.
 
 Nothing of the graph is in it (region, weights per picture), and nothing that runs code.
 """
@@ -19,11 +20,13 @@ TENSORS = {"identity": "identity", "thumbnails": "pictures_seen"}      # field -
 
 
 class SubjectFileError(ValueError):
-    """A file that is not a subject, or not one of this adapter: what was found, what was expected, what to do."""
+    """A file that is not a subject, or not one of this adapter: what was found, what was expected,
+    what to do."""
 
 
 def save_subject(path: Path, subject: Subject, weight: float = 1.0) -> None:
-    """Write one subject, and the weight it had; the file appears under its name only when it is whole."""
+    """Write one subject, and the weight it had; the file appears under its name only when it is
+    whole."""
     tensors = {"tokens": subject.tokens, **{f"{WORD}{encoder}": vector for encoder, vector in subject.words.items()}}
     for field, key in TENSORS.items():
         value = getattr(subject, field)
@@ -40,7 +43,8 @@ def save_subject(path: Path, subject: Subject, weight: float = 1.0) -> None:
 
 
 def load_subject(path: Path, adapter: str, adapter_name: str = "the connected MM-Diff checkpoint") -> Subject:
-    """Read one subject for the adapter with this fingerprint. SubjectFileError when it is none, is damaged, or was made by another."""
+    """Read one subject for the adapter with this fingerprint. SubjectFileError when it is none, is
+    damaged, or was made by another."""
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}

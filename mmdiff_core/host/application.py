@@ -1,10 +1,13 @@
-"""One Apply on one model: what it makes for each run, and which rows of each model call show which subjects.
+"""One Apply on one model: what it makes for each run, and which rows of each model call show which
+subjects.
 
 What happens when:
     apply.py         clone the model, patch the clone (weights and 70 or 16 slots)
-    once a run       SAMPLER_SAMPLE wrapper: K and V of every subject at every layer, through the layers' own modules
+    once a run       SAMPLER_SAMPLE wrapper: K and V of every subject at every layer, through the
+                     layers' own modules
     once a call      DIFFUSION_MODEL wrapper: which rows of the batch show which subjects
-    slot.py          once a layer: the text branch as it was, then the image branch for those rows alone
+    slot.py          once a layer: the text branch as it was, then the image branch for those rows
+                     alone
 """
 from __future__ import annotations
 
@@ -44,7 +47,8 @@ class Application:
         self.adapter = adapter
         self.strength = strength
         factors = layer_factors(strength.layers, blocks)
-        self.scales = {slot: strength.fuse_scale * factor for slot, factor in factors.items() if factor != 0}     # lambda of each layer
+        # lambda of each layer
+        self.scales = {slot: strength.fuse_scale * factor for slot, factor in factors.items() if factor != 0}
         self.blocks = tuple(block for block in blocks if block.slot in self.scales)
         self.watched = watched_slots(self.blocks)
         self.key = f"mmdiff-{adapter.fingerprint}"
@@ -64,7 +68,8 @@ class Application:
         return latents
 
     def make_run(self, guider, sigmas: Tensor, noise: Tensor, model_options: dict) -> Run:
-        """Everything of a run that does not depend on the step. RuntimeError where nouns cannot be held."""
+        """Everything of a run that does not depend on the step. RuntimeError where nouns cannot be
+        held."""
         prompts = label_conds(guider.conds, self.adapter.fingerprint)
         model, latent = guider.inner_model, tuple(noise.shape[-2:])
         states = {
@@ -82,7 +87,8 @@ class Application:
         return Run(states, copies, window, latent, self.unsure_slots(slots) if acts else {})
 
     def check_holding(self, states: Iterable[PromptState], slots: Mapping[tuple, object]) -> None:
-        """RuntimeError when nouns should be held to their regions, but another pack draws the text in our slots."""
+        """RuntimeError when nouns should be held to their regions, but another pack draws the text
+        in our slots."""
         if not any(state.holds_nouns for state in states):
             return
         others = [patch.inner for patch in slots.values() if isinstance(patch, SubjectAttention) and patch.inner is not None]
@@ -93,7 +99,8 @@ class Application:
             )
 
     def unsure_slots(self, slots: Mapping[tuple, object]) -> dict[Slot, str]:
-        """Our slots that another node's object holds now, and its name: whether it calls ours on shows when it samples."""
+        """Our slots that another node's object holds now, and its name: whether it calls ours on
+        shows when it samples."""
         unsure = {}
         for block in self.blocks:
             patch = slots.get(block.slot, slots.get(block.slot[:2]))
@@ -102,7 +109,8 @@ class Application:
         return unsure
 
     def check_called(self, run: Run) -> None:
-        """RuntimeError when another node put something else in place of our attention: the subjects would be missing without a word."""
+        """RuntimeError when another node put something else in place of our attention: the subjects
+        would be missing without a word."""
         if run.uncalled:
             name = next(iter(run.uncalled.values()))
             raise RuntimeError(
@@ -113,8 +121,9 @@ class Application:
 
     def make_state(self, prompt: BoundPrompt, diffusion_model: UNetModel, dtype: torch.dtype, device: torch.device, pictures: int = 1,
                    length: int = 0, sigmas: Tensor | None = None, latent: tuple[int, int] = (1, 1), sampling=None) -> PromptState:
-        """K and V of a prompt's subjects at every layer, through the layers' own modules; with the `length` of its text, what tells its
-        columns apart, and with `sigmas` what finds its subjects' regions."""
+        """K and V of a prompt's subjects at every layer, through the layers' own modules; with the
+        `length` of its text, what tells its columns apart, and with `sigmas` what finds its
+        subjects' regions."""
         tokens, weights = join_tokens(prompt.subjects)
         tokens, weights = tokens.to(device, dtype), weights.to(device, dtype)
         single = image_weights(prompt.subjects, pictures).to(device, dtype) if prompt.per_image else None
@@ -140,7 +149,8 @@ class Application:
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
     def groups(self, rows: tuple[Row, ...], batch: int, device: torch.device, transformer_options: dict) -> tuple[Group, ...]:
-        """Neighbouring equal rows that carry subjects of this adapter, and their state on `device`."""
+        """Neighbouring equal rows that carry subjects of this adapter, and their state on
+        `device`."""
         mine = [row if row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint else NOTHING for row in rows]
         if all(row.prompt is None for row in mine):
             return ()
@@ -189,11 +199,12 @@ def model_dtype(base_model) -> torch.dtype:
 
 
 def label_conds(conds: dict[str, list[dict]], adapter: str) -> dict[BoundPrompt, int]:
-    """Give every processed cond of a run its `SubjectRows`, so that all batch together; return the adapter's prompts and the length of
-    each one's text.
+    """Give every processed cond of a run its `SubjectRows`, so that all batch together; return the
+    adapter's prompts and the length of each one's text.
 
-    A cond whose text was zeroed out (ConditioningZeroOut) is an unconditional one and shows nothing, nor does one whose subjects have no
-    tokens. The plain half of a delayed prompt ends just above the sigma where the fused half begins, so that no step runs both.
+    A cond whose text was zeroed out (ConditioningZeroOut) is an unconditional one and shows
+    nothing, nor does one whose subjects have no tokens. The plain half of a delayed prompt ends
+    just above the sigma where the fused half begins, so that no step runs both.
     """
     prompts: dict[BoundPrompt, int] = {}
     for kind in conds:

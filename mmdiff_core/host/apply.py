@@ -1,4 +1,5 @@
-"""Apply: a clone of a model that shows subjects. LoRA as weight patches, the image branch in the attn2 slots."""
+"""Apply: a clone of a model that shows subjects. LoRA as weight patches, the image branch in the
+attn2 slots."""
 from __future__ import annotations
 
 from collections import Counter
@@ -22,7 +23,8 @@ CLONE_KEY = "mmdiff-slots"
 def apply(model, adapter: MMDiffAdapter, strength: Strength):
     """A clone of the model that shows subjects. The model itself stays as it is.
 
-    Raises ValueError when the model is not one the adapter fits, or when it already has this adapter.
+    Raises ValueError when the model is not one the adapter fits, or when it already has this
+    adapter.
     """
     blocks = check_unet(model, adapter)
     application = Application(adapter, strength, blocks)
@@ -41,7 +43,8 @@ def apply(model, adapter: MMDiffAdapter, strength: Strength):
 
 
 def check_unet(model, adapter: MMDiffAdapter) -> tuple[TransformerBlock, ...]:
-    """The adapter's blocks, all of them found in the model with the right widths; else a ValueError for the person."""
+    """The adapter's blocks, all of them found in the model with the right widths; else a ValueError
+    for the person."""
     unet, base = model.model.diffusion_model, adapter.config.base
     if not isinstance(unet, UNetModel):
         raise ValueError(
@@ -74,14 +77,16 @@ def lora_keys(blocks: Sequence[TransformerBlock]) -> dict[str, str]:
 
 
 def own_slots(model, clone) -> None:
-    """ON_CLONE: the clone's slots are its own, whatever the host's version shares, so that what is added to one is not in the other."""
+    """ON_CLONE: the clone's slots are its own, whatever the host's version shares, so that what is
+    added to one is not in the other."""
     held = clone.model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {})
     held.update({slot: patch.own() for slot, patch in held.items() if isinstance(patch, SubjectAttention)})
 
 
 def fill_slots(patched, application: Application) -> None:
-    """A block with one transformer layer (SD1.5) is filled under its short name (block, id), where other packs look for it; the host
-    prefers the long one (block, id, index), so that is taken where somebody holds it."""
+    """A block with one transformer layer (SD1.5) is filled under its short name (block, id), where
+    other packs look for it; the host prefers the long one (block, id, index), so that is taken
+    where somebody holds it."""
     held = patched.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
     depth = Counter(block.slot[:2] for block in application.adapter.config.base.blocks)
     for block in application.blocks:

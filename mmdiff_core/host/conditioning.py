@@ -1,7 +1,9 @@
-"""Subjects travel with the conditioning: each row of a model call is told apart by what its cond carries.
+"""Subjects travel with the conditioning: each row of a model call is told apart by what its cond
+carries.
 
-A cond's `model_conds` are the only part of it that reaches the model (host: samplers.get_area_and_mult), row by row. There we
-put a `SubjectRows`: plain Python, so reading it never waits for the device.
+A cond's `model_conds` are the only part of it that reaches the model (host:
+samplers.get_area_and_mult), row by row. There we put a `SubjectRows`: plain Python, so reading it
+never waits for the device.
 """
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ KEY = "mmdiff_rows"
 
 @dataclass(frozen=True, eq=False)
 class BoundPrompt:
-    """The subjects one personalised prompt shows, and the adapter they belong to. `nouns`: the text columns of each one's mentions."""
+    """The subjects one personalised prompt shows, and the adapter they belong to. `nouns`: the text
+    columns of each one's mentions."""
 
     subjects: Subjects
     adapter: str
@@ -35,8 +38,8 @@ class BoundPrompt:
 
     @property
     def shows(self) -> bool:
-        """Whether the model has anything to do for it: tokens to show, or nouns to hold to a region. A subject without tokens (clip_only)
-        is otherwise in the text alone."""
+        """Whether the model has anything to do for it: tokens to show, or nouns to hold to a
+        region. A subject without tokens (clip_only) is otherwise in the text alone."""
         return any(len(s.subject.tokens) or s.region.limits_nouns for s in self.subjects)
 
     def __deepcopy__(self, memo: dict) -> BoundPrompt:
@@ -45,8 +48,9 @@ class BoundPrompt:
 
 @dataclass(frozen=True)
 class Row:
-    """What one row of a model call carries: a bound prompt or nothing, the part of the picture it covers, and, where subjects have
-    weights per picture or are looked for, its number in the latent batch."""
+    """What one row of a model call carries: a bound prompt or nothing, the part of the picture it
+    covers, and, where subjects have weights per picture or are looked for, its number in the latent
+    batch."""
 
     prompt: BoundPrompt | None = None
     area: Area | None = None
@@ -62,7 +66,8 @@ NOTHING = Row()
 
 
 class SubjectRows(comfy.conds.CONDRegular):
-    """A cond entry holding one `Row` per latent of the batch; batches with any other of its kind."""
+    """A cond entry holding one `Row` per latent of the batch; batches with any other of its
+    kind."""
 
     def __init__(self, cond: tuple[Row, ...] = (NOTHING,)):
         super().__init__(cond)
@@ -96,7 +101,8 @@ def carry(conditioning: list, prompt: BoundPrompt | None, **options) -> list:
 
 
 def delayed(plain: list, fused: list, prompt: BoundPrompt | None, start: float) -> list:
-    """The plain prompt before `start` (0..1 of the denoising), the fused one with its subjects from there on."""
+    """The plain prompt before `start` (0..1 of the denoising), the fused one with its subjects from
+    there on."""
     if start <= 0:
         return carry(fused, prompt)
     if start >= 1:

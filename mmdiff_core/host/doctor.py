@@ -1,8 +1,10 @@
-"""Command: what the pack finds on this computer, what is missing, and where it comes from. It reports and changes nothing.
+"""Command: what the pack finds on this computer, what is missing, and where it comes from. It
+reports and changes nothing.
 
     python -m mmdiff_core.host.doctor [--extra-model-paths-config FILE ...]
 
-MM-Diff Doctor is the same as a node. Nothing is downloaded, and nothing that is missing is an error here: it is a line.
+MM-Diff Doctor is the same as a node. Nothing is downloaded, and nothing that is missing is an error
+here: it is a line.
 """
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Source:
-    """Something a person gets themselves: from which page, for which folder below models/, under which licence."""
+    """Something a person gets themselves: from which page, for which folder below models/, under
+    which licence."""
 
     what: str
     page: str
@@ -72,7 +75,8 @@ class Line:
     text: str
 
 
-# ---------------------------------------------------------------- what is found -> lines; these know no host
+# ---------------------------------------------------------------- what is found -> lines; these
+# know no host
 
 def version_lines(versions: Mapping[str, str | None], device: str) -> list[Line]:
     """ComfyUI, Python and the packages; None = not there. `device` is where torch computes."""
@@ -93,7 +97,8 @@ def version_lines(versions: Mapping[str, str | None], device: str) -> list[Line]
 
 
 def runtime_lines(runtimes: Mapping[str, str], problem: str | None, offered: Sequence[str], advice: str | None) -> list[Line]:
-    """onnxruntime's packages, why faces cannot be read (None: they can), the providers offered, and what `provider_advice` says."""
+    """onnxruntime's packages, why faces cannot be read (None: they can), the providers offered, and
+    what `provider_advice` says."""
     lines = [Line(OK, "Faces", f"{name} {version}") for name, version in runtimes.items()]
     if problem:
         return [*lines, Line(MISSING, "Faces", problem)]
@@ -112,7 +117,8 @@ def folder_line(name: str, roots: Sequence[Path]) -> Line:
 
 
 def adapter_lines(folders: Sequence[Path], singles: Sequence[Path], expected: Sequence[str]) -> list[Line]:
-    """Every checkpoint: `folders` in the released layout, with the `expected` files, and single files."""
+    """Every checkpoint: `folders` in the released layout, with the `expected` files, and single
+    files."""
     lines = []
     for folder in folders:
         wrong = [f"{name} {wrong}" for name in expected if (wrong := wrong_with(folder / name))]
@@ -127,7 +133,8 @@ def adapter_lines(folders: Sequence[Path], singles: Sequence[Path], expected: Se
 
 
 def kind_lines(part: str, files: Sequence[Path], kind: str, signs: Mapping[str, tuple[int, ...]], source: Source) -> list[Line]:
-    """Whether one of the files is of the kind whose header has these signs, and which files are no weights at all."""
+    """Whether one of the files is of the kind whose header has these signs, and which files are no
+    weights at all."""
     told = {path: wrong_with(path) for path in files}
     broken = [Line(NOTE, part, f"{path.name} {wrong}") for path, wrong in told.items() if wrong]
     usable = [path for path, wrong in told.items() if not wrong]
@@ -140,7 +147,8 @@ def kind_lines(part: str, files: Sequence[Path], kind: str, signs: Mapping[str, 
 
 
 def face_pack_lines(packs: Mapping[str, Path], problem: str | None, licence: str) -> list[Line]:
-    """InsightFace's model packs (name -> root), and what is wrong with the one the released checkpoint needs."""
+    """InsightFace's model packs (name -> root), and what is wrong with the one the released
+    checkpoint needs."""
     lines = []
     for name, root in packs.items():
         wrong = [f"{path.name} {wrong}" for path in sorted((root / "models" / name).glob("*.onnx")) if (wrong := wrong_with(path))]
@@ -163,7 +171,8 @@ def wrong_with(path: Path) -> str | None:
 
 
 def is_kind(path: Path, signs: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a .safetensors has every one of these weights in this shape; reads its header only."""
+    """Whether a .safetensors has every one of these weights in this shape; reads its header
+    only."""
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(str(path), framework="numpy") as file:
@@ -190,7 +199,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 # ---------------------------------------------------------------- looking
 
 def examine() -> list[Line]:
-    """The whole report. The host has to be importable for the folders; without it they are told as not looked at."""
+    """The whole report. The host has to be importable for the folders; without it they are told as
+    not looked at."""
     parts: dict[str, Callable[[], Iterable[Line]]] = {
         "Versions": lambda: version_lines(versions(), device()), "Faces": look_at_runtimes, "Folders": look_at_folders,
         "MM-Diff checkpoints": look_at_adapters, "Base models": lambda: look_for("checkpoints", "Base models", "an SDXL checkpoint", SDXL),
@@ -201,7 +211,8 @@ def examine() -> list[Line]:
 
 
 def _told(part: str, look: Callable[[], Iterable[Line]]) -> list[Line]:
-    """A part's lines, or the line that it could not be looked at: a report that ends half-way helps nobody."""
+    """A part's lines, or the line that it could not be looked at: a report that ends half-way helps
+    nobody."""
     try:
         return list(look())
     except Exception as error:
@@ -290,7 +301,8 @@ def look_at_subjects() -> list[Line]:
 # ---------------------------------------------------------------- as a command
 
 def _enter_host(extra: Sequence[Path]) -> None:
-    """Folders as the server would know them: ComfyUI's own extra_model_paths.yaml and those named, then ours."""
+    """Folders as the server would know them: ComfyUI's own extra_model_paths.yaml and those named,
+    then ours."""
     use_comfyui()
     from utils.extra_config import load_extra_path_config
 

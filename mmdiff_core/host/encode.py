@@ -1,4 +1,5 @@
-"""The two encodings a person asks for: a subject from its reference pictures, a prompt from text and subjects."""
+"""The two encodings a person asks for: a subject from its reference pictures, a prompt from text
+and subjects."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ MAX_WEIGHT = 10.0      # of a subject; far beyond what is useful
 class FaceChoice:
     """The faces of one picture that a face number counts, and which of them was used."""
 
-    boxes: tuple[tuple[float, float, float, float], ...]    # x1 y1 x2 y2 in pixels, from left to right
+    # x1 y1 x2 y2 in pixels, from left to right
+    boxes: tuple[tuple[float, float, float, float], ...]
     used: int                                               # from 1
 
 
@@ -37,8 +39,9 @@ class FaceSource(Protocol):
     """Whoever finds faces: `faces.FaceAnalyser`, or a stand-in."""
 
     def portrait(self, image: np.ndarray, which: int, label: str, region: np.ndarray | None = None) -> tuple:
-        """uint8 RGB [H W 3] -> unit embedding [512], aligned crop uint8 RGB [224 224 3] and, where it is known, the `faces.Face`; of the
-        faces with their middle in `region` [H W] where one is given."""
+        """uint8 RGB [H W 3] -> unit embedding [512], aligned crop uint8 RGB [224 224 3] and, where
+        it is known, the `faces.Face`; of the faces with their middle in `region` [H W] where one is
+        given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +64,17 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
                    ) -> EncodedSubject:
     """All reference images (IMAGE [R H W 3]) of one subject -> the subject.
 
-    Portrait adapters need `faces`; general ones read the whole images. Only the first reference affects the prompt embedding. What was
-    encoded last with this adapter is remembered: another name, or a change earlier in a chain of subjects, encodes nothing again.
+    Portrait adapters need `faces`; general ones read the whole images. Only the first reference
+    affects the prompt embedding. What was encoded last with this adapter is remembered: another
+    name, or a change earlier in a chain of subjects, encodes nothing again.
 
-    regions     where the subject is on each image [H W] in 0..1, or None: it is cut out, and of several faces the one in there counts
-    clip_only   a portrait adapter without faces: the subject gets no tokens, facial identity is not preserved
+    regions     where the subject is on each image [H W] in 0..1, or None: it is cut out, and of
+                several faces the one in there counts
+    clip_only   a portrait adapter without faces: the subject gets no tokens, facial identity is not
+                preserved
 
-    Raises ValueError without a name, without faces where they are needed, for another image encoder.
+    Raises ValueError without a name, without faces where they are needed, for another image
+    encoder.
     """
     name = name.strip()
     if not name:
@@ -89,8 +96,9 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
-    """What is remembered of an encoding: the subject under the name it had first, the pixels [R 3 S S] that the encoder read, what the
-    query tokens were made from [R Q] (None: no tokens were made), and, of a portrait, remarks on the faces and the choices."""
+    """What is remembered of an encoding: the subject under the name it had first, the pixels [R 3 S
+    S] that the encoder read, what the query tokens were made from [R Q] (None: no tokens were
+    made), and, of a portrait, remarks on the faces and the choices."""
 
     subject: Subject
     pixels: Tensor
@@ -124,7 +132,8 @@ def _encode(mmdiff: LoadedMMDiff, clip_vision, whole: Sequence[Tensor], faces: F
 
 
 def _make_subject(mmdiff: LoadedMMDiff, clip_vision, cls: Tensor, pixels: Tensor, query: Tensor, name: str) -> Subject:
-    """The subject from its CLS embeddings [R C], the pixels [R 3 S S] whose patches are read, and what asks them [R Q]."""
+    """The subject from its CLS embeddings [R C], the pixels [R 3 S S] whose patches are read, and
+    what asks them [R Q]."""
     patches = patch_embeddings(clip_vision, pixels)
     with mmdiff.loaded() as (_, device):
         features = VisionFeatures(cls.to(device), patches.to(device), query.to(device))
@@ -133,19 +142,22 @@ def _make_subject(mmdiff: LoadedMMDiff, clip_vision, cls: Tensor, pixels: Tensor
 
 
 def thumbnails(pixels: Tensor) -> Tensor:
-    """What the image encoder read [R 3 S S] in 0..1 -> [R 64 64 3] uint8, to recognise a saved subject by."""
+    """What the image encoder read [R 3 S S] in 0..1 -> [R 64 64 3] uint8, to recognise a saved
+    subject by."""
     small = F.interpolate(pixels.float().cpu(), size=(SIDE, SIDE), mode="area" if pixels.shape[-1] >= SIDE else "nearest")
     return (small.clamp(0, 1) * 255).round().byte().movedim(1, -1).contiguous()
 
 
 def to_look_at(seen: Tensor, side: int = 128) -> Tensor:
-    """Pictures [R h w 3] as they are, or, where they are smaller than `side`, enlarged by whole dots for the eye."""
+    """Pictures [R h w 3] as they are, or, where they are smaller than `side`, enlarged by whole
+    dots for the eye."""
     times = max(1, -(-side // min(seen.shape[1:3])))
     return seen.repeat_interleave(times, 1).repeat_interleave(times, 2)
 
 
 def to_pick_from(pictures: Tensor, side: int = 768) -> Tensor:
-    """Pictures [R h w 3] as they are, or, where they are larger than `side`, as small as that: what the page draws faces on."""
+    """Pictures [R h w 3] as they are, or, where they are larger than `side`, as small as that: what
+    the page draws faces on."""
     scale = side / max(pictures.shape[1:3])
     if scale >= 1:
         return pictures
@@ -192,7 +204,8 @@ def _portraits(pictures: Sequence[Tensor], faces: FaceSource | None, name: str, 
 
 
 def find_faces(images: Tensor, analyser) -> tuple[Tensor, list[list[dict]], str]:
-    """IMAGE [R H W 3] -> the same with numbered boxes, each picture's boxes {x, y, width, height} from left to right, and a sentence."""
+    """IMAGE [R H W 3] -> the same with numbered boxes, each picture's boxes {x, y, width, height}
+    from left to right, and a sentence."""
     from ..references.faces import draw
     drawn, boxes, said = [], [], []
     for i, image in enumerate(to_uint8(images[..., :3].cpu()).numpy(), 1):
@@ -236,10 +249,13 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
                   behaviour: str | None = None, lora_strength: float = 1.0) -> EncodedPrompt:
     """Texts and subjects -> CONDITIONING for both sides of classifier-free guidance.
 
-    text        with `<|name|>` right after a subject's class noun, or `<|subj|>` for the next subject in order; a subject may be
-                mentioned several times, and, where names are used, not at all: then it is left out, and a note says so
-    negative    plain text; the released behaviour fuses it at the same places (quirk 2), the corrected one does not
-    start       fraction of the denoising drawn from the plain prompt first (delayed conditioning), 0..1
+    text        with `<|name|>` right after a subject's class noun, or `<|subj|>` for the next
+                subject in order; a subject may be mentioned several times, and, where names are
+                used, not at all: then it is left out, and a note says so
+    negative    plain text; the released behaviour fuses it at the same places (quirk 2), the
+                corrected one does not
+    start       fraction of the denoising drawn from the plain prompt first (delayed conditioning),
+                0..1
     behaviour   None = what the checkpoint says
     """
     behaviour = behaviour or mmdiff.config.behaviour

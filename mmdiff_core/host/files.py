@@ -1,4 +1,5 @@
-"""Model folders: where checkpoints and face models live, what is there, and what to say when it is not."""
+"""Model folders: where checkpoints and face models live, what is there, and what to say when it is
+not."""
 from __future__ import annotations
 
 import os
@@ -15,8 +16,8 @@ SUFFIX = ".safetensors"
 
 
 def register_folders() -> None:
-    """Add models/mmdiff, models/mmdiff_subjects and models/insightface to what ComfyUI knows, after the entries of
-    extra_model_paths.yaml: whoever has set a folder there means it."""
+    """Add models/mmdiff, models/mmdiff_subjects and models/insightface to what ComfyUI knows, after
+    the entries of extra_model_paths.yaml: whoever has set a folder there means it."""
     for name in (CHECKPOINTS, FACES, SUBJECTS):
         folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
     for name in (CHECKPOINTS, SUBJECTS):
@@ -42,7 +43,8 @@ def list_checkpoints() -> list[str]:
 
 
 def find_checkpoint(name: str) -> Path:
-    """Path of a combo entry. FileNotFoundError names the folders searched and what was found there."""
+    """Path of a combo entry. FileNotFoundError names the folders searched and what was found
+    there."""
     for root in roots(CHECKPOINTS):
         path = root / name
         if path.is_file() or is_official_folder(path):
@@ -54,7 +56,8 @@ def find_checkpoint(name: str) -> Path:
 
 
 def target_path(name: str) -> Path:
-    """Where a converted checkpoint goes: inside the first mmdiff folder. ValueError for a name that leads elsewhere."""
+    """Where a converted checkpoint goes: inside the first mmdiff folder. ValueError for a name that
+    leads elsewhere."""
     root = roots(CHECKPOINTS)[0].resolve()
     path = (root / name).resolve()
     if root not in path.parents:
@@ -68,7 +71,8 @@ def list_subjects() -> list[str]:
 
 
 def find_subject(name: str) -> Path:
-    """Path of a saved subject. FileNotFoundError names the folders searched and what was found there."""
+    """Path of a saved subject. FileNotFoundError names the folders searched and what was found
+    there."""
     for root in roots(SUBJECTS):
         path = (root / name).resolve()
         if root.resolve() in path.parents and path.is_file():
@@ -80,8 +84,8 @@ def find_subject(name: str) -> Path:
 
 
 def subject_path(name: str, overwrite: bool) -> Path:
-    """Where a subject of this name goes, inside the first mmdiff_subjects folder; without `overwrite` a taken name gets a number.
-    ValueError for a name that leads elsewhere."""
+    """Where a subject of this name goes, inside the first mmdiff_subjects folder; without
+    `overwrite` a taken name gets a number. ValueError for a name that leads elsewhere."""
     root = roots(SUBJECTS)[0].resolve()
     plain = "".join(c if c not in '<>:"|?*\\' and c.isprintable() else "_" for c in name).strip()
     path = (root / f"{plain}{SUFFIX}").resolve()

@@ -1,4 +1,5 @@
-"""Shows a recording in the web page while the sampler still runs: at most twice a second, and only where a person asked for it."""
+"""Shows a recording in the web page while the sampler still runs: at most twice a second, and only
+where a person asked for it."""
 from __future__ import annotations
 
 import base64
@@ -18,7 +19,8 @@ EVERY = 0.5         # seconds between two pictures: each one reads the maps back
 
 def live_view(node: str, send: Callable[[str, dict], None], clock: Callable[[], float] = time.monotonic
               ) -> Callable[[Recording, int, int], None]:
-    """What `Recorder` calls after every step: sends the newest maps of the first picture to the page, throttled."""
+    """What `Recorder` calls after every step: sends the newest maps of the first picture to the
+    page, throttled."""
     last = -float("inf")
 
     def show(recording: Recording, step: int, steps: int) -> None:

@@ -1,4 +1,5 @@
-"""An adapter inside the host: its modules on casting layers, counted and offloaded through a ModelPatcher."""
+"""An adapter inside the host: its modules on casting layers, counted and offloaded through a
+ModelPatcher."""
 from __future__ import annotations
 
 import hashlib
@@ -34,22 +35,25 @@ class BaseModels(NamedTuple):
 
 
 class Encodings:
-    """The last encodings made with an adapter, found by the very objects that made them, by pictures and by settings."""
+    """The last encodings made with an adapter, found by the very objects that made them, by
+    pictures and by settings."""
 
     def __init__(self, keep: int = 16):
         self._kept: OrderedDict[tuple, tuple[list[ref | None], Any]] = OrderedDict()
         self._keep = keep
 
     def remember(self, makers: Sequence[object | None], pictures: Sequence[Tensor | None], settings: tuple, make: Callable[[], Any]) -> Any:
-        """What `make` gave for the same before, or gives now. `makers` are compared as objects and not kept alive, `pictures` dot by dot;
-        beyond `keep` the one that was not asked for longest goes."""
+        """What `make` gave for the same before, or gives now. `makers` are compared as objects and
+        not kept alive, `pictures` dot by dot; beyond `keep` the one that was not asked for longest
+        goes."""
         digest = hashlib.sha256()
         for picture in pictures:
             digest.update(b"none" if picture is None else f"{picture.dtype}{tuple(picture.shape)}".encode())
             digest.update(b"" if picture is None else picture.cpu().contiguous().numpy().tobytes())
         key = tuple(id(maker) for maker in makers), settings, digest.digest()
         held, encoding = self._kept.pop(key, (None, None))
-        if held is None or any(maker is not (r and r()) for maker, r in zip(makers, held, strict=True)):     # an id may be taken again
+        # an id may be taken again
+        if held is None or any(maker is not (r and r()) for maker, r in zip(makers, held, strict=True)):
             held, encoding = [None if maker is None else ref(maker) for maker in makers], make()
         self._kept[key] = held, encoding
         while len(self._kept) > self._keep:
@@ -58,7 +62,8 @@ class Encodings:
 
 
 class LoadedMMDiff:
-    """What the MMDIFF socket carries. `patcher` is how the host counts, loads and offloads the adapter's modules."""
+    """What the MMDIFF socket carries. `patcher` is how the host counts, loads and offloads the
+    adapter's modules."""
 
     def __init__(self, adapter: MMDiffAdapter):
         self.adapter = adapter
@@ -90,7 +95,8 @@ def load_mmdiff(path: Path) -> LoadedMMDiff:
 
 
 def lora_patches(pairs: LoRAPairs, keys: Mapping[str, str]) -> dict[str, LoRAAdapter]:
-    """{weight key in the model: weight patch} for the pairs named in `keys` (pair name -> weight key)."""
+    """{weight key in the model: weight patch} for the pairs named in `keys` (pair name -> weight
+    key)."""
     return {
         key: LoRAAdapter(set(), (pairs[name].up, pairs[name].down, None, None, None, None)) for name, key in keys.items()
     }

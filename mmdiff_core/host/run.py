@@ -36,7 +36,8 @@ class Window:
         return cls(first, -1.0 if end >= 1 else float(sampling.percent_to_sigma(end)))
 
     def factor(self, sigmas: Tensor) -> float | Tensor:
-        """1 inside, 0 outside. On a GPU it stays there as a tensor: reading it would stop the sampling loop."""
+        """1 inside, 0 outside. On a GPU it stays there as a tensor: reading it would stop the
+        sampling loop."""
         if math.isinf(self.first) and self.last <= 0:
             return 1.0
         sigma = sigmas[:1]
@@ -80,15 +81,16 @@ class Side:
 
     @classmethod
     def both(cls, subjects: Sequence[PromptSubject], device: torch.device) -> dict[str, Side]:
-        """The sides of a prompt, by name: made once a run, for the loop asks for them at every layer and step."""
+        """The sides of a prompt, by name: made once a run, for the loop asks for them at every
+        layer and step."""
         regions = [s.region for s in subjects]
         masks = [None if r.mask is None else r.mask.to(device) for r in regions]
         held = {"tokens": [r.hold_tokens for r in regions], "nouns": [r.hold_nouns for r in regions]}
         return {side: cls.of(which, masks) for side, which in held.items()}
 
     def shares(self, view: LayerView, device: torch.device) -> tuple[Tensor, Tensor]:
-        """How far each position is open to each subject [1|B S P], by masks and found regions; and the
-        gate [1 1 P 1] of the masks alone."""
+        """How far each position is open to each subject [1|B S P], by masks and found regions; and
+        the gate [1 1 P 1] of the masks alone."""
         open_to = shares(self.masks, view.grid, view.latent, view.area, device)
         gate = open_to.amax(1)[:, None, :, None]
         if view.regions is None:
@@ -101,13 +103,14 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class PromptState:
-    """One bound prompt during one run: K [1 H N D] and V by slot, the subjects' weights in V ([B H N D] where they differ between the
-    images of a batch)."""
+    """One bound prompt during one run: K [1 H N D] and V by slot, the subjects' weights in V ([B H
+    N D] where they differ between the images of a batch)."""
 
     prompt: BoundPrompt
     keys: dict[Slot, tuple[Tensor, Tensor]]
     sides: Mapping[str, Side]               # "tokens" and "nouns"
-    columns: Columns | None = None          # of their nouns and tokens, where the prompt knows its nouns
+    # of their nouns and tokens, where the prompt knows its nouns
+    columns: Columns | None = None
     finder: Finder | None = None
     made: dict[tuple, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
@@ -119,8 +122,8 @@ class PromptState:
         return PromptState(self.prompt, keys, Side.both(self.prompt.subjects, device), columns, finder)
 
     def regions(self, steps: StepCounter) -> Tensor | None:
-        """The found regions [images S h w] by now, where they are looked for and settled. The step is read by whoever needs it alone: a
-        compiled model would be compiled anew for each."""
+        """The found regions [images S h w] by now, where they are looked for and settled. The step
+        is read by whoever needs it alone: a compiled model would be compiled anew for each."""
         return None if self.finder is None else self.finder.regions(steps.step)
 
     @property
@@ -128,7 +131,8 @@ class PromptState:
         return self.columns is not None and self.sides["nouns"].any
 
     def token_region(self, view: LayerView, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Bias [1|B 1 P N] and gate [1 1 P 1] that hold the subjects' tokens to their regions; made once per grid."""
+        """Bias [1|B 1 P N] and gate [1 1 P 1] that hold the subjects' tokens to their regions; made
+        once per grid."""
         tokens = count_tokens(self.prompt.subjects)
 
         def make(open_to: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +141,8 @@ class PromptState:
         return self._made("tokens", view, like, make)
 
     def noun_region(self, view: LayerView, like: Tensor) -> Tensor | None:
-        """Bias [1|B 1 P T] that holds the subjects' nouns to their regions; T as the prompt was encoded."""
+        """Bias [1|B 1 P T] that holds the subjects' nouns to their regions; T as the prompt was
+        encoded."""
         def make(open_to: Tensor, _gate: Tensor) -> tuple[Tensor, None]:
             return noun_bias(open_to, self.columns.nouns, like.dtype), None
 

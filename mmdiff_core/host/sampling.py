@@ -1,6 +1,8 @@
-"""Pictures from a model in training: ComfyUI's own samplers and schedules over `MMDiffTask.predict`, many prompts in one batch.
+"""Pictures from a model in training: ComfyUI's own samplers and schedules over
+`MMDiffTask.predict`, many prompts in one batch.
 
-The graph's way (Apply MM-Diff Attention, KSampler) gives the same pictures one prompt at a time; a test holds them together.
+The graph's way (Apply MM-Diff Attention, KSampler) gives the same pictures one prompt at a time; a
+test holds them together.
 
 Shapes   B examples · C h w latent
 """
@@ -21,7 +23,8 @@ from ..training.task import Conditions, MMDiffTask
 
 
 class Denoiser:
-    """(x, sigma) -> denoised, with classifier-free guidance between the examples and their unconditional twins."""
+    """(x, sigma) -> denoised, with classifier-free guidance between the examples and their
+    unconditional twins."""
 
     def __init__(self, task: MMDiffTask, examples: Sequence[Example], cfg: float, held: bool = False):
         blank = [Example(e.pixels, "", (), e.index) for e in examples]
@@ -49,7 +52,8 @@ class Denoiser:
 
 
 def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Conditions):
-    """Layer's grid -> bias [B 1 P N] and gate [B P 1] of the examples' masks, by inference's own `attention_bias.mask_bias`."""
+    """Layer's grid -> bias [B 1 P N] and gate [B P 1] of the examples' masks, by inference's own
+    `attention_bias.mask_bias`."""
     most = conditions.present.shape[1]
     each = len(conditions.owner) // most
     made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -71,8 +75,9 @@ def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Condition
 @torch.no_grad()
 def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor, steps: int = 20, cfg: float = 2.0,
                    sampler_name: str = "euler", scheduler: str = "normal", held: bool = False) -> Tensor:
-    """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and references; their pixels
-    only say how large the picture is. `held`: every subject acts only inside its mask, as with Multi-Subject Constraint Masks."""
+    """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and
+    references; their pixels only say how large the picture is. `held`: every subject acts only
+    inside its mask, as with Multi-Subject Constraint Masks."""
     denoiser = Denoiser(task, examples, cfg, held)
     sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)
     start = denoiser.sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)

@@ -1,4 +1,5 @@
-"""The attn2 slot of one layer: the text branch as it was, then the subjects, then what other packs add."""
+"""The attn2 slot of one layer: the text branch as it was, then the subjects, then what other packs
+add."""
 from __future__ import annotations
 
 import math
@@ -34,7 +35,8 @@ class Added:
         return (out + theirs).to(q.dtype)
 
     def inside(self, sigmas: Tensor | None) -> bool | Tensor:
-        """Whether it acts at this sigma. On a GPU the answer stays there as a tensor: reading it would stop the sampling loop."""
+        """Whether it acts at this sigma. On a GPU the answer stays there as a tensor: reading it
+        would stop the sampling loop."""
         start, end = self.kwargs.get("sigma_start", math.inf), self.kwargs.get("sigma_end", 0.0)
         if sigmas is None or (start >= ALWAYS and end <= 0):
             return True
@@ -51,8 +53,9 @@ class SubjectAttention:
     inner       what held the slot before, or None
     added       what others add to the result
 
-    IPAdapter, InstantID and PuLID call `.add` on whatever holds a slot when they come; its meaning here is theirs. That changes this
-    object, so every clone of a model gets slots of its own (`apply.own_slots`).
+    IPAdapter, InstantID and PuLID call `.add` on whatever holds a slot when they come; its meaning
+    here is theirs. That changes this object, so every clone of a model gets slots of its own
+    (`apply.own_slots`).
     """
 
     key: str
@@ -62,7 +65,8 @@ class SubjectAttention:
     added: list[Added] = field(default_factory=list)
 
     def add(self, callback: Callable, **kwargs) -> None:
-        """callback(out, q, k, v, extra_options, **kwargs) is added to the result while `sigma_end` <= sigma <= `sigma_start`."""
+        """callback(out, q, k, v, extra_options, **kwargs) is added to the result while `sigma_end`
+        <= sigma <= `sigma_start`."""
         self.added.append(Added(callback, kwargs))
 
     def own(self) -> SubjectAttention:
@@ -89,7 +93,8 @@ class SubjectAttention:
         return out
 
     def text_branch(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict, mask: Tensor | None) -> Tensor:
-        """The layer's cross-attention to the text, [B P HD]: by what held the slot before, or the host's own."""
+        """The layer's cross-attention to the text, [B P HD]: by what held the slot before, or the
+        host's own."""
         if self.inner is not None:
             return self.inner(q, k, v, extra_options)
         return host_attention.optimized_attention(
@@ -98,7 +103,8 @@ class SubjectAttention:
         )
 
     def noun_bias(self, q: Tensor, k: Tensor, groups: Sequence[Group], extra_options: dict) -> Tensor | None:
-        """Bias [B 1 P T] of the text for the rows whose nouns are held to regions, or None when no row's are."""
+        """Bias [B 1 P T] of the text for the rows whose nouns are held to regions, or None when no
+        row's are."""
         whole = None
         for group in groups:
             if not group.state.holds_nouns:

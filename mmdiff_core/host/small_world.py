@@ -1,4 +1,5 @@
-"""The small world as ordinary ComfyUI objects: MODEL, CLIP, VAE and CLIP_VISION, from the weights in the pack or fresh."""
+"""The small world as ordinary ComfyUI objects: MODEL, CLIP, VAE and CLIP_VISION, from the weights
+in the pack or fresh."""
 from __future__ import annotations
 
 import json
@@ -36,7 +37,8 @@ class SmallWorldLatent(comfy.latent_formats.LatentFormat):
     scale_factor = sizes.LATENT_SCALE
 
     def __init__(self):
-        each = 1 / (sizes.FOLD ** 2 * sizes.LATENT_SCALE)      # previews: the mean of the folded dots
+        # previews: the mean of the folded dots
+        each = 1 / (sizes.FOLD ** 2 * sizes.LATENT_SCALE)
         self.latent_rgb_factors = [[each * (colour == c) for c in range(3)] for colour in range(3) for _ in range(sizes.FOLD ** 2)]
 
 
@@ -53,7 +55,8 @@ class SmallWorld(comfy.supported_models.SD15):
 
 
 class Dots(nn.Module):
-    """Pixels [B 3 H W] in -1..1 <-> latents [B 12 H/8 W/8]: every dot of 4 x 4 px averaged, 2 x 2 dots folded. No weights."""
+    """Pixels [B 3 H W] in -1..1 <-> latents [B 12 H/8 W/8]: every dot of 4 x 4 px averaged, 2 x 2
+    dots folded. No weights."""
 
     def __init__(self):
         super().__init__()
@@ -94,7 +97,8 @@ def load_adapter(folder: Path = WEIGHTS) -> LoadedMMDiff:
 
 def draw_references(kind: str, first: float, second: float, pattern: str, eyes: str, accessory: str, count: int = 1,
                     seed: int = 0) -> Tensor:
-    """IMAGE [count 128 128 3] of an individual: a clean picture, then as people might photograph it. Hues in 0..1."""
+    """IMAGE [count 128 128 3] of an individual: a clean picture, then as people might photograph
+    it. Hues in 0..1."""
     who = Identity(first % 1, second % 1, pattern, eyes, accessory)
     rng = np.random.default_rng(seed)
     shown = [references.augmented(rng, kind, who) if i else reference(kind, who) for i in range(count)]
@@ -118,7 +122,8 @@ def model(state: Tensors | None = None, dtype: torch.dtype = torch.float32) -> c
 
 
 def clip(state: Tensors | None = None) -> comfy.sd.CLIP:
-    """CLIP with one small text encoder. `state` may hold only the trained rows of the token table (`token_rows`, `token_ids`)."""
+    """CLIP with one small text encoder. `state` may hold only the trained rows of the token table
+    (`token_rows`, `token_ids`)."""
     target = comfy.supported_models.SD15({}).clip_target()
     built = comfy.sd.CLIP(target, model_options={"clip_l_model_config": dict(sizes.TEXT), "dtype": torch.float32})
     transformer = built.cond_stage_model.clip_l.transformer
@@ -128,7 +133,8 @@ def clip(state: Tensors | None = None) -> comfy.sd.CLIP:
         nn.init.normal_(transformer.text_model.embeddings.position_embedding.weight, std=0.02)
         return built
     full = {k: v.float() for k, v in state.items() if not k.startswith("token_")}
-    table = torch.zeros(sizes.TEXT["vocab_size"], sizes.TEXT["hidden_size"])       # words that were never trained say nothing
+    # words that were never trained say nothing
+    table = torch.zeros(sizes.TEXT["vocab_size"], sizes.TEXT["hidden_size"])
     table[state["token_ids"].long()] = state["token_rows"].float()
     full["text_model.embeddings.token_embedding.weight"] = table
     transformer.load_state_dict(full, strict=True)
@@ -165,7 +171,8 @@ def vae() -> comfy.sd.VAE:
 
 
 def _initialise(module: nn.Module) -> None:
-    """torch's usual initialisation, which the host's layers leave out; layers that close a residual branch begin at zero."""
+    """torch's usual initialisation, which the host's layers leave out; layers that close a residual
+    branch begin at zero."""
     for name, part in module.named_modules():
         if isinstance(part, (nn.Linear, nn.Conv2d)):
             nn.init.kaiming_uniform_(part.weight, a=5 ** 0.5)

@@ -1,9 +1,11 @@
-"""Vision-augmented text (MM-Diff, section 3.1): the class noun before each marker becomes noun + subject.
+"""Vision-augmented text (MM-Diff, section 3.1): the class noun before each marker becomes noun +
+subject.
 
-A marker is `<|name|>`, which names a subject, or `<|subj|>`, which takes the next subject that no marker names.
+A marker is `<|name|>`, which names a subject, or `<|subj|>`, which takes the next subject that no
+marker names.
 
-The noun is found by token id and replaced by a tensor token, which ComfyUI's text encoders accept as they are, so prompt
-weights, long prompts and embeddings keep working and no forward is patched.
+The noun is found by token id and replaced by a tensor token, which ComfyUI's text encoders accept
+as they are, so prompt weights, long prompts and embeddings keep working and no forward is patched.
 """
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ TokenPosition = tuple[int, int]     # (chunk, position in the chunk)
 
 @dataclass(frozen=True)
 class Noun:
-    """Where one mention of a subject stands, how its class noun reads, and whom its marker names ("" = the next in order)."""
+    """Where one mention of a subject stands, how its class noun reads, and whom its marker names
+    ("" = the next in order)."""
 
     word: str
     places: dict[str, TokenPosition]        # by encoder
@@ -39,8 +42,9 @@ class Noun:
 def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[Noun, ...]]:
     """The text without markers, and the noun before each marker, in reading order.
 
-    `tokenize(text, return_word_ids=True)` is CLIP.tokenize. Raises ValueError for a marker without a word before it, without a name
-    in it, or with text glued to its end. Scripts that are written without spaces may go on right after a marker: it parts the words.
+    `tokenize(text, return_word_ids=True)` is CLIP.tokenize. Raises ValueError for a marker without
+    a word before it, without a name in it, or with text glued to its end. Scripts that are written
+    without spaces may go on right after a marker: it parts the words.
     """
     for marker in MARKERS.finditer(text):
         if not marker[1].strip():
@@ -97,10 +101,12 @@ def _same(a, b) -> bool:
 
 
 def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[PromptSubject, ...]:
-    """The subject of every noun. A name is that of a subject, whatever its case; `<|subj|>` takes the next one that nobody names.
+    """The subject of every noun. A name is that of a subject, whatever its case; `<|subj|>` takes
+    the next one that nobody names.
 
-    ValueError for a name that no subject has, with those there are, and for more or fewer `<|subj|>` than subjects left for them. Where
-    names are used alone, a subject may go unmentioned.
+    ValueError for a name that no subject has, with those there are, and for more or fewer
+    `<|subj|>` than subjects left for them. Where names are used alone, a subject may go
+    unmentioned.
     """
     known = {name_key(s.name): s for s in subjects}
     there = ", ".join(s.name for s in subjects) or "none"
@@ -126,7 +132,8 @@ def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[PromptSubject, ...]
 
 
 def adapted_clip(clip, mmdiff: LoadedMMDiff, behaviour: str, strength: float = 1.0):
-    """A clone of CLIP with the adapter's text LoRA; "released" leaves the second encoder alone (quirk 1)."""
+    """A clone of CLIP with the adapter's text LoRA; "released" leaves the second encoder alone
+    (quirk 1)."""
     config = mmdiff.config
     check_text_encoders(clip, config)
     encoders = config.encoders[:1] if behaviour == "released" else config.encoders
@@ -166,8 +173,8 @@ def word_embedding(clip, encoder: str, token) -> Tensor:
 
 
 def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun], subjects: Sequence[PromptSubject]) -> Tokens:
-    """The tokens with every noun fused with its subject (`subjects`: one for each noun). Places that a (negative) prompt does not have are
-    left out."""
+    """The tokens with every noun fused with its subject (`subjects`: one for each noun). Places
+    that a (negative) prompt does not have are left out."""
     fused = {encoder: [list(chunk) for chunk in chunks] for encoder, chunks in tokens.items()}
     clip.load_model()
     for encoder, chunks in fused.items():
@@ -185,7 +192,8 @@ def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun
 
 
 def encode(clip, tokens: Tokens) -> list:
-    """Tokens -> CONDITIONING. The pooled output is read at the prompt's end token, also when a fused row stands on or after it."""
+    """Tokens -> CONDITIONING. The pooled output is read at the prompt's end token, also when a
+    fused row stands on or after it."""
     conditioning = clip.encode_from_tokens_scheduled(tokens)
     encoder = "g" if "g" in tokens else next(iter(tokens))      # whose pooled output counts
     chunk = tokens[encoder][0]
@@ -200,8 +208,9 @@ def encode(clip, tokens: Tokens) -> list:
 def _pooled_at(clip, encoder: str, chunk: list, position: int) -> Tensor:
     """The projected state at a position of the chunk, [1 width].
 
-    The host counts every tensor token as text, so a fused row in the padding would move the place it reads. Only the released
-    behaviour puts one there: its negative prompt is fused at the positive's places, whatever stands there (quirk 2).
+    The host counts every tensor token as text, so a fused row in the padding would move the place
+    it reads. Only the released behaviour puts one there: its negative prompt is fused at the
+    positive's places, whatever stands there (quirk 2).
     """
     model = getattr(clip.cond_stage_model, f"clip_{encoder}")
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""ComfyUI's CLIP_VISION in both of its roles: the adapter's partly fine-tuned copy for CLS, the untouched one for patches.
+"""ComfyUI's CLIP_VISION in both of its roles: the adapter's partly fine-tuned copy for CLS, the
+untouched one for patches.
 
 The copy is weight patches on a clone: one set of weights in memory.
 """
@@ -48,7 +49,8 @@ def fine_tuned(clip_vision, adapter: MMDiffAdapter):
 
 
 def _run(clip_vision, patcher, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised pixels [R 3 S S] -> projected CLS [R C] and penultimate states [R L W], float32 on the CPU."""
+    """Normalised pixels [R 3 S S] -> projected CLS [R C] and penultimate states [R L W], float32 on
+    the CPU."""
     mm.load_model_gpu(patcher)
     with torch.no_grad():
         _, penultimate, cls, *_ = clip_vision.model(

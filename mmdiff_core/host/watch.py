@@ -1,6 +1,7 @@
 """Looking at attention while sampling: regions found from it, and recordings for a person to see.
 
-Nothing here reads a number back from the device: which step it is comes from the sampler's own callback.
+Nothing here reads a number back from the device: which step it is comes from the sampler's own
+callback.
 """
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class StepCounter:
 
 
 def step_of(percent: float, sigmas: Tensor, sampling) -> int:
-    """The first step of the schedule that begins at or below a fraction of the denoising; all of them when none does."""
+    """The first step of the schedule that begins at or below a fraction of the denoising; all of
+    them when none does."""
     if percent <= 0:
         return 0
     bound = float(sampling.percent_to_sigma(percent))
@@ -64,8 +66,9 @@ class Watcher(Protocol):
 class LayerAttention:
     """What one layer shows of one group of rows.
 
-    q [B P HD], k [B T HD] of its rows; key [1|B H N D] of the subjects; `bias` as the image branch has it; the layer's grid; `first`
-    row's number in the latent batch; the part of the picture its cond covers.
+    q [B P HD], k [B T HD] of its rows; key [1|B H N D] of the subjects; `bias` as the image branch
+    has it; the layer's grid; `first` row's number in the latent batch; the part of the picture its
+    cond covers.
     """
 
     q: Tensor
@@ -113,7 +116,8 @@ def box_on(canvas: Canvas, area: Area | None, latent: tuple[int, int]) -> Canvas
 
 @dataclass(eq=False)
 class Finder:
-    """Regions of one prompt's subjects during one run: looked for until `settle`, then held, or followed.
+    """Regions of one prompt's subjects during one run: looked for until `settle`, then held, or
+    followed.
 
     shares      region of each subject [images S h w] in 0..1, once they are settled
     """
@@ -139,8 +143,8 @@ class Finder:
         self.canvas.add(text, image, layer.first, box_on(self.canvas, layer.area, layer.latent))
 
     def regions(self, step: int) -> Tensor | None:
-        """Region of each subject [images S h w] in 0..1, or None while nothing is settled. Made once,
-        or, where they follow the maps, once a step."""
+        """Region of each subject [images S h w] in 0..1, or None while nothing is settled. Made
+        once, or, where they follow the maps, once a step."""
         if step < self.settle:
             return None
         if self.shares is None or (self.plan.update and self.made_at != step):
@@ -168,8 +172,8 @@ Wrappers = comfy.patcher_extension.WrappersMP
 
 @dataclass(frozen=True)
 class WatchPlan:
-    """What is recorded: steps from `start` to `end` (fractions of the denoising), in `strip` parts of equal length; `layers` by name as in
-    `layer_weights`, "" = some of all."""
+    """What is recorded: steps from `start` to `end` (fractions of the denoising), in `strip` parts
+    of equal length; `layers` by name as in `layer_weights`, "" = some of all."""
 
     start: float = 0.0
     end: float = 1.0
@@ -179,7 +183,8 @@ class WatchPlan:
 
 @dataclass(eq=False)
 class Recording:
-    """One sampling run, recorded. Canvases are made at a prompt's first look and added to in place."""
+    """One sampling run, recorded. Canvases are made at a prompt's first look and added to in
+    place."""
 
     plan: WatchPlan
     first: int
@@ -187,7 +192,8 @@ class Recording:
     pictures: int
     latent: tuple[int, int]
     steps: StepCounter
-    sheets: dict[int, Sheet] = field(default_factory=dict)      # by the id of the prompt's state, which the sheet holds
+    # by the id of the prompt's state, which the sheet holds
+    sheets: dict[int, Sheet] = field(default_factory=dict)
 
     def watcher(self, state, blocks: Sequence[TransformerBlock], step: int) -> Watcher | None:
         """Who records a prompt at this step, or None."""
@@ -243,7 +249,8 @@ class SheetPart:
 
 
 class Recorder:
-    """The wire between the node that watches a model and the one that shows what was seen: holds the newest finished run."""
+    """The wire between the node that watches a model and the one that shows what was seen: holds
+    the newest finished run."""
 
     def __init__(self, plan: WatchPlan, live: Callable[[Recording, int, int], None] | None = None):
         self.plan, self.live = plan, live
@@ -280,8 +287,8 @@ class Recorder:
 
 
 def watch(model, recorder: Recorder):
-    """A clone of the model whose runs are recorded. Where no MM-Diff is applied there is nothing to record, and the recorder stays empty.
-    ValueError when the model is watched already."""
+    """A clone of the model whose runs are recorded. Where no MM-Diff is applied there is nothing to
+    record, and the recorder stays empty. ValueError when the model is watched already."""
     if WATCH in model.wrappers.get(Wrappers.SAMPLER_SAMPLE, {}):
         raise ValueError("this model is already watched; one MM-Diff Watch Attention is enough")
     patched = model.clone()

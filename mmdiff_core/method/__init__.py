@@ -1,1 +1,2 @@
-"""The paper: subjects, their tokens and words, and the attention that shows them. Pure torch: knows no host."""
+"""The paper: subjects, their tokens and words, and the attention that shows them. Pure torch: knows
+no host."""

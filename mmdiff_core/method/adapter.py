@@ -20,7 +20,8 @@ from .subjects import PromptSubject, Subject, VisionFeatures, count_tokens
 
 
 class SubjectModules(nn.Module):
-    """Projection, refiner and fusion of one adapter. The same class is trained and run; `ops` makes its layers."""
+    """Projection, refiner and fusion of one adapter. The same class is trained and run; `ops` makes
+    its layers."""
 
     def __init__(self, config: MMDiffConfig, ops=nn):
         super().__init__()
@@ -42,7 +43,8 @@ class SubjectModules(nn.Module):
         return self.subject_to_text(cls)
 
     def fuse_words(self, encoder: str, words: Tensor, subjects: Tensor) -> Tensor:
-        """Class nouns' embeddings and their subjects [S width] -> what replaces the nouns [S width]."""
+        """Class nouns' embeddings and their subjects [S width] -> what replaces the nouns [S
+        width]."""
         return self.fuse[encoder](words, subjects)
 
 
@@ -64,8 +66,8 @@ class MMDiffAdapter:
     source: str
 
     def make_subject(self, features: VisionFeatures, name: str) -> Subject:
-        """Features of one subject's references -> the subject. As released, only the first reference
-        affects the prompt embedding."""
+        """Features of one subject's references -> the subject. As released, only the first
+        reference affects the prompt embedding."""
         tokens = self.modules.subject_tokens(features.query, features.patches)
         words = self.modules.subject_words(features.cls[:1])
         return Subject(
@@ -79,9 +81,10 @@ def key_value(adapter: MMDiffAdapter, block: TransformerBlock, tokens: Tensor, t
               to_v: Callable[[Tensor], Tensor], lora_strength: float) -> tuple[Tensor, Tensor]:
     """K and V of subject tokens [1 N D] at one layer.
 
-    The paper's K_i = (W + dW_i) e uses the base weight without the text LoRA (quirk 6). `to_k` and `to_v` are the
-    layer as it is in the model, with the text LoRA patched in at `lora_strength`, so that part is taken off again:
-    whatever else the layer carries (a user's own LoRA, offloading, fp8 storage) acts on both branches alike.
+    The paper's K_i = (W + dW_i) e uses the base weight without the text LoRA (quirk 6). `to_k` and
+    `to_v` are the layer as it is in the model, with the text LoRA patched in at `lora_strength`, so
+    that part is taken off again: whatever else the layer carries (a user's own LoRA, offloading,
+    fp8 storage) acts on both branches alike.
     """
     def project(layer: Callable[[Tensor], Tensor], name: str) -> Tensor:
         base, image = (adapter.unet[f"{block.path}.attn2.{p}"] for p in (name, f"{name}_image"))

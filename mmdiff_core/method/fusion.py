@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 
 class SubjectToText(nn.Module):
-    """CLS embedding [R C] -> the subject in the width of each text encoder, {encoder: [R width]}."""
+    """CLS embedding [R C] -> the subject in the width of each text encoder, {encoder: [R
+    width]}."""
 
     def __init__(self, cls_width: int, text_widths: Mapping[str, int], ops=nn):
         super().__init__()
@@ -26,7 +27,8 @@ class SubjectToText(nn.Module):
 
 
 class WordFusion(nn.Module):
-    """The class noun's word embedding and the subject, both [R width] -> the vision-augmented word [R width]."""
+    """The class noun's word embedding and the subject, both [R width] -> the vision-augmented word
+    [R width]."""
 
     def __init__(self, width: int, ops=nn):
         super().__init__()

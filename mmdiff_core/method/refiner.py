@@ -1,8 +1,11 @@
-"""Subject tokens: queries made from one embedding of a reference read detail from its dense patch embeddings.
+"""Subject tokens: queries made from one embedding of a reference read detail from its dense patch
+embeddings.
 
-`ops` is where the layers come from: torch.nn when training, ComfyUI's casting layers when running inside the host.
+`ops` is where the layers come from: torch.nn when training, ComfyUI's casting layers when running
+inside the host.
 
-Shapes   R references · T tokens per reference · L patches · W patch width · D context width · Q query width · H heads
+Shapes   R references · T tokens per reference · L patches · W patch width · D context width · Q
+         query width · H heads
 """
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ class QueryTokens(nn.Module):
 
 
 class RefinerBlock(nn.Module):
-    """Attention from the tokens to [patches, tokens], then a feed-forward of ratio 2; both residual."""
+    """Attention from the tokens to [patches, tokens], then a feed-forward of ratio 2; both
+    residual."""
 
     def __init__(self, width: int, head_width: int, ops=nn):
         super().__init__()

@@ -1,6 +1,7 @@
 """Subjects: what is encoded and saved, how one prompt uses it, and where it may act.
 
-Shapes   R references · N tokens (4 R) · D context width · C CLS width · W vision width · L patches with CLS
+Shapes   R references · N tokens (4 R) · D context width · C CLS width · W vision width · L patches
+         with CLS
 """
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class VisionFeatures:
 
     cls       [R C]   projected CLS embedding of the adapter's partly fine-tuned image encoder
     patches   [R L W] penultimate hidden states (CLS first) of the untouched image encoder
-    query     [R Q]   what the query tokens are made from: unit ArcFace embedding (portrait) or `cls` (general)
+    query     [R Q]   what the query tokens are made from: unit ArcFace embedding (portrait) or
+              `cls` (general)
     """
 
     cls: Tensor
@@ -151,7 +153,8 @@ def count_tokens(subjects: Subjects) -> list[int]:
 
 
 def numbers(text: str, what: str, most: float | None = None) -> tuple[float, ...]:
-    """Numbers of at least 0, as a person writes them: "1, 0.5, 0". ValueError names the one that is none."""
+    """Numbers of at least 0, as a person writes them: "1, 0.5, 0". ValueError names the one that is
+    none."""
     found = []
     for part in re.split(r"[,;\s]+", text.strip()):
         if not part:

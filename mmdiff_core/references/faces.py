@@ -1,6 +1,8 @@
-"""Faces in pictures: detection, embedding and aligned crops by InsightFace, from models that are already on the disk.
+"""Faces in pictures: detection, embedding and aligned crops by InsightFace, from models that are
+already on the disk.
 
-The only module that touches insightface and onnxruntime, and only when a function needs them. Nothing is downloaded.
+The only module that touches insightface and onnxruntime, and only when a function needs them.
+Nothing is downloaded.
 """
 from __future__ import annotations
 
@@ -19,12 +21,14 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 DETECTOR_SIZES = (640, 512, 384, 320, 256, 192, 128)    # tried in turn until a face is found
-BORDERS = (0.25, 0.5, 1.0)                              # then black borders, as parts of the longer side
+# then black borders, as parts of the longer side
+BORDERS = (0.25, 0.5, 1.0)
 THRESHOLD = 0.5                                         # lowest detector confidence that counts
 CROP_SIZE = 224
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
-# Left out: TensorRT and MIGraphX compile anew for every detector size; CoreML can end the process when it changes.
+# Left out: TensorRT and MIGraphX compile anew for every detector size; CoreML can end the process
+# when it changes.
 AUTOMATIC_PROVIDERS = (CUDA, "ROCMExecutionProvider", "DmlExecutionProvider", CPU)
 DEVICES = ("auto", "cuda", "cpu")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-rocm", "onnxruntime-migraphx",
@@ -45,7 +49,8 @@ class Face:
     score: float                                # detector confidence 0..1
     landmarks: np.ndarray                       # [5 2] eyes, nose, mouth corners as (x, y)
     embedding: np.ndarray                       # [512] unit length ArcFace embedding
-    among: tuple[Box, ...] = ()                 # of a picked face: all that could have been picked, from left to right, itself too
+    # of a picked face: all that could have been picked, from left to right, itself too
+    among: tuple[Box, ...] = ()
 
     @property
     def area(self) -> float:
@@ -68,7 +73,8 @@ class FaceAnalyser:
         return f"FaceAnalyser({self.name}, {', '.join(self.providers)})"
 
     def detect(self, image: np.ndarray, label: str = "image") -> tuple[Face, ...]:
-        """All faces of a uint8 RGB picture [H W 3] from left to right; empty when every attempt found none."""
+        """All faces of a uint8 RGB picture [H W 3] from left to right; empty when every attempt
+        found none."""
         _check_image(image, label)
         bgr = np.ascontiguousarray(image[..., ::-1])
         for boxes, landmarks in self._attempts(bgr):
@@ -78,7 +84,8 @@ class FaceAnalyser:
         return ()
 
     def pick(self, image: np.ndarray, which: int = 0, label: str = "image", region: np.ndarray | None = None) -> Face:
-        """One face: the largest for 0, the n-th from the left for n >= 1; of those with their middle in `region` [H W] if there is one."""
+        """One face: the largest for 0, the n-th from the left for n >= 1; of those with their
+        middle in `region` [H W] if there is one."""
         if which < 0:
             raise ValueError(f"{label}: face {which} asked for; 0 is the largest face, 1 the first from the left.")
         faces = self.detect(image, label)
@@ -98,12 +105,14 @@ class FaceAnalyser:
 
     def portrait(self, image: np.ndarray, which: int = 0, label: str = "image", region: np.ndarray | None = None
                  ) -> tuple[np.ndarray, np.ndarray, Face]:
-        """The picked face's embedding [512], its aligned crop, uint8 RGB [224 224 3], and the face."""
+        """The picked face's embedding [512], its aligned crop, uint8 RGB [224 224 3], and the
+        face."""
         face = self.pick(image, which, label, region)
         return face.embedding, align(image, face.landmarks), face
 
     def _attempts(self, bgr: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Boxes with scores [n 5] and landmarks [n 5 2] of each attempt, in coordinates of the picture itself."""
+        """Boxes with scores [n 5] and landmarks [n 5 2] of each attempt, in coordinates of the
+        picture itself."""
         for border in (0.0, *BORDERS):
             pixels = round(border * max(bgr.shape[:2]))
             padded = np.pad(bgr, ((pixels, pixels), (pixels, pixels), (0, 0)))
@@ -168,7 +177,8 @@ def draw(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
 
 
 def load_analyser(root: Path, name: str = "buffalo_l", device: str = "auto") -> FaceAnalyser:
-    """Loads the detector and the recogniser of <root>/models/<name>; device is auto, cuda or cpu."""
+    """Loads the detector and the recogniser of <root>/models/<name>; device is auto, cuda or
+    cpu."""
     require_packages()
     root = Path(root)
     check_files(root, name)
@@ -204,7 +214,8 @@ def choose_providers(device: str, available: Sequence[str], distributions: Mappi
 
 
 def provider_advice(distributions: Mapping[str, str], available: Sequence[str], cuda_wanted: bool) -> str | None:
-    """What is wrong with the installed onnxruntime packages, and what to run; None if nothing is."""
+    """What is wrong with the installed onnxruntime packages, and what to run; None if nothing
+    is."""
     if CUDA in available:
         return None
     gpu = distributions.get("onnxruntime-gpu")
@@ -220,7 +231,8 @@ def provider_advice(distributions: Mapping[str, str], available: Sequence[str], 
 
 
 def list_models(roots: Sequence[Path]) -> dict[str, Path]:
-    """Model packs (name -> root) in the folders <root>/models/<name>/*.onnx; of two of one name the first counts."""
+    """Model packs (name -> root) in the folders <root>/models/<name>/*.onnx; of two of one name the
+    first counts."""
     found: dict[str, Path] = {}
     for root in map(Path, roots):
         for folder in _subfolders(root / "models"):
@@ -230,12 +242,14 @@ def list_models(roots: Sequence[Path]) -> dict[str, Path]:
 
 
 def _open(root: Path, name: str, providers: Sequence[str]) -> Any:
-    """InsightFace's FaceAnalysis. Its name is the folder itself, so it never looks elsewhere, let alone downloads."""
+    """InsightFace's FaceAnalysis. Its name is the folder itself, so it never looks elsewhere, let
+    alone downloads."""
     folder = _home(root, name).resolve()
     _preload_gpu_libraries(providers)
     analysis = importlib.import_module("insightface.app").FaceAnalysis
     try:
-        # One session serves every detector size; InsightFace 2 would otherwise open another for each.
+        # One session serves every detector size; InsightFace 2 would otherwise open another for
+        # each.
         app = analysis(name=str(folder), root=str(root), allowed_modules=list(TASKS), providers=list(providers),
                        static_shape_sessions=False)
     except AssertionError:
@@ -253,7 +267,8 @@ def _open(root: Path, name: str, providers: Sequence[str]) -> Any:
 
 
 def _preload_gpu_libraries(providers: Sequence[str]) -> None:
-    """Lets onnxruntime find the CUDA and cuDNN libraries of torch's packages, as InsightFace 2 does by itself."""
+    """Lets onnxruntime find the CUDA and cuDNN libraries of torch's packages, as InsightFace 2 does
+    by itself."""
     if importlib.util.find_spec("insightface.model_zoo.onnxruntime_utils"):
         return
     preload = getattr(importlib.import_module("onnxruntime"), "preload_dlls", None)
@@ -342,7 +357,8 @@ def _wrong_models(root: Path, name: str, absent: Sequence[str]) -> str:
 
 
 def runtimes() -> dict[str, str]:
-    """Installed onnxruntime packages and their versions; they all share one folder, and the last one installed wins."""
+    """Installed onnxruntime packages and their versions; they all share one folder, and the last
+    one installed wins."""
     found = {}
     for name in RUNTIMES:
         try:
@@ -361,7 +377,8 @@ def _missing_packages(*names: str) -> list[str]:
 
 
 def require_packages(*names: str) -> None:
-    """ImportError that says what to run, unless these packages (insightface and onnxruntime) are there and can be imported."""
+    """ImportError that says what to run, unless these packages (insightface and onnxruntime) are
+    there and can be imported."""
     names = names or ("insightface", "onnxruntime")
     missing = _missing_packages(*names)
     if missing:

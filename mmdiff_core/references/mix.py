@@ -1,4 +1,5 @@
-"""Several subjects become one: averaged, on the sphere between them, or as more references of the same one.
+"""Several subjects become one: averaged, on the sphere between them, or as more references of the
+same one.
 
 Shapes   T tokens per reference · D context width
 """
@@ -27,8 +28,8 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def blend(vectors: Sequence[Tensor], shares: Sequence[float], method: str) -> Tensor:
-    """Vectors of one shape -> their mix. "spherical" goes along arcs, one vector after the other, so the order matters a little for
-    three or more."""
+    """Vectors of one shape -> their mix. "spherical" goes along arcs, one vector after the other,
+    so the order matters a little for three or more."""
     if method != "spherical":
         return sum(share * v for share, v in zip(shares, vectors, strict=True))
     mixed, weight = vectors[0], shares[0]
@@ -48,10 +49,13 @@ def mix(subjects: Sequence[Subject], weights: Sequence[float], method: str, name
     """One subject from several.
 
     average     weighted mean of the tokens (of each subject the mean reference) and of the words
-    spherical   the same along the arcs between them: keeps the lengths, so faces do not fade toward the mean face
-    together    all references side by side, each subject's tokens weighted; for more images of ONE person or thing
+    spherical   the same along the arcs between them: keeps the lengths, so faces do not fade toward
+                the mean face
+    together    all references side by side, each subject's tokens weighted; for more images of ONE
+                person or thing
 
-    A subject without tokens (clip_only) adds its words alone. What one prompt did with a subject (weights, region) is not part of it.
+    A subject without tokens (clip_only) adds its words alone. What one prompt did with a subject
+    (weights, region) is not part of it.
 
     Raises ValueError for no subjects, other adapters, or weights that do not fit.
     """
@@ -82,7 +86,8 @@ def mix(subjects: Sequence[Subject], weights: Sequence[float], method: str, name
 
 
 def mean_tokens(subjects: Sequence[Subject], shares: Sequence[float], method: str, tokens_per_reference: int) -> Tensor:
-    """Mix of the mean references [T D] of those subjects that have tokens, by their shares; [0 D] when none of a share above 0 has."""
+    """Mix of the mean references [T D] of those subjects that have tokens, by their shares; [0 D]
+    when none of a share above 0 has."""
     told = [(s, share) for s, share in zip(subjects, shares, strict=True) if len(s.tokens) and share > 0]
     if not told:
         return subjects[0].tokens[:0]

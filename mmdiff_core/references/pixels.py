@@ -1,4 +1,5 @@
-"""Reference picture -> the pixels an image encoder expects, exactly as released (datasets.py of the official code)."""
+"""Reference picture -> the pixels an image encoder expects, exactly as released (datasets.py of the
+official code)."""
 from __future__ import annotations
 
 import torch
@@ -16,22 +17,25 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 def pad_to_square(image: Tensor) -> Tensor:
-    """[3 h w] with black bars of |h - w| // 2 on both sides; an odd difference leaves one pixel (reference quirk 13)."""
+    """[3 h w] with black bars of |h - w| // 2 on both sides; an odd difference leaves one pixel
+    (reference quirk 13)."""
     height, width = image.shape[-2:]
     bar = abs(height - width) // 2
     return F.pad(image, (bar, bar, 0, 0) if height > width else (0, 0, bar, bar))
 
 
 def object_pixels(image: Tensor, size: int = 224) -> Tensor:
-    """uint8 [3 h w] -> float [3 size size] in 0..1: padded, resized bilinear with antialias, rounded to bytes, / 255."""
+    """uint8 [3 h w] -> float [3 size size] in 0..1: padded, resized bilinear with antialias,
+    rounded to bytes, / 255."""
     padded = pad_to_square(image).float()[None]
     resized = F.interpolate(padded, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return resized[0].round().clamp(0, 255) / 255
 
 
 def cut_out(image: Tensor, region: Tensor) -> Tensor:
-    """uint8 [3 H W] and where the subject is [H W] in 0..1 -> uint8 [3 h w]: what lies around it black, cropped to it with a margin, as the
-    subjects of the training data are. ValueError for an empty region."""
+    """uint8 [3 H W] and where the subject is [H W] in 0..1 -> uint8 [3 h w]: what lies around it
+    black, cropped to it with a margin, as the subjects of the training data are. ValueError for an
+    empty region."""
     rows, columns = (region > 0.5).any(1).nonzero().flatten(), (region > 0.5).any(0).nonzero().flatten()
     if not len(rows):
         raise ValueError("the region is empty: nothing of the picture is in it")
@@ -42,8 +46,9 @@ def cut_out(image: Tensor, region: Tensor) -> Tensor:
 
 
 def reference_regions(images: Tensor, mask: Tensor | None, boxes: object) -> list[Tensor | None]:
-    """Where the subject is on each picture of IMAGE [R H W 3]: from MASK [1|R h w], or from BOUNDING_BOX (one {x, y, width, height}, a
-    list of them, or a list for each picture, of which the first counts), or nowhere in particular. ValueError says what does not fit."""
+    """Where the subject is on each picture of IMAGE [R H W 3]: from MASK [1|R h w], or from
+    BOUNDING_BOX (one {x, y, width, height}, a list of them, or a list for each picture, of which
+    the first counts), or nowhere in particular. ValueError says what does not fit."""
     count, height, width = images.shape[:3]
     if mask is not None and boxes:
         raise ValueError("both a mask and boxes say where the subject is; connect one of them")

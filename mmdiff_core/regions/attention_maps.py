@@ -1,7 +1,8 @@
-"""Where every subject is read: the true softmax probabilities of its nouns (text branch) and of its tokens (image branch), and the
-regions that follow from them. Pure torch.
+"""Where every subject is read: the true softmax probabilities of its nouns (text branch) and of its
+tokens (image branch), and the regions that follow from them. Pure torch.
 
-Shapes   B rows · H heads · P positions · T text columns · N subject tokens · S subjects · h w a grid
+Shapes   B rows · H heads · P positions · T text columns · N subject tokens · S subjects · h w a
+         grid
 """
 from __future__ import annotations
 
@@ -33,20 +34,23 @@ def owners(tokens: Sequence[int]) -> list[range]:
 
 
 def fit_columns(x: Tensor, length: int) -> Tensor:
-    """Something about text columns [... T'] as the model reads them [... length]: the host repeats a shorter context to batch it with a
-    longer one, and a prompt may also be read without what was added behind it."""
+    """Something about text columns [... T'] as the model reads them [... length]: the host repeats
+    a shorter context to batch it with a longer one, and a prompt may also be read without what was
+    added behind it."""
     return x.repeat(*[1] * (x.ndim - 1), max(1, length // x.shape[-1]))[..., :length]
 
 
 def noun_map(q: Tensor, k: Tensor, heads: int, nouns: Tensor) -> Tensor:
-    """Probability of reading each subject's nouns [B S P], mean over heads. q [B P HD], k [B T HD]; `nouns` [T' S] by `members`."""
+    """Probability of reading each subject's nouns [B S P], mean over heads. q [B P HD], k [B T HD];
+    `nouns` [T' S] by `members`."""
     seen = probabilities_by_head(by_head(q, heads), by_head(k, heads)).mean(1)
     return (seen @ fit_columns(nouns.T, k.shape[1]).T.to(seen)).transpose(1, 2)
 
 
 def token_map(q: Tensor, key: Tensor, heads: int, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Probability of reading each subject's tokens [B S P], mean over heads. q [B P HD], key [1|B H N D], `tokens` [N S] by `members`,
-    `bias` [1|B 1 P N] as the image branch has it. Over the subjects it sums to 1 at every position."""
+    """Probability of reading each subject's tokens [B S P], mean over heads. q [B P HD], key [1|B H
+    N D], `tokens` [N S] by `members`, `bias` [1|B 1 P N] as the image branch has it. Over the
+    subjects it sums to 1 at every position."""
     seen = probabilities_by_head(by_head(q, heads), key.to(q), bias).mean(1)
     return (seen @ tokens.to(seen)).transpose(1, 2)
 
@@ -77,7 +81,8 @@ class Canvas:
         return cls(zeros(pictures, subjects, *grid), zeros(pictures, subjects, *grid), zeros(*grid))
 
     def add(self, text: Tensor, image: Tensor, first: int, box: CanvasArea | None = None) -> None:
-        """Maps [B S gh gw] of pictures from number `first` on; `box` says which part of the canvas they cover."""
+        """Maps [B S gh gw] of pictures from number `first` on; `box` says which part of the canvas
+        they cover."""
         top, left, height, width = box or (0, 0, *self.looks.shape)
         rows, part = slice(first, first + len(text)), (slice(top, top + height), slice(left, left + width))
         for sums, seen in ((self.text, text), (self.image, image)):
@@ -96,10 +101,12 @@ class Canvas:
 
 
 def find_regions(text: Tensor, image: Tensor, sharpness: float, image_share: float = 0.5) -> Tensor:
-    """Maps [B S h w] -> whose each place is [B S h w], in 0..1, 1 for the subject that is read there most.
+    """Maps [B S h w] -> whose each place is [B S h w], in 0..1, 1 for the subject that is read
+    there most.
 
-    Every subject's noun map is measured against its own mean, so that a word that is read little everywhere still has its place; the
-    image map says which of the subjects' tokens were read there. The contest is among the subjects alone: the ground stays open.
+    Every subject's noun map is measured against its own mean, so that a word that is read little
+    everywhere still has its place; the image map says which of the subjects' tokens were read
+    there. The contest is among the subjects alone: the ground stays open.
     """
     def relative(seen: Tensor) -> Tensor:
         soft = F.avg_pool2d(F.pad(seen, (1, 1, 1, 1), mode="replicate"), 3, 1)
@@ -107,7 +114,8 @@ def find_regions(text: Tensor, image: Tensor, sharpness: float, image_share: flo
 
     nouns = relative(text)
     both = (1 - image_share) * nouns + image_share * relative(image)
-    score = torch.where(image.amax((-2, -1), keepdim=True) > 0, both, nouns)       # a subject without tokens has no image map
+    # a subject without tokens has no image map
+    score = torch.where(image.amax((-2, -1), keepdim=True) > 0, both, nouns)
     return torch.exp(sharpness * (score - score.amax(1, keepdim=True)))
 
 
@@ -116,14 +124,16 @@ KINDS = ("both", "nouns", "tokens")
 
 @dataclass(frozen=True, eq=False)
 class AttentionMaps:
-    """What was recorded of one prompt. text, image [parts pictures S h w]: mean probabilities, the steps in equal parts, early first."""
+    """What was recorded of one prompt. text, image [parts pictures S h w]: mean probabilities, the
+    steps in equal parts, early first."""
 
     names: tuple[str, ...]
     text: Tensor
     image: Tensor
 
     def of(self, kind: str) -> Tensor:
-        """Maps of "nouns", "tokens" or both together (their geometric mean) [parts pictures S h w]."""
+        """Maps of "nouns", "tokens" or both together (their geometric mean) [parts pictures S h
+        w]."""
         if kind not in KINDS:
             raise ValueError(f"maps of {kind!r}: expected one of {KINDS}")
         return {"nouns": self.text, "tokens": self.image}.get(kind, (self.text * self.image).sqrt())

@@ -18,7 +18,8 @@ EXAMPLE = '[{"subject": 1, "x": 0, "y": 0, "width": 0.5, "height": 1}]'
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle for one subject (counted from 1); corner and size as shares of the picture, 0..1."""
+    """A rectangle for one subject (counted from 1); corner and size as shares of the picture,
+    0..1."""
 
     subject: int
     x: float
@@ -28,7 +29,8 @@ class Box:
 
 
 def parse_boxes(text: str, subjects: int = MOST) -> tuple[Box, ...]:
-    """The boxes drawn on the node, from their JSON. A box is cut to the picture. ValueError says which entry is wrong, and how."""
+    """The boxes drawn on the node, from their JSON. A box is cut to the picture. ValueError says
+    which entry is wrong, and how."""
     try:
         entries = json.loads(text.strip() or "[]")
     except json.JSONDecodeError as error:
@@ -73,8 +75,9 @@ def _inside(box: Box, which: str, unit: str) -> Box:
 def boxes_of_pixels(found: object, width: int, height: int, subjects: int) -> tuple[Box, ...]:
     """BOUNDING_BOX (pixels of a picture of `width` x `height`) to boxes of the subjects in order.
 
-    One box, or a list of them: the n-th is the n-th subject's. One picture's list in a list: the same. Several lists: all of the n-th
-    are the n-th subject's. Subjects beyond them get none. ValueError where there is none at all, or more than subjects.
+    One box, or a list of them: the n-th is the n-th subject's. One picture's list in a list: the
+    same. Several lists: all of the n-th are the n-th subject's. Subjects beyond them get none.
+    ValueError where there is none at all, or more than subjects.
     """
     given = _listed(found)
     if len(given) == 1 and not isinstance(given[0], Mapping):
@@ -115,5 +118,6 @@ def box_mask(box: Box, height: int, width: int) -> Tensor:
     def covered(start: float, length: float, count: int) -> Tensor:
         edges = torch.arange(count + 1, dtype=torch.float64) / count
         share = (edges[1:].clamp(max=start + length) - edges[:-1].clamp(min=start)).clamp(min=0) * count
-        return share.round(decimals=4)                       # 0.1 + 0.2 is a little more than 0.3: no pixel is touched by that
+        # 0.1 + 0.2 is a little more than 0.3: no pixel is touched by that
+        return share.round(decimals=4)
     return torch.outer(covered(box.y, box.height, height), covered(box.x, box.width, width)).float()

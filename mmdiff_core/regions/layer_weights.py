@@ -1,7 +1,8 @@
-"""Factors on single layers' image branch, as a person writes them: "input 0.5, middle 0, output.3 1.2".
+"""Factors on single layers' image branch, as a person writes them: "input 0.5, middle 0, output.3
+1.2".
 
-A name is a part (input, middle, output), a block of it (output.3), or one layer of a block (output.3.1); "all" is every layer. The most
-exact name counts; layers that no name covers have 1.
+A name is a part (input, middle, output), a block of it (output.3), or one layer of a block
+(output.3.1); "all" is every layer. The most exact name counts; layers that no name covers have 1.
 """
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ ENTRY = re.compile(r"\s*([a-z]+(?:\.\d+){0,2})\s*[:=\s]\s*([+-]?\d*\.?\d+)\s*")
 
 
 def parse_layer_weights(text: str) -> dict[str, float]:
-    """Names and factors (0..10) separated by commas or lines. ValueError names the entry that cannot be read."""
+    """Names and factors (0..10) separated by commas or lines. ValueError names the entry that
+    cannot be read."""
     found: dict[str, float] = {}
     for entry in re.split(r"[,;\n]", text):
         if not entry.strip():
@@ -48,14 +50,16 @@ def check_names(wanted: Collection[str], blocks: Sequence[TransformerBlock], wha
 
 
 def named_layers(text: str, blocks: Sequence[TransformerBlock]) -> frozenset[Slot]:
-    """The layers that a list of names covers: "middle, output.1". ValueError for a name that no layer has."""
+    """The layers that a list of names covers: "middle, output.1". ValueError for a name that no
+    layer has."""
     wanted = {name.strip() for name in re.split(r"[,;\n]", text) if name.strip()}
     check_names(wanted, blocks, "layer")
     return frozenset(slot for slot, own in layer_names(blocks).items() if wanted & set(own))
 
 
 def layer_factors(text: str, blocks: Sequence[TransformerBlock]) -> dict[Slot, float]:
-    """The factor of every layer. ValueError for a name that no layer of this model has, with those it has."""
+    """The factor of every layer. ValueError for a name that no layer of this model has, with those
+    it has."""
     wanted = parse_layer_weights(text)
     check_names(wanted, blocks, "layer weight")
     names = layer_names(blocks)

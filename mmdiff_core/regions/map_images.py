@@ -13,7 +13,8 @@ HEAT = torch.tensor([[0.0, 0.0, 0.15], [0.25, 0.05, 0.55], [0.85, 0.2, 0.35], [1
 
 
 def stretch(maps: Tensor) -> Tensor:
-    """Maps [... h w] -> 0..1, each from its least to its largest value; a map without any difference is 0."""
+    """Maps [... h w] -> 0..1, each from its least to its largest value; a map without any
+    difference is 0."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return (maps - low) / (high - low).clamp_min(1e-8)
 
@@ -26,8 +27,9 @@ def heat_colours(values: Tensor) -> Tensor:
 
 
 def overlay(pictures: Tensor, maps: Tensor, opacity: float = 0.6) -> Tensor:
-    """Pictures [B H W 3] and maps [B S h w] in 0..1 -> heat over each picture, a subject after the other [B S H W 3]. Where little is read
-    the picture shows, in grey, so that colours are the heat's."""
+    """Pictures [B H W 3] and maps [B S h w] in 0..1 -> heat over each picture, a subject after the
+    other [B S H W 3]. Where little is read the picture shows, in grey, so that colours are the
+    heat's."""
     B, S = maps.shape[:2]
     large = F.interpolate(maps, size=pictures.shape[1:3], mode="bilinear", align_corners=False)
     grey = (pictures @ torch.tensor([0.299, 0.587, 0.114]))[:, None, :, :, None].expand(B, S, -1, -1, 3)
@@ -36,7 +38,8 @@ def overlay(pictures: Tensor, maps: Tensor, opacity: float = 0.6) -> Tensor:
 
 
 def strip(maps: Tensor, side: int = 96, gap: int = 4) -> Tensor:
-    """Maps [parts S h w] in 0..1 -> one picture [1 H W 3]: a row for each subject, the steps from left to right."""
+    """Maps [parts S h w] in 0..1 -> one picture [1 H W 3]: a row for each subject, the steps from
+    left to right."""
     parts, subjects, h, w = maps.shape
     height, width = (side, max(1, round(side * w / h))) if h >= w else (max(1, round(side * h / w)), side)
     tiles = heat_colours(F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False))
@@ -50,7 +53,8 @@ def strip(maps: Tensor, side: int = 96, gap: int = 4) -> Tensor:
 
 def show_maps(recorded: Sequence[AttentionMaps], image: Tensor, kind: str, opacity: float
               ) -> tuple[Tensor, Tensor, Tensor, str]:
-    """Overlays [B S H W 3] flattened, masks [B S h w] at the pictures' size flattened, the strip, and the order in words."""
+    """Overlays [B S H W 3] flattened, masks [B S h w] at the pictures' size flattened, the strip,
+    and the order in words."""
     if not recorded:
         raise ValueError("no attention was recorded: connect `maps` of the MM-Diff Watch Attention whose model drew these pictures, and "
                          "let the sampler run with a prompt of MM-Diff Text Encode that shows subjects")

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from .shaping import resized
 
-COLOURS = ("#ff6b5e", "#4fa3ff", "#ffc53d", "#5fd17a", "#c584ff", "#3ad6d0")     # subject 1 to 6; web/box_maths.js has the same
+# subject 1 to 6; web/box_maths.js has the same
+COLOURS = ("#ff6b5e", "#4fa3ff", "#ffc53d", "#5fd17a", "#c584ff", "#3ad6d0")
 LARGEST_PREVIEW = 512
 
 
 def preview(names: Sequence[str], regions: Sequence[Tensor | None], width: int, height: int) -> Tensor:
-    """IMAGE [1 h w 3]: every region in its subject's colour with its name, and who is free; the longer side is at most 512."""
+    """IMAGE [1 h w 3]: every region in its subject's colour with its name, and who is free; the
+    longer side is at most 512."""
     scale = min(1.0, LARGEST_PREVIEW / max(width, height))
     size = max(1, round(height * scale)), max(1, round(width * scale))
     picture = torch.full((*size, 3), 0.13)
@@ -55,7 +57,8 @@ def middle(mask: Tensor) -> tuple[int, int]:
 
 
 def _write(image: Image.Image, labels: Sequence[tuple[str, str, tuple[int, int]]], free: Sequence[tuple[str, str]]) -> None:
-    """Names at their places, inside the picture, dark on their colour; those who are free below one another at the top left."""
+    """Names at their places, inside the picture, dark on their colour; those who are free below one
+    another at the top left."""
     draw = ImageDraw.Draw(image)
     size = max(8, min(image.size) // 20)
     font = ImageFont.load_default(size)

@@ -25,7 +25,8 @@ class Shaping:
     grow       moves the border outwards by so many pixels; negative: inwards
     strength   1 = a subject never acts outside its region; below, it keeps 1 - strength there
     exclusive  where regions overlap, only the earliest of their subjects keeps the place
-    free       what a subject without a region may do: act everywhere, or only outside the others' regions
+    free       what a subject without a region may do: act everywhere, or only outside the others'
+               regions
     """
 
     feather: float = 0.0
@@ -36,7 +37,8 @@ class Shaping:
 
 
 def grow(mask: Tensor, pixels: int) -> Tensor:
-    """Move the border of a mask [H W] outwards, or for a negative number inwards, by a square brush; the picture's edge is no border."""
+    """Move the border of a mask [H W] outwards, or for a negative number inwards, by a square
+    brush; the picture's edge is no border."""
     if pixels < 0:
         return 1 - grow(1 - mask, -pixels)
     return _running_max(_running_max(mask, pixels).T, pixels).T.contiguous()
@@ -54,7 +56,8 @@ def _running_max(mask: Tensor, radius: int) -> Tensor:
 
 
 def feather_inwards(mask: Tensor, feather: float) -> Tensor:
-    """Soften a mask [H W] over about `feather` pixels inside its border; nothing outside it is ever opened."""
+    """Soften a mask [H W] over about `feather` pixels inside its border; nothing outside it is ever
+    opened."""
     if feather <= 0:
         return mask
     radius = max(1, round(feather))
@@ -71,7 +74,8 @@ def resized(mask: Tensor, height: int, width: int) -> Tensor:
 
 
 def canvas_of(masks: Sequence[Tensor], height: int, width: int) -> tuple[int, int]:
-    """Height and width to work on: the largest given mask's, so that masks alone stay as they are; without one the picture's."""
+    """Height and width to work on: the largest given mask's, so that masks alone stay as they are;
+    without one the picture's."""
     sizes = [tuple(mask.shape) for mask in masks]
     return max(sizes, key=lambda size: size[0] * size[1]) if sizes else (height, width)
 
@@ -81,7 +85,8 @@ def shape_regions(names: Sequence[str], masks: Mapping[int, Tensor], boxes: Sequ
     """Each subject's region [H W] in 0..1, or None = everywhere. All are counted from 1.
 
     masks   given masks [h w] by subject; they and the subject's boxes are united
-    kept    regions that subjects without masks and boxes have already: left as they are, but the others keep out of them
+    kept    regions that subjects without masks and boxes have already: left as they are, but the
+            others keep out of them
     """
     drawn: dict[int, Tensor] = {i: resized(mask, *canvas) for i, mask in masks.items()}
     for box in boxes:
@@ -106,7 +111,8 @@ def _grown(mask: Tensor, pixels: int, number: int, names: Sequence[str]) -> Tens
 
 
 def keep_apart(drawn: Mapping[int, Tensor], held: Mapping[int, Tensor], names: Sequence[str]) -> dict[int, Tensor]:
-    """Regions without overlap: a later subject loses what an earlier one has. `held` regions are not cut themselves."""
+    """Regions without overlap: a later subject loses what an earlier one has. `held` regions are
+    not cut themselves."""
     out: dict[int, Tensor] = {}
     taken: Tensor | None = None
     for number in sorted({*drawn, *held}):
@@ -121,7 +127,8 @@ def keep_apart(drawn: Mapping[int, Tensor], held: Mapping[int, Tensor], names: S
 
 
 def background(regions: Mapping[int, Tensor], names: Sequence[str]) -> dict[int, Tensor]:
-    """What the regions leave of the picture, for every subject that has none; nobody's regions leave everything, and that is no region."""
+    """What the regions leave of the picture, for every subject that has none; nobody's regions
+    leave everything, and that is no region."""
     without = [i for i in range(1, len(names) + 1) if i not in regions]
     if not regions or not without:
         return {}
