@@ -16,7 +16,8 @@ from .config import BEHAVIOURS
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mmdiff_core.convert", description=__doc__)
     parser.add_argument("source", type=Path, help="official folder or .safetensors")
-    parser.add_argument("target", type=Path, help="name ending in .safetensors, or a folder for the official layout")
+    parser.add_argument("target", type=Path,
+                        help="name ending in .safetensors, or a folder for the official layout")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp16")
     parser.add_argument("--behaviour", choices=BEHAVIOURS, default=None)
     args = parser.parse_args(argv)

@@ -57,7 +57,8 @@ def read_official(folder: Path) -> tuple[MMDiffConfig, Tensors]:
     what is wrong."""
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise FileNotFoundError(
-            f"{folder.name}: {', '.join(missing)} not found; the released checkpoint is a folder of {', '.join(FILES)}"
+            f"{folder.name}: {', '.join(missing)} not found; the released checkpoint is a folder "
+            f"of {', '.join(FILES)}"
         )
     unet, text, custom = (_read_bin(folder / name) for name in FILES)
     groups = _custom_groups(custom)
@@ -65,7 +66,8 @@ def read_official(folder: Path) -> tuple[MMDiffConfig, Tensors]:
     flat = {f"modules.{k}": v for k, v in _modules(config, groups).items()}
     flat |= {f"unet.{k}": v for k, v in _pairs(UNET_FILE, unet, released.unet_keys(config)).items()}
     flat |= {f"text.{k}": v for k, v in _text(config, text).items()}
-    flat |= {f"vision.{k}": v for k, v in groups[VISION_GROUP].items() if k not in released.VISION_IGNORED}
+    flat |= {f"vision.{k}": v for k, v in groups[VISION_GROUP].items()
+             if k not in released.VISION_IGNORED}
     return config, flat
 
 
@@ -76,13 +78,16 @@ def read_single(path: Path) -> tuple[MMDiffConfig, Tensors]:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise CheckpointError(
-                    f"{path.name} is not an MM-Diff checkpoint: its header says format {header.get('format')!r}, expected "
-                    f"{FORMAT!r}. An official folder is turned into one by Convert MM-Diff Checkpoint."
+                    f"{path.name} is not an MM-Diff checkpoint: its header says format "
+                    f"{header.get('format')!r}, expected "
+                    f"{FORMAT!r}. An official folder is turned into one by Convert MM-Diff "
+                    f"Checkpoint."
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}    # noqa: SIM118
             return config_of(header, path.name), tensors
     except SafetensorError as error:
-        raise CheckpointError(f"{path.name} cannot be read as safetensors ({error}): is the download complete?") from error
+        raise CheckpointError(f"{path.name} cannot be read as safetensors ({error}): is the "
+                              f"download complete?") from error
 
 
 def config_of(header: Mapping[str, str], name: str) -> MMDiffConfig:
@@ -114,15 +119,19 @@ def history(path: Path) -> str:
 
 def _read_bin(path: Path) -> dict:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+        found = torch.load(path, map_location="cpu", weights_only=True,
+                           mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path.name} holds more than weights ({_reason(error)}); reading it would run code, so it is refused"
+            f"{path.name} holds more than weights ({_reason(error)}); reading it would run code, "
+            f"so it is refused"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path.name} cannot be read ({_reason(error)}): is the download complete?") from error
+        raise CheckpointError(f"{path.name} cannot be read ({_reason(error)}): is the download "
+                              f"complete?") from error
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path.name} holds a {type(found).__name__}, expected a dictionary of weights")
+        raise CheckpointError(f"{path.name} holds a {type(found).__name__}, expected a dictionary "
+                              f"of weights")
     return dict(found)
 
 
@@ -134,7 +143,8 @@ def _custom_groups(custom: Mapping) -> dict[str, Tensors]:
     expected = {*released.MODULES, VISION_GROUP}
     if set(custom) != expected:
         missing, unknown = sorted(expected - set(custom)), sorted(set(custom) - expected)
-        raise CheckpointError(f"{CUSTOM_FILE}: groups missing {missing}, unknown {unknown}; expected {sorted(expected)}. {LIKELY}")
+        raise CheckpointError(f"{CUSTOM_FILE}: groups missing {missing}, unknown {unknown}; "
+                              f"expected {sorted(expected)}. {LIKELY}")
     if wrong := sorted(k for k, v in custom.items() if not isinstance(v, Mapping)):
         raise CheckpointError(f"{CUSTOM_FILE}: {wrong} should each be a dictionary of weights")
     return {k: dict(v) for k, v in custom.items()}
@@ -159,13 +169,15 @@ def _official_config(unet: Tensors, own: list[Base]) -> MMDiffConfig:
 
 
 def _modules(config: MMDiffConfig, groups: Mapping[str, Tensors]) -> Tensors:
-    stems = {(group, theirs): ours for ours, (group, theirs) in released.module_keys(config).items()}
+    stems = {(group, theirs): ours
+             for ours, (group, theirs) in released.module_keys(config).items()}
     found = {}
     for group in released.MODULES:
         for key, tensor in groups[group].items():
             stem, part = key.rsplit(".", 1)
             if (group, stem) not in stems:
-                raise CheckpointError(f"{CUSTOM_FILE}: unknown key {group}.{key} {tuple(tensor.shape)}. {LIKELY}")
+                raise CheckpointError(f"{CUSTOM_FILE}: unknown key {group}.{key} "
+                                      f"{tuple(tensor.shape)}. {LIKELY}")
             found[f"{stems[group, stem]}.{part}"] = tensor
     return found
 
@@ -179,13 +191,15 @@ def _pairs(file: str, tensors: Tensors, *tables: Mapping[str, str]) -> Tensors:
         if stem not in ours or part not in ("down", "up") or not key.endswith(".weight"):
             raise CheckpointError(f"{file}: unknown key {key} {tuple(tensor.shape)}. {LIKELY}")
         if (name := f"{ours[stem]}.{part}") in found:
-            raise CheckpointError(f"{file}: {key} is there twice, in upstream's old and new spelling")
+            raise CheckpointError(f"{file}: {key} is there twice, in upstream's old and new "
+                                  f"spelling")
         found[name] = tensor
     return found
 
 
 def _text(config: MMDiffConfig, tensors: Tensors) -> Tensors:
-    return _pairs(TEXT_FILE, tensors, released.text_keys(config), released.text_keys(config, old_style=True))
+    return _pairs(TEXT_FILE, tensors, released.text_keys(config),
+                  released.text_keys(config, old_style=True))
 
 
 # ---------------------------------------------------------------- checking
@@ -193,19 +207,23 @@ def _text(config: MMDiffConfig, tensors: Tensors) -> Tensors:
 def check(config: MMDiffConfig, flat: Tensors, name: str) -> None:
     """Every key known, none missing, every shape right. CheckpointError names the first wrong
     ones."""
-    if wrong := sorted(k for k, v in flat.items() if not isinstance(v, Tensor) or v.dtype not in FLOATS):
-        raise CheckpointError(f"{name}: {wrong[0]} is not a float16, bfloat16 or float32 tensor. {LIKELY}")
+    if wrong := sorted(k for k, v in flat.items() if not isinstance(v, Tensor)
+                       or v.dtype not in FLOATS):
+        raise CheckpointError(f"{name}: {wrong[0]} is not a float16, bfloat16 or float32 tensor. "
+                              f"{LIKELY}")
     expected = expected_shapes(config, flat)
     problems = [f"missing key {k} {expected[k]}" for k in sorted(set(expected) - set(flat))]
     allowed = expected | {f"vision.{k}": v for k, v in shapes.vision_shapes(config).items()}
-    problems += [f"unknown key {k} {tuple(flat[k].shape)}" for k in sorted(set(flat) - set(allowed))]
+    problems += [f"unknown key {k} {tuple(flat[k].shape)}"
+                 for k in sorted(set(flat) - set(allowed))]
     problems += [
         f"{k} has the shape {tuple(flat[k].shape)}, expected {allowed[k]}"
         for k in sorted(set(flat) & set(allowed)) if tuple(flat[k].shape) != allowed[k]
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise CheckpointError(f"{name} does not fit {config.name} on {config.base.name}: {'; '.join(problems[:3])}{more}. {LIKELY}")
+        raise CheckpointError(f"{name} does not fit {config.name} on {config.base.name}: "
+                              f"{'; '.join(problems[:3])}{more}. {LIKELY}")
 
 
 def expected_shapes(config: MMDiffConfig, flat: Tensors) -> dict[str, shapes.Shape]:
@@ -216,7 +234,8 @@ def expected_shapes(config: MMDiffConfig, flat: Tensors) -> dict[str, shapes.Sha
     expected |= {f"unet.{k}": v for k, v in shapes.unet_shapes(config, unet_rank).items()}
     for encoder in config.encoders:
         for projections in released.TEXT_FAMILIES.values():
-            stems = [s for s in released.text_stems(config) if s.startswith(f"{encoder}.") and s.endswith(projections)]
+            stems = [s for s in released.text_stems(config) if s.startswith(f"{encoder}.")
+                     and s.endswith(projections)]
             present = [s for s in stems if f"text.{s}.down" in flat or f"text.{s}.up" in flat]
             if not present:
                 continue
@@ -228,7 +247,8 @@ def expected_shapes(config: MMDiffConfig, flat: Tensors) -> dict[str, shapes.Sha
 
 
 def _rank(flat: Tensors, prefix: str) -> int:
-    downs = (v.shape[0] for k, v in flat.items() if k.startswith(prefix) and k.endswith(".down") and v.ndim == 2)
+    downs = (v.shape[0] for k, v in flat.items() if k.startswith(prefix) and k.endswith(".down")
+             and v.ndim == 2)
     return next(downs, 64)
 
 
@@ -249,7 +269,8 @@ def fingerprint(config: MMDiffConfig, flat: Tensors) -> str:
     digest = hashlib.sha256(config.to_json().encode())
     for key in sorted(flat):
         head = flat[key].flatten()[:64].to(torch.float16)
-        digest.update(f"{key}{tuple(flat[key].shape)}".encode() + head.view(torch.int16).numpy().tobytes())
+        digest.update(f"{key}{tuple(flat[key].shape)}".encode()
+                      + head.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -263,7 +284,8 @@ def build(config: MMDiffConfig, flat: Tensors, source: str, ops=nn) -> MMDiffAda
     modules.to(kept)
     modules.load_state_dict(groups["modules"], strict=True)
     return MMDiffAdapter(
-        config=config, modules=modules, unet=collect_pairs(groups["unet"]), text=collect_pairs(groups["text"]),
+        config=config, modules=modules, unet=collect_pairs(groups["unet"]),
+        text=collect_pairs(groups["text"]),
         vision=groups["vision"], fingerprint=fingerprint(config, flat), source=source,
     )
 
@@ -278,19 +300,23 @@ def save_single(path: Path, config: MMDiffConfig, flat: Tensors, dtype: torch.dt
                 extra: Mapping[str, str] | None = None) -> None:
     """Write our layout; the file appears under its name only when it is whole."""
     check(config, flat, path.name)
-    header = {**(extra or {}), "format": FORMAT, "format_version": VERSION, "config": config.to_json()}
+    header = {**(extra or {}), "format": FORMAT, "format_version": VERSION,
+              "config": config.to_json()}
     if BASES.get(config.base.name) != config.base:
         header["base"] = config.base.to_json()
     part = path.with_name(path.name + ".part")
-    save_file({k: v.to(dtype).contiguous().clone() for k, v in flat.items()}, str(part), metadata=header)
+    save_file({k: v.to(dtype).contiguous().clone() for k, v in flat.items()}, str(part),
+              metadata=header)
     part.replace(path)
 
 
-def save_official(folder: Path, config: MMDiffConfig, flat: Tensors, dtype: torch.dtype = torch.float16) -> None:
+def save_official(folder: Path, config: MMDiffConfig, flat: Tensors,
+                  dtype: torch.dtype = torch.float16) -> None:
     """Write the released layout (portrait adapters on two text encoders only: the layout has no
     place for others)."""
     if not config.variant.reads_faces or config.encoders != ("l", "g"):
-        raise CheckpointError(f"the released layout holds portrait adapters for SDXL; this one is {config.name}")
+        raise CheckpointError(f"the released layout holds portrait adapters for SDXL; this one is "
+                              f"{config.name}")
     check(config, flat, folder.name)
     groups = split({k: v.to(dtype).contiguous() for k, v in flat.items()})
     custom: dict[str, Tensors] = {group: {} for group in released.MODULES}
@@ -308,7 +334,8 @@ def save_official(folder: Path, config: MMDiffConfig, flat: Tensors, dtype: torc
 
 
 def _upstream(pairs: Tensors, table: Mapping[str, str]) -> Tensors:
-    return {f"{table[key.rsplit('.', 1)[0]]}.{key.rsplit('.', 1)[1]}.weight": v for key, v in pairs.items()}
+    return {f"{table[key.rsplit('.', 1)[0]]}.{key.rsplit('.', 1)[1]}.weight": v
+            for key, v in pairs.items()}
 
 
 def convert(source: Path, target: Path, dtype: str = "fp16", behaviour: str | None = None) -> str:
@@ -327,4 +354,5 @@ def convert(source: Path, target: Path, dtype: str = "fp16", behaviour: str | No
     target.parent.mkdir(parents=True, exist_ok=True)
     (save_single if single else save_official)(Path(target), config, flat, DTYPES[dtype])
     count = sum(t.numel() for t in flat.values())
-    return f"{Path(source).name} -> {target.name}: {config.name}, {len(flat)} tensors, {count / 1e6:.1f} M values, {dtype}"
+    return (f"{Path(source).name} -> {target.name}: {config.name}, {len(flat)} tensors, "
+            f"{count / 1e6:.1f} M values, {dtype}")

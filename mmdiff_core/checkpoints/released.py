@@ -68,8 +68,10 @@ VISION_KEYS = (
     "vision_model.embeddings.class_embedding", "vision_model.embeddings.patch_embedding.weight",
     "vision_model.embeddings.position_embedding.weight",
     "vision_model.pre_layrnorm.weight", "vision_model.pre_layrnorm.bias",
-    "vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias", "visual_projection.weight",
-    *(f"vision_model.encoder.layers.{{}}.{module}.{part}" for part in ("weight", "bias") for module in (
+    "vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias",
+    "visual_projection.weight",
+    *(f"vision_model.encoder.layers.{{}}.{module}.{part}" for part in ("weight", "bias")
+      for module in (
         "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
         "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")),
 )
@@ -104,7 +106,8 @@ def text_stems(config: MMDiffConfig) -> list[str]:
     """Our "text." stems: attention and mlp of every layer of every text encoder."""
     return [
         f"{encoder.name}.layers.{i}.{projection}"
-        for encoder in config.base.text for i in range(encoder.depth) for projection in TEXT_PROJECTIONS
+        for encoder in config.base.text for i in range(encoder.depth)
+        for projection in TEXT_PROJECTIONS
     ]
 
 

@@ -43,8 +43,10 @@ def vision_shapes(config: MMDiffConfig) -> dict[str, Shape]:
     width, patch = config.vision_width, config.base.image.patch
     inner, positions = width * config.base.mlp_ratio, (config.image_size // patch) ** 2 + 1
     special: dict[str, Shape] = {
-        "patch_embedding.weight": (width, 3, patch, patch), "position_embedding.weight": (positions, width),
-        "visual_projection.weight": (config.cls_width, width), "fc1.weight": (inner, width), "fc1.bias": (inner,),
+        "patch_embedding.weight": (width, 3, patch, patch),
+        "position_embedding.weight": (positions, width),
+        "visual_projection.weight": (config.cls_width, width), "fc1.weight": (inner, width),
+        "fc1.bias": (inner,),
         "fc2.weight": (width, inner),
     }
 
@@ -75,4 +77,5 @@ def guess_base(shapes: Mapping[str, Shape], bases: Iterable[Base]) -> Base:
 
 def query_widths(base: Base) -> tuple[int, ...]:
     """Width of every attention layer in checkpoint order."""
-    return tuple(block.width for _, block, _, projection in layer_pairs(base) if projection == "to_q")
+    return tuple(block.width for _, block, _, projection in layer_pairs(base)
+                 if projection == "to_q")

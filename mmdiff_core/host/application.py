@@ -43,12 +43,14 @@ class Strength:
 class Application:
     """One Apply on one model: the key its state goes by, and the wrappers that make it."""
 
-    def __init__(self, adapter: MMDiffAdapter, strength: Strength, blocks: Sequence[TransformerBlock]):
+    def __init__(self, adapter: MMDiffAdapter, strength: Strength,
+                 blocks: Sequence[TransformerBlock]):
         self.adapter = adapter
         self.strength = strength
         factors = layer_factors(strength.layers, blocks)
         # lambda of each layer
-        self.scales = {slot: strength.fuse_scale * factor for slot, factor in factors.items() if factor != 0}
+        self.scales = {slot: strength.fuse_scale * factor for slot, factor in factors.items()
+                       if factor != 0}
         self.blocks = tuple(block for block in blocks if block.slot in self.scales)
         self.watched = watched_slots(self.blocks)
         self.key = f"mmdiff-{adapter.fingerprint}"
@@ -62,8 +64,11 @@ class Application:
         model_options = extra_args["model_options"]
         options = model_options.get("transformer_options", {})
         run = self.make_run(guider, sigmas, noise, model_options)
-        extra_args = {**extra_args, "model_options": {**model_options, "transformer_options": {**options, self.key: run}}}
-        latents = executor(guider, sigmas, extra_args, run.steps.counting(callback), noise, *args, **kwargs)
+        extra_args = {**extra_args,
+                      "model_options": {**model_options,
+                                        "transformer_options": {**options, self.key: run}}}
+        latents = executor(guider, sigmas, extra_args, run.steps.counting(callback), noise, *args,
+                           **kwargs)
         self.check_called(run)
         return latents
 
@@ -73,16 +78,20 @@ class Application:
         prompts = label_conds(guider.conds, self.adapter.fingerprint)
         model, latent = guider.inner_model, tuple(noise.shape[-2:])
         states = {
-            id(p): self.make_state(p, model.diffusion_model, model_dtype(model), noise.device, len(noise), length, sigmas, latent,
+            id(p): self.make_state(p, model.diffusion_model, model_dtype(model), noise.device,
+                                   len(noise), length, sigmas, latent,
                                    model.model_sampling)
             for p, length in prompts.items()
         }
-        slots = model_options.get("transformer_options", {}).get("patches_replace", {}).get("attn2", {})
+        options = model_options.get("transformer_options", {})
+        slots = options.get("patches_replace", {}).get("attn2", {})
         acts = bool(prompts) and self.strength.fuse_scale != 0
         if acts:
             self.check_holding(states.values(), slots)
-        devices = [device for device in model_options.get("multigpu_clones", ()) if device != noise.device]
-        copies = {device: {i: state.on(device) for i, state in states.items()} for device in devices}
+        devices = [device for device in model_options.get("multigpu_clones", ())
+                   if device != noise.device]
+        copies = {device: {i: state.on(device) for i, state in states.items()}
+                  for device in devices}
         window = Window.of(model.model_sampling, self.strength.start, self.strength.end)
         return Run(states, copies, window, latent, self.unsure_slots(slots) if acts else {})
 
@@ -91,10 +100,12 @@ class Application:
         in our slots."""
         if not any(state.holds_nouns for state in states):
             return
-        others = [patch.inner for patch in slots.values() if isinstance(patch, SubjectAttention) and patch.inner is not None]
+        others = [patch.inner for patch in slots.values() if isinstance(patch, SubjectAttention)
+                  and patch.inner is not None]
         if others:
             raise RuntimeError(
-                f"MM-Diff: a subject's noun should be held to its region, but another node draws the text in {len(others)} layers (by "
+                f"MM-Diff: a subject's noun should be held to its region, but another node draws "
+                f"the text in {len(others)} layers (by "
                 f"{_name_of(others[0])}); turn hold_nouns off, or take that node away"
             )
 
@@ -114,29 +125,38 @@ class Application:
         if run.uncalled:
             name = next(iter(run.uncalled.values()))
             raise RuntimeError(
-                f"MM-Diff: {len(run.uncalled)} of {len(self.blocks)} cross-attention layers no longer show the subjects: "
-                f"a node behind Apply MM-Diff Attention replaced them (by {name}); put that node before Apply MM-Diff "
+                f"MM-Diff: {len(run.uncalled)} of {len(self.blocks)} cross-attention layers no "
+                f"longer show the subjects: "
+                f"a node behind Apply MM-Diff Attention replaced them (by {name}); put that node "
+                f"before Apply MM-Diff "
                 "Attention, which keeps what it finds"
             )
 
-    def make_state(self, prompt: BoundPrompt, diffusion_model: UNetModel, dtype: torch.dtype, device: torch.device, pictures: int = 1,
-                   length: int = 0, sigmas: Tensor | None = None, latent: tuple[int, int] = (1, 1), sampling=None) -> PromptState:
+    def make_state(self, prompt: BoundPrompt, diffusion_model: UNetModel, dtype: torch.dtype,
+                   device: torch.device, pictures: int = 1,
+                   length: int = 0, sigmas: Tensor | None = None, latent: tuple[int, int] = (1, 1),
+                   sampling=None) -> PromptState:
         """K and V of a prompt's subjects at every layer, through the layers' own modules; with the
         `length` of its text, what tells its columns apart, and with `sigmas` what finds its
         subjects' regions."""
         tokens, weights = join_tokens(prompt.subjects)
         tokens, weights = tokens.to(device, dtype), weights.to(device, dtype)
-        single = image_weights(prompt.subjects, pictures).to(device, dtype) if prompt.per_image else None
+        single = None
+        if prompt.per_image:
+            single = image_weights(prompt.subjects, pictures).to(device, dtype)
         keys = {}
         for block in self.blocks:
             attn = diffusion_model.get_submodule(block.path).attn2
             k, v = key_value(self.adapter, block, tokens, attn.to_k, attn.to_v, self.strength.lora)
             value = by_head(v * weights, attn.heads)
             keys[block.slot] = (by_head(k, attn.heads), value if single is None else value * single)
-        columns = Columns.of(prompt.subjects, prompt.nouns, length, device) if prompt.nouns and length else None
+        columns = None
+        if prompt.nouns and length:
+            columns = Columns.of(prompt.subjects, prompt.nouns, length, device)
         finder = None
         if columns is not None and sigmas is not None:
-            finder = make_finder(prompt.subjects, columns, sigmas, sampling, latent, pictures, self.watched, device)
+            finder = make_finder(prompt.subjects, columns, sigmas, sampling, latent, pictures,
+                                 self.watched, device)
         return PromptState(prompt, keys, Side.both(prompt.subjects, device), columns, finder)
 
     # ------------------------------------------------------------ once a model call
@@ -148,21 +168,25 @@ class Application:
         transformer_options = {**transformer_options, self.key: call}
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
-    def groups(self, rows: tuple[Row, ...], batch: int, device: torch.device, transformer_options: dict) -> tuple[Group, ...]:
+    def groups(self, rows: tuple[Row, ...], batch: int, device: torch.device,
+               transformer_options: dict) -> tuple[Group, ...]:
         """Neighbouring equal rows that carry subjects of this adapter, and their state on
         `device`."""
-        mine = [row if row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint else NOTHING for row in rows]
+        mine = [row if row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint
+                else NOTHING for row in rows]
         if all(row.prompt is None for row in mine):
             return ()
         run = transformer_options.get(self.key)
         if not isinstance(run, Run):
             raise RuntimeError(
-                "MM-Diff: the subjects' keys and values were not made, because this sampler does not run ComfyUI's SAMPLER_SAMPLE "
+                "MM-Diff: the subjects' keys and values were not made, because this sampler does "
+                "not run ComfyUI's SAMPLER_SAMPLE "
                 "wrappers; use KSampler, SamplerCustom or a guider built on CFGGuider"
             )
         if len(mine) != batch:
             raise RuntimeError(
-                f"MM-Diff: the model was called with {batch} rows, but the conditioning describes {len(mine)}; a node between "
+                f"MM-Diff: the model was called with {batch} rows, but the conditioning describes "
+                f"{len(mine)}; a node between "
                 "sampler and model splits the batch in a way that hides which row is which"
             )
         factor = run.window.factor(transformer_options["sigmas"])
@@ -177,12 +201,16 @@ class Application:
             if row.prompt is not None:
                 state = states[id(row.prompt)]
                 watchers = self.watchers(state, run.steps, recording)
-                groups.append(Group(start, stop, state, row.area, run.latent, factor, row.image, state.regions(run.steps), watchers))
+                groups.append(Group(start, stop, state, row.area, run.latent, factor, row.image,
+                                    state.regions(run.steps), watchers))
         return tuple(groups)
 
-    def watchers(self, state: PromptState, steps: StepCounter, recording: Recording | None) -> tuple[Watcher, ...]:
+    def watchers(self, state: PromptState, steps: StepCounter,
+                 recording: Recording | None) -> tuple[Watcher, ...]:
         """Who records a prompt's attention at this step."""
-        finder = state.finder if state.finder is not None and state.finder.looks_at(steps.step) else None
+        finder = state.finder
+        if finder is not None and not finder.looks_at(steps.step):
+            finder = None
         recorded = None if recording is None else recording.watcher(state, self.blocks, steps.step)
         return tuple(w for w in (finder, recorded) if w is not None)
 
@@ -210,17 +238,20 @@ def label_conds(conds: dict[str, list[dict]], adapter: str) -> dict[BoundPrompt,
     for kind in conds:
         for i, cond in enumerate(conds[kind]):
             rows = cond["model_conds"].get(KEY)
-            prompt = rows.cond[0].prompt if isinstance(rows, SubjectRows) else None
+            ours = isinstance(rows, SubjectRows)
+            prompt = rows.cond[0].prompt if ours else None
             if prompt is not None and (_zeroed(cond) or not prompt.shows):
                 prompt = None
-            changes: dict = {"model_conds": {**cond["model_conds"], KEY: SubjectRows((Row(prompt),))}}
-            if isinstance(rows, SubjectRows) and rows.cond[0].prompt is None and "timestep_end" in cond:
+            changes: dict = {"model_conds": {**cond["model_conds"],
+                                             KEY: SubjectRows((Row(prompt),))}}
+            if ours and rows.cond[0].prompt is None and "timestep_end" in cond:
                 end = torch.tensor(cond["timestep_end"], dtype=torch.float32)
                 changes["timestep_end"] = torch.nextafter(end, torch.tensor(math.inf)).item()
             conds[kind][i] = {**cond, **changes}
             if prompt is not None and prompt.adapter == adapter:
                 text = cond["model_conds"].get("c_crossattn")
-                prompts[prompt] = max(prompts.get(prompt, 0), 0 if text is None else text.cond.shape[1])
+                prompts[prompt] = max(prompts.get(prompt, 0), 0 if text is None
+                                      else text.cond.shape[1])
     return prompts
 
 

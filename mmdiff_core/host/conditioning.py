@@ -59,7 +59,9 @@ class Row:
     def continues(self, before: Row) -> bool:
         """Whether this row can be drawn together with the one before it."""
         same = self.prompt is before.prompt and self.area == before.area
-        return same and (self.image is None or before.image is None or self.image == before.image + 1)
+        if self.image is None or before.image is None:
+            return same
+        return same and self.image == before.image + 1
 
 
 NOTHING = Row()
@@ -96,7 +98,8 @@ def carry(conditioning: list, prompt: BoundPrompt | None, **options) -> list:
     """A copy of CONDITIONING whose rows carry `prompt` (None: rows of ours without subjects)."""
     rows = SubjectRows((Row(prompt),))
     return [
-        [tensor, {**old, **options, "model_conds": {**old.get("model_conds", {}), KEY: rows}}] for tensor, old in conditioning
+        [tensor, {**old, **options, "model_conds": {**old.get("model_conds", {}), KEY: rows}}]
+        for tensor, old in conditioning
     ]
 
 

@@ -38,7 +38,8 @@ class FaceChoice:
 class FaceSource(Protocol):
     """Whoever finds faces: `faces.FaceAnalyser`, or a stand-in."""
 
-    def portrait(self, image: np.ndarray, which: int, label: str, region: np.ndarray | None = None) -> tuple:
+    def portrait(self, image: np.ndarray, which: int, label: str,
+                 region: np.ndarray | None = None) -> tuple:
         """uint8 RGB [H W 3] -> unit embedding [512], aligned crop uint8 RGB [224 224 3] and, where
         it is known, the `faces.Face`; of the faces with their middle in `region` [H W] where one is
         given."""
@@ -59,8 +60,10 @@ class EncodedSubject:
     faces: tuple[FaceChoice, ...] = ()
 
 
-def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: FaceSource | None, name: str,
-                   which_face: int = 0, regions: Sequence[Tensor | None] = (), clip_only: bool = False
+def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: FaceSource | None,
+                   name: str,
+                   which_face: int = 0, regions: Sequence[Tensor | None] = (),
+                   clip_only: bool = False
                    ) -> EncodedSubject:
     """All reference images (IMAGE [R H W 3]) of one subject -> the subject.
 
@@ -78,20 +81,23 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
     """
     name = name.strip()
     if not name:
-        raise ValueError("the subject has no name; give it one, for example the person's first name")
+        raise ValueError("the subject has no name; give it one, for example the person's first "
+                         "name")
     check_encoder(clip_vision, mmdiff.config)
     whole = to_uint8(images[..., :3].cpu()).movedim(-1, 1)
     regions = list(regions) or [None] * len(whole)
     settings = which_face, clip_only, clip_vision.patcher.patches_uuid
     read = mmdiff.encodings.remember(
         (clip_vision, faces), (whole, *regions), settings,
-        lambda: _encode(mmdiff, clip_vision, list(whole), faces, name, which_face, regions, clip_only),
+        lambda: _encode(mmdiff, clip_vision, list(whole), faces, name, which_face, regions,
+                        clip_only),
     )
     notes = [CLIP_ONLY.format(name=name)]
     if read.query is not None:
         notes = reference_notes(name, read.pixels, read.query, mmdiff.config)
     notes += [f"{name}, {remark}" for remark in read.remarks]
-    return EncodedSubject(replace(read.subject, name=name), read.pixels.movedim(1, -1), tuple(notes), read.faces)
+    return EncodedSubject(replace(read.subject, name=name), read.pixels.movedim(1, -1),
+                          tuple(notes), read.faces)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +123,11 @@ class _Portraits:
     faces: tuple[FaceChoice, ...]
 
 
-def _encode(mmdiff: LoadedMMDiff, clip_vision, whole: Sequence[Tensor], faces: FaceSource | None, name: str, which_face: int,
+def _encode(mmdiff: LoadedMMDiff, clip_vision, whole: Sequence[Tensor], faces: FaceSource | None,
+            name: str, which_face: int,
             regions: Sequence[Tensor | None], clip_only: bool) -> _Reading:
-    cut = [image if region is None else cut_out(image, region) for image, region in zip(whole, regions, strict=True)]
+    cut = [image if region is None else cut_out(image, region)
+           for image, region in zip(whole, regions, strict=True)]
     padded = torch.stack([object_pixels(image, mmdiff.config.image_size) for image in cut])
     cls = cls_of_pixels(clip_vision, mmdiff.adapter, padded)
     if not mmdiff.config.variant.reads_faces:
@@ -131,7 +139,8 @@ def _encode(mmdiff: LoadedMMDiff, clip_vision, whole: Sequence[Tensor], faces: F
     return _Reading(subject, found.crops, found.query, found.remarks, found.faces)
 
 
-def _make_subject(mmdiff: LoadedMMDiff, clip_vision, cls: Tensor, pixels: Tensor, query: Tensor, name: str) -> Subject:
+def _make_subject(mmdiff: LoadedMMDiff, clip_vision, cls: Tensor, pixels: Tensor, query: Tensor,
+                  name: str) -> Subject:
     """The subject from its CLS embeddings [R C], the pixels [R 3 S S] whose patches are read, and
     what asks them [R Q]."""
     patches = patch_embeddings(clip_vision, pixels)
@@ -144,7 +153,8 @@ def _make_subject(mmdiff: LoadedMMDiff, clip_vision, cls: Tensor, pixels: Tensor
 def thumbnails(pixels: Tensor) -> Tensor:
     """What the image encoder read [R 3 S S] in 0..1 -> [R 64 64 3] uint8, to recognise a saved
     subject by."""
-    small = F.interpolate(pixels.float().cpu(), size=(SIDE, SIDE), mode="area" if pixels.shape[-1] >= SIDE else "nearest")
+    small = F.interpolate(pixels.float().cpu(), size=(SIDE, SIDE), mode="area"
+                          if pixels.shape[-1] >= SIDE else "nearest")
     return (small.clamp(0, 1) * 255).round().byte().movedim(1, -1).contiguous()
 
 
@@ -165,34 +175,42 @@ def to_pick_from(pictures: Tensor, side: int = 768) -> Tensor:
     return F.interpolate(pictures.movedim(-1, 1), size=size, mode="area").movedim(1, -1)
 
 
-CLIP_ONLY = ("{name}: without faces only the noun carries this person: hair, age and clothes may follow, the face does not. Install "
+CLIP_ONLY = ("{name}: without faces only the noun carries this person: hair, age and clothes may "
+             "follow, the face does not. Install "
              "insightface and connect Load Face Analysis for the face.")
 
 
-def _words_only(mmdiff: LoadedMMDiff, clip_vision, cls: Tensor, pixels: Tensor, name: str) -> Subject:
+def _words_only(mmdiff: LoadedMMDiff, clip_vision, cls: Tensor, pixels: Tensor,
+                name: str) -> Subject:
     """A subject without tokens: the text half of the method alone."""
     with mmdiff.loaded() as (modules, device):
         words = {k: v[0].cpu() for k, v in modules.subject_words(cls[:1].to(device)).items()}
     return Subject(
-        name, torch.zeros(0, mmdiff.config.context_width), words, len(cls), mmdiff.adapter.fingerprint,
+        name, torch.zeros(0, mmdiff.config.context_width), words, len(cls),
+        mmdiff.adapter.fingerprint,
         encoder=encoder_fingerprint(clip_vision), thumbnails=thumbnails(pixels),
     )
 
 
-def _portraits(pictures: Sequence[Tensor], faces: FaceSource | None, name: str, which: int, regions: Sequence[Tensor | None]
+def _portraits(pictures: Sequence[Tensor], faces: FaceSource | None, name: str, which: int,
+               regions: Sequence[Tensor | None]
                ) -> _Portraits:
     """The chosen face on every image, uint8 [3 H W] each."""
     if faces is None:
         raise ValueError(
-            "this MM-Diff checkpoint is a portrait one and reads faces: connect Load Face Analysis. It needs the packages insightface "
-            "and onnxruntime, and the buffalo_l models under models/insightface/models/buffalo_l. Until then there is clip_only, which "
+            "this MM-Diff checkpoint is a portrait one and reads faces: connect Load Face "
+            "Analysis. It needs the packages insightface "
+            "and onnxruntime, and the buffalo_l models under models/insightface/models/buffalo_l. "
+            "Until then there is clip_only, which "
             "does without the face"
         )
     progress, found, remarks, choices = comfy.utils.ProgressBar(len(pictures)), [], [], []
     for i, (picture, region) in enumerate(zip(pictures, regions, strict=True), 1):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        image, label = picture.movedim(0, -1).contiguous().numpy(), f"{name}, picture {i} of {len(pictures)}"
-        embedding, crop, *face = faces.portrait(image, which, label, *([] if region is None else [region.numpy()]))
+        image = picture.movedim(0, -1).contiguous().numpy()
+        label = f"{name}, picture {i} of {len(pictures)}"
+        embedding, crop, *face = faces.portrait(image, which, label,
+                                                *([] if region is None else [region.numpy()]))
         found.append((embedding, crop))
         for f in face:
             remarks += face_remarks(i, f.box, f.score, torch.from_numpy(f.landmarks))
@@ -213,9 +231,11 @@ def find_faces(images: Tensor, analyser) -> tuple[Tensor, list[list[dict]], str]
         found = analyser.detect(image, f"picture {i} of {len(images)}")
         drawn.append(torch.from_numpy(draw(image, found)).float() / 255)
         boxes.append([
-            {"x": round(x1), "y": round(y1), "width": round(x2 - x1), "height": round(y2 - y1)} for x1, y1, x2, y2 in (f.box for f in found)
+            {"x": round(x1), "y": round(y1), "width": round(x2 - x1), "height": round(y2 - y1)}
+            for x1, y1, x2, y2 in (f.box for f in found)
         ])
-        said.append(f"picture {i}: " + ("no face" if not found else f"{len(found)} face{'s' * (len(found) != 1)}"))
+        said.append(f"picture {i}: "
+                    + ("no face" if not found else f"{len(found)} face{'s' * (len(found) != 1)}"))
     return torch.stack(drawn), boxes, "\n".join(said)
 
 
@@ -241,11 +261,13 @@ class EncodedPrompt:
 def _describe(word: str, bound: PromptSubject) -> str:
     references = bound.subject.references
     plural = "s" * (references != 1)
-    return (f"{word} → {bound.name} ({references} reference{plural}, {len(bound.subject.tokens)} tokens, "
+    return (f"{word} → {bound.name} ({references} reference{plural}, {len(bound.subject.tokens)} "
+            f"tokens, "
             f"weight {bound.weight:g})")
 
 
-def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects: Subjects = (), start: float = 0.0,
+def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects: Subjects = (),
+                  start: float = 0.0,
                   behaviour: str | None = None, lora_strength: float = 1.0) -> EncodedPrompt:
     """Texts and subjects -> CONDITIONING for both sides of classifier-free guidance.
 
@@ -264,9 +286,11 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
     clean, nouns = text_side.find_nouns(adapted.tokenize, text)
     _, stray = text_side.find_nouns(adapted.tokenize, negative)
     if stray:
-        raise ValueError(f"the negative prompt has {len(stray)} {text_side.MARKER}; subjects belong in the positive prompt only")
+        raise ValueError(f"the negative prompt has {len(stray)} {text_side.MARKER}; subjects "
+                         f"belong in the positive prompt only")
     bound = text_side.bind(nouns, subjects)
-    missed, subjects = [s for s in subjects if s not in bound], tuple(s for s in subjects if s in bound)
+    missed, subjects = [s for s in subjects
+                        if s not in bound], tuple(s for s in subjects if s in bound)
 
     def encode(words: str, fuse: bool) -> list:
         tokens = adapted.tokenize(words, return_word_ids=True)
@@ -275,18 +299,22 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
         return text_side.encode(adapted, tokens)
 
     first = mmdiff.config.encoders[0]
-    columns = tuple(tuple(n.places[first][0] * CHUNK + n.places[first][1] for n, b in zip(nouns, bound, strict=True) if b is s)
+    columns = tuple(tuple(n.places[first][0] * CHUNK + n.places[first][1]
+                          for n, b in zip(nouns, bound, strict=True) if b is s)
                     for s in subjects)
     prompt = BoundPrompt(subjects, mmdiff.adapter.fingerprint, columns) if subjects else None
     late = start > 0 and bool(subjects)
     fused, plain = encode(clean, True), encode(clean, False) if late else []
     if behaviour == "released" and subjects:
-        against = delayed(encode(negative, False) if late else [], encode(negative, True), None, start)
+        against = delayed(encode(negative, False) if late else [], encode(negative, True), None,
+                          start)
     else:
         against = carry(encode(negative, False), None)
     return EncodedPrompt(
-        delayed(plain, fused, prompt, start if late else 0.0), against, tuple(zip((n.word for n in nouns), bound, strict=True)),
-        (*(f"{s.name} is not in the prompt and will not show; write <|{s.name}|> after its noun" for s in missed),
+        delayed(plain, fused, prompt, start if late else 0.0), against,
+        tuple(zip((n.word for n in nouns), bound, strict=True)),
+        (*(f"{s.name} is not in the prompt and will not show; write <|{s.name}|> after its noun"
+           for s in missed),
          *look_alike_notes([s.subject for s in subjects], mmdiff.config)),
     )
 
@@ -295,6 +323,7 @@ def _check_adapter(mmdiff: LoadedMMDiff, subjects: Sequence[PromptSubject]) -> N
     for subject in subjects:
         if subject.subject.adapter != mmdiff.adapter.fingerprint:
             raise ValueError(
-                f"subject {subject.name!r} was encoded with another MM-Diff checkpoint than {mmdiff.adapter.source}; connect the same "
+                f"subject {subject.name!r} was encoded with another MM-Diff checkpoint than "
+                f"{mmdiff.adapter.source}; connect the same "
                 "Load MM-Diff node to both"
             )

@@ -31,14 +31,16 @@ def roots(name: str) -> list[Path]:
 
 def paths(name: str) -> list[Path]:
     """Every file that the host lists for this kind of model."""
-    found = (folder_paths.get_full_path(name, file) for file in folder_paths.get_filename_list(name))
+    found = (folder_paths.get_full_path(name, file)
+             for file in folder_paths.get_filename_list(name))
     return [Path(path) for path in found if path]
 
 
 def list_checkpoints() -> list[str]:
     """Names for the combo: our single files, and folders that hold the released .bin files."""
     singles = folder_paths.get_filename_list(CHECKPOINTS)
-    folders = [p.name for root in roots(CHECKPOINTS) if root.is_dir() for p in sorted(root.iterdir()) if is_official_folder(p)]
+    folders = [p.name for root in roots(CHECKPOINTS) if root.is_dir()
+               for p in sorted(root.iterdir()) if is_official_folder(p)]
     return sorted({*singles, *folders})
 
 
@@ -50,8 +52,10 @@ def find_checkpoint(name: str) -> Path:
         if path.is_file() or is_official_folder(path):
             return path
     raise FileNotFoundError(
-        f"MM-Diff checkpoint {name!r} not found. Searched: {', '.join(map(str, roots(CHECKPOINTS)))}; found there: "
-        f"{list_checkpoints() or 'nothing'}. Put the released folder (three .bin files) or a .safetensors of ours there."
+        f"MM-Diff checkpoint {name!r} not found. Searched: "
+        f"{', '.join(map(str, roots(CHECKPOINTS)))}; found there: "
+        f"{list_checkpoints() or 'nothing'}. Put the released folder (three .bin files) or a "
+        f".safetensors of ours there."
     )
 
 
@@ -67,7 +71,8 @@ def target_path(name: str) -> Path:
 
 def list_subjects() -> list[str]:
     """Names of the saved subjects for the combo."""
-    return sorted(folder_paths.get_filename_list(SUBJECTS)) if SUBJECTS in folder_paths.folder_names_and_paths else []
+    known = SUBJECTS in folder_paths.folder_names_and_paths
+    return sorted(folder_paths.get_filename_list(SUBJECTS)) if known else []
 
 
 def find_subject(name: str) -> Path:
@@ -78,7 +83,8 @@ def find_subject(name: str) -> Path:
         if root.resolve() in path.parents and path.is_file():
             return path
     raise FileNotFoundError(
-        f"there is no saved subject {name!r}. Searched: {', '.join(map(str, roots(SUBJECTS)))}; found there: "
+        f"there is no saved subject {name!r}. Searched: {', '.join(map(str, roots(SUBJECTS)))}; "
+        f"found there: "
         f"{list_subjects() or 'nothing'}. Save one with Save MM-Diff Subject."
     )
 

@@ -17,7 +17,8 @@ EVENT = "mmdiff.maps"
 EVERY = 0.5         # seconds between two pictures: each one reads the maps back from the device
 
 
-def live_view(node: str, send: Callable[[str, dict], None], clock: Callable[[], float] = time.monotonic
+def live_view(node: str, send: Callable[[str, dict], None],
+              clock: Callable[[], float] = time.monotonic
               ) -> Callable[[Recording, int, int], None]:
     """What `Recorder` calls after every step: sends the newest maps of the first picture to the
     page, throttled."""
@@ -32,7 +33,8 @@ def live_view(node: str, send: Callable[[str, dict], None], clock: Callable[[], 
         if found:
             newest = torch.cat([maps.of("both")[-1:, 0] for maps in found], 1)      # 1 S h w
             names = [name for maps in found for name in maps.names]
-            send(EVENT, {"node": node, "step": step, "steps": steps, "names": names, "image": data_url(strip(stretch(newest)))})
+            send(EVENT, {"node": node, "step": step, "steps": steps, "names": names,
+                         "image": data_url(strip(stretch(newest)))})
 
     return show
 

@@ -42,18 +42,21 @@ class Encodings:
         self._kept: OrderedDict[tuple, tuple[list[ref | None], Any]] = OrderedDict()
         self._keep = keep
 
-    def remember(self, makers: Sequence[object | None], pictures: Sequence[Tensor | None], settings: tuple, make: Callable[[], Any]) -> Any:
+    def remember(self, makers: Sequence[object | None], pictures: Sequence[Tensor | None],
+                 settings: tuple, make: Callable[[], Any]) -> Any:
         """What `make` gave for the same before, or gives now. `makers` are compared as objects and
         not kept alive, `pictures` dot by dot; beyond `keep` the one that was not asked for longest
         goes."""
         digest = hashlib.sha256()
         for picture in pictures:
-            digest.update(b"none" if picture is None else f"{picture.dtype}{tuple(picture.shape)}".encode())
+            digest.update(b"none" if picture is None
+                          else f"{picture.dtype}{tuple(picture.shape)}".encode())
             digest.update(b"" if picture is None else picture.cpu().contiguous().numpy().tobytes())
         key = tuple(id(maker) for maker in makers), settings, digest.digest()
         held, encoding = self._kept.pop(key, (None, None))
         # an id may be taken again
-        if held is None or any(maker is not (r and r()) for maker, r in zip(makers, held, strict=True)):
+        if held is None or any(maker is not (r and r())
+                               for maker, r in zip(makers, held, strict=True)):
             held, encoding = [None if maker is None else ref(maker) for maker in makers], make()
         self._kept[key] = held, encoding
         while len(self._kept) > self._keep:
@@ -68,9 +71,11 @@ class LoadedMMDiff:
     def __init__(self, adapter: MMDiffAdapter):
         self.adapter = adapter
         self.encodings = Encodings()
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher",
+                                comfy.model_patcher.ModelPatcher)
         self.patcher = patcher_class(
-            adapter.modules, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
+            adapter.modules, load_device=mm.get_torch_device(),
+            offload_device=mm.unet_offload_device()
         )
 
     @property
@@ -98,7 +103,8 @@ def lora_patches(pairs: LoRAPairs, keys: Mapping[str, str]) -> dict[str, LoRAAda
     """{weight key in the model: weight patch} for the pairs named in `keys` (pair name -> weight
     key)."""
     return {
-        key: LoRAAdapter(set(), (pairs[name].up, pairs[name].down, None, None, None, None)) for name, key in keys.items()
+        key: LoRAAdapter(set(), (pairs[name].up, pairs[name].down, None, None, None, None))
+        for name, key in keys.items()
     }
 
 
@@ -107,11 +113,13 @@ def set_patches(tensors: Mapping[str, Tensor]) -> dict[str, tuple]:
     return {key: ("set", (tensor,)) for key, tensor in tensors.items()}
 
 
-def add_patches_strictly(patcher, patches: Mapping[str, object], strength: float, what: str) -> None:
+def add_patches_strictly(patcher, patches: Mapping[str, object], strength: float,
+                         what: str) -> None:
     """`add_patches`, and a ValueError that names the first weight the model does not have."""
     matched = set(patcher.add_patches(dict(patches), strength))
     if lost := sorted(set(patches) - matched):
         raise ValueError(
-            f"{what} has no weight {lost[0]!r} (and {len(lost) - 1} more) that the MM-Diff adapter changes; "
+            f"{what} has no weight {lost[0]!r} (and {len(lost) - 1} more) that the MM-Diff adapter "
+            f"changes; "
             "is it the kind of model the adapter was made for?"
         )

@@ -85,7 +85,8 @@ class Side:
         layer and step."""
         regions = [s.region for s in subjects]
         masks = [None if r.mask is None else r.mask.to(device) for r in regions]
-        held = {"tokens": [r.hold_tokens for r in regions], "nouns": [r.hold_nouns for r in regions]}
+        held = {"tokens": [r.hold_tokens for r in regions],
+                "nouns": [r.hold_nouns for r in regions]}
         return {side: cls.of(which, masks) for side, which in held.items()}
 
     def shares(self, view: LayerView, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -119,7 +120,8 @@ class PromptState:
         keys = {slot: (k.to(device), v.to(device)) for slot, (k, v) in self.keys.items()}
         columns = None if self.columns is None else self.columns.to(device)
         finder = None if self.finder is None else self.finder.on(device, columns)
-        return PromptState(self.prompt, keys, Side.both(self.prompt.subjects, device), columns, finder)
+        return PromptState(self.prompt, keys, Side.both(self.prompt.subjects, device), columns,
+                           finder)
 
     def regions(self, steps: StepCounter) -> Tensor | None:
         """The found regions [images S h w] by now, where they are looked for and settled. The step
@@ -200,7 +202,8 @@ class Group:
     watchers: tuple[Watcher, ...] = ()
 
     def view(self, grid: tuple[int, int]) -> LayerView:
-        return LayerView(grid, self.latent, self.area, self.image or 0, self.stop - self.start, self.regions)
+        return LayerView(grid, self.latent, self.area, self.image or 0, self.stop - self.start,
+                         self.regions)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,13 +26,16 @@ class Denoiser:
     """(x, sigma) -> denoised, with classifier-free guidance between the examples and their
     unconditional twins."""
 
-    def __init__(self, task: MMDiffTask, examples: Sequence[Example], cfg: float, held: bool = False):
+    def __init__(self, task: MMDiffTask, examples: Sequence[Example], cfg: float,
+                 held: bool = False):
         blank = [Example(e.pixels, "", (), e.index) for e in examples]
         self.task, self.cfg, self.count = task, cfg, len(examples)
         self.sampling = task.bridge.base.model_sampling
         # where the host's samplers look for the schedule
-        self.inner_model = SimpleNamespace(model_sampling=self.sampling, inner_model=SimpleNamespace(model_sampling=self.sampling))
-        self.conditions: Conditions = task.conditions([*examples, *blank] if cfg != 1 else list(examples), measured=False)
+        innermost = SimpleNamespace(model_sampling=self.sampling)
+        self.inner_model = SimpleNamespace(model_sampling=self.sampling, inner_model=innermost)
+        self.conditions: Conditions = task.conditions([*examples, *blank] if cfg != 1
+                                                      else list(examples), measured=False)
         if held:
             every = [*examples, *blank] if cfg != 1 else list(examples)
             self.conditions = replace(self.conditions, held=holding(task, every, self.conditions))
@@ -44,7 +47,10 @@ class Denoiser:
         twice = torch.cat([noisy, noisy]) if self.cfg != 1 else noisy
         timesteps = self.sampling.timestep(sigma.flatten()).expand(len(twice))
         out, _ = self.task.predict(twice, timesteps, self.conditions)
-        denoised = twice * a - b * out if self.task.bridge.prediction_type == "v" else torch.cat([x] * (len(twice) // len(x))) - sigma * out
+        if self.task.bridge.prediction_type == "v":
+            denoised = twice * a - b * out
+        else:
+            denoised = torch.cat([x] * (len(twice) // len(x))) - sigma * out
         if self.cfg == 1:
             return denoised
         cond, uncond = denoised.split(self.count)
@@ -65,7 +71,8 @@ def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Condition
                 masks = [s.mask for s in example.subjects]
                 masks += [torch.zeros_like(example.pixels[0])] * (most - len(masks))
                 latent = tuple(side // 8 for side in example.pixels.shape[-2:])
-                found.append(mask_bias(masks, [each] * most, grid, latent, None, torch.float32, conditions.bias.device))
+                found.append(mask_bias(masks, [each] * most, grid, latent, None, torch.float32,
+                                       conditions.bias.device))
             made[grid] = tuple(torch.cat(part) for part in zip(*found, strict=True))
         return made[grid]
 
@@ -73,8 +80,10 @@ def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Condition
 
 
 @torch.no_grad()
-def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor, steps: int = 20, cfg: float = 2.0,
-                   sampler_name: str = "euler", scheduler: str = "normal", held: bool = False) -> Tensor:
+def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor, steps: int = 20,
+                   cfg: float = 2.0,
+                   sampler_name: str = "euler", scheduler: str = "normal",
+                   held: bool = False) -> Tensor:
     """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and
     references; their pixels only say how large the picture is. `held`: every subject acts only
     inside its mask, as with Multi-Subject Constraint Masks."""

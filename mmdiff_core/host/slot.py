@@ -76,7 +76,8 @@ class SubjectAttention:
 
     def holds(self, key: str) -> bool:
         """Whether this is the slot of that application, or directly around it."""
-        return self.key == key or (isinstance(self.inner, SubjectAttention) and self.inner.holds(key))
+        return self.key == key or (isinstance(self.inner, SubjectAttention)
+                                   and self.inner.holds(key))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         call: ModelCall | None = extra_options.get(self.key)
@@ -92,17 +93,20 @@ class SubjectAttention:
             out = other(out, q, k, v, extra_options)
         return out
 
-    def text_branch(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict, mask: Tensor | None) -> Tensor:
+    def text_branch(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict,
+                    mask: Tensor | None) -> Tensor:
         """The layer's cross-attention to the text, [B P HD]: by what held the slot before, or the
         host's own."""
         if self.inner is not None:
             return self.inner(q, k, v, extra_options)
         return host_attention.optimized_attention(
-            q, k, v, extra_options["n_heads"], mask=mask, attn_precision=extra_options.get("attn_precision"),
+            q, k, v, extra_options["n_heads"], mask=mask,
+            attn_precision=extra_options.get("attn_precision"),
             transformer_options=extra_options
         )
 
-    def noun_bias(self, q: Tensor, k: Tensor, groups: Sequence[Group], extra_options: dict) -> Tensor | None:
+    def noun_bias(self, q: Tensor, k: Tensor, groups: Sequence[Group],
+                  extra_options: dict) -> Tensor | None:
         """Bias [B 1 P T] of the text for the rows whose nouns are held to regions, or None when no
         row's are."""
         whole = None
@@ -129,7 +133,8 @@ class SubjectAttention:
             if self.slot in watcher.slots:
                 heads = extra_options["n_heads"]
                 watcher.look(LayerAttention(
-                    q[start:stop], k[start:stop], heads, key, bias, view.grid, view.first, view.area, view.latent,
+                    q[start:stop], k[start:stop], heads, key, bias, view.grid, view.first,
+                    view.area, view.latent,
                 ))
         if not isinstance(group.factor, float):
             inside = group.factor.to(q.dtype).view(1, 1, 1, 1)

@@ -39,7 +39,8 @@ class SmallWorldLatent(comfy.latent_formats.LatentFormat):
     def __init__(self):
         # previews: the mean of the folded dots
         each = 1 / (sizes.FOLD ** 2 * sizes.LATENT_SCALE)
-        self.latent_rgb_factors = [[each * (colour == c) for c in range(3)] for colour in range(3) for _ in range(sizes.FOLD ** 2)]
+        self.latent_rgb_factors = [[each * (colour == c) for c in range(3)] for colour in range(3)
+                                   for _ in range(sizes.FOLD ** 2)]
 
 
 class SmallWorld(comfy.supported_models.SD15):
@@ -66,7 +67,8 @@ class Dots(nn.Module):
         return F.pixel_unshuffle(F.avg_pool2d(pixels, sizes.DOT), sizes.FOLD)
 
     def decode(self, samples: Tensor, *_args, **_kwargs) -> Tensor:
-        return F.interpolate(F.pixel_shuffle(samples, sizes.FOLD), scale_factor=sizes.DOT, mode="nearest")
+        return F.interpolate(F.pixel_shuffle(samples, sizes.FOLD), scale_factor=sizes.DOT,
+                             mode="nearest")
 
 
 def read(folder: Path, name: str) -> dict[str, Tensor]:
@@ -79,7 +81,8 @@ def find(folder: Path, name: str) -> list[Path]:
     paths = sorted([*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*.safetensors")])
     if not paths:
         raise FileNotFoundError(
-            f"{name}.safetensors is missing in mmdiff_core/small_world/weights: is the pack complete? Install it again."
+            f"{name}.safetensors is missing in mmdiff_core/small_world/weights: is the pack "
+            f"complete? Install it again."
         )
     return paths
 
@@ -95,18 +98,21 @@ def load_adapter(folder: Path = WEIGHTS) -> LoadedMMDiff:
     return load_mmdiff(find(folder, "adapter")[0])
 
 
-def draw_references(kind: str, first: float, second: float, pattern: str, eyes: str, accessory: str, count: int = 1,
+def draw_references(kind: str, first: float, second: float, pattern: str, eyes: str, accessory: str,
+                    count: int = 1,
                     seed: int = 0) -> Tensor:
     """IMAGE [count 128 128 3] of an individual: a clean picture, then as people might photograph
     it. Hues in 0..1."""
     who = Identity(first % 1, second % 1, pattern, eyes, accessory)
     rng = np.random.default_rng(seed)
-    shown = [references.augmented(rng, kind, who) if i else reference(kind, who) for i in range(count)]
+    shown = [references.augmented(rng, kind, who) if i else reference(kind, who)
+             for i in range(count)]
     dots = torch.from_numpy(np.stack(shown)).float().movedim(-1, 1)
     return enlarge(dots).movedim(1, -1).contiguous()
 
 
-def model(state: Tensors | None = None, dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
+def model(state: Tensors | None = None,
+          dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
     """MODEL. Without `state` the weights are fresh, for training the base."""
     config = {**sizes.UNET, "dtype": dtype}
     supported = SmallWorld(dict(config))
@@ -116,16 +122,19 @@ def model(state: Tensors | None = None, dtype: torch.dtype = torch.float32) -> c
     if state is None:
         _initialise(built.diffusion_model)
     else:
-        built.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=True)
+        built.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in state.items()},
+                                              strict=True)
     built.eval().requires_grad_(False)
-    return comfy.model_patcher.ModelPatcher(built, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+    return comfy.model_patcher.ModelPatcher(built, load_device=mm.get_torch_device(),
+                                            offload_device=mm.unet_offload_device())
 
 
 def clip(state: Tensors | None = None) -> comfy.sd.CLIP:
     """CLIP with one small text encoder. `state` may hold only the trained rows of the token table
     (`token_rows`, `token_ids`)."""
     target = comfy.supported_models.SD15({}).clip_target()
-    built = comfy.sd.CLIP(target, model_options={"clip_l_model_config": dict(sizes.TEXT), "dtype": torch.float32})
+    built = comfy.sd.CLIP(target, model_options={"clip_l_model_config": dict(sizes.TEXT),
+                                                 "dtype": torch.float32})
     transformer = built.cond_stage_model.clip_l.transformer
     if state is None:
         _initialise(transformer)

@@ -48,9 +48,11 @@ def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[N
     """
     for marker in MARKERS.finditer(text):
         if not marker[1].strip():
-            raise ValueError(f"{marker[0]!r} names nobody; write {MARKER}, or a subject's name as in 'a man<|alice|>'")
+            raise ValueError(f"{marker[0]!r} names nobody; write {MARKER}, or a subject's name as "
+                             f"in 'a man<|alice|>'")
         if glued := re.match(r"[A-Za-z0-9_]+", text[marker.end():]):
-            raise ValueError(f"{marker[0]} is followed directly by {glued[0]!r}; put a space or punctuation after the marker")
+            raise ValueError(f"{marker[0]} is followed directly by {glued[0]!r}; put a space or "
+                             f"punctuation after the marker")
     clean = MARKERS.sub(lambda m: " " if re.match(r"\w", text[m.end():m.end() + 1]) else "", text)
     if not MARKERS.search(text):
         return clean, ()
@@ -60,18 +62,21 @@ def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[N
     words = [_word_before(text[:m.start()], m[0]) for m in markers]
     names = ["" if m[0] == MARKER else m[1].strip() for m in markers]
     found = {encoder: _places(plain[encoder], marked[encoder], encoder) for encoder in plain}
-    return clean, tuple(Noun(w, {e: found[e][i] for e in found}, n) for i, (w, n) in enumerate(zip(words, names, strict=True)))
+    return clean, tuple(Noun(w, {e: found[e][i] for e in found}, n)
+                        for i, (w, n) in enumerate(zip(words, names, strict=True)))
 
 
 def _word_before(text: str, marker: str) -> str:
     match = re.search(r"(\w[\w'-]*)\W*$", MARKERS.sub(" ", text))
     directly = re.sub(r"[\s()\[\]{}:.,]+$", "", text)
     if match is None or directly.endswith("|>"):
-        raise ValueError(f"a {marker} has no word before it; write it right after the class noun, as in 'a man{marker}'")
+        raise ValueError(f"a {marker} has no word before it; write it right after the class noun, "
+                         f"as in 'a man{marker}'")
     return match[1]
 
 
-def _places(plain: list[list[tuple]], marked: list[list[tuple]], encoder: str) -> list[TokenPosition]:
+def _places(plain: list[list[tuple]], marked: list[list[tuple]],
+            encoder: str) -> list[TokenPosition]:
     """The last token before each sentinel, as its place among the plain tokens."""
     stream = [(place, token) for place, token in _content(plain)]
     places, count = [], 0
@@ -81,13 +86,15 @@ def _places(plain: list[list[tuple]], marked: list[list[tuple]], encoder: str) -
         elif count < len(stream) and _same(token, stream[count][1]):
             count += 1
         else:
-            raise ValueError(f"the text reads differently with and without its markers (encoder {encoder}); "
+            raise ValueError(f"the text reads differently with and without its markers (encoder "
+                             f"{encoder}); "
                              f"put spaces around the words next to the markers")
     return places
 
 
 def _content(chunks: list[list[tuple]]) -> list[tuple[TokenPosition, int | Tensor]]:
-    return [((c, p), entry[0]) for c, chunk in enumerate(chunks) for p, entry in enumerate(chunk) if entry[2] != 0]
+    return [((c, p), entry[0]) for c, chunk in enumerate(chunks) for p, entry in enumerate(chunk)
+            if entry[2] != 0]
 
 
 def _is(token, number: int) -> bool:
@@ -113,7 +120,8 @@ def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[PromptSubject, ...]
     for noun in nouns:
         if noun.name and name_key(noun.name) not in known:
             raise ValueError(
-                f"the prompt names <|{noun.name}|> (after {noun.word!r}), but there is no subject of that name; there are: {there}. Write "
+                f"the prompt names <|{noun.name}|> (after {noun.word!r}), but there is no subject "
+                f"of that name; there are: {there}. Write "
                 f"the name as on MM-Diff Subject Encoder, or {MARKER} for the next subject"
             )
     named = {name_key(noun.name) for noun in nouns if noun.name}
@@ -123,8 +131,10 @@ def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[PromptSubject, ...]
         words = ", ".join(n.word for n in inorder) or "none"
         rest = " that no marker names" if named else ""
         raise ValueError(
-            f"the prompt has {len(inorder)} {MARKER} marker{'s' * (len(inorder) != 1)} (after: {words}), but {len(left)} "
-            f"subject{'s' * (len(left) != 1)}{rest} came in ({', '.join(s.name for s in left) or 'none'}); write one {MARKER} right after "
+            f"the prompt has {len(inorder)} {MARKER} marker{'s' * (len(inorder) != 1)} (after: "
+            f"{words}), but {len(left)} "
+            f"subject{'s' * (len(left) != 1)}{rest} came in "
+            f"({', '.join(s.name for s in left) or 'none'}); write one {MARKER} right after "
             "each subject's noun, or the subject's name as in 'a man<|alice|>'"
         )
     turns = iter(left)
@@ -139,11 +149,13 @@ def adapted_clip(clip, mmdiff: LoadedMMDiff, behaviour: str, strength: float = 1
     encoders = config.encoders[:1] if behaviour == "released" else config.encoders
     keys = {
         name: f"clip_{encoder}.transformer.text_model.encoder.{rest}.weight"
-        for name in mmdiff.adapter.text for encoder, rest in [name.split(".", 1)] if encoder in encoders
+        for name in mmdiff.adapter.text for encoder, rest in [name.split(".", 1)]
+        if encoder in encoders
     }
     clone = clip.clone()
     if strength != 0:
-        add_patches_strictly(clone.patcher, lora_patches(mmdiff.adapter.text, keys), strength, "the text encoder")
+        add_patches_strictly(clone.patcher, lora_patches(mmdiff.adapter.text, keys), strength,
+                             "the text encoder")
     return clone
 
 
@@ -154,8 +166,10 @@ def check_text_encoders(clip, config: MMDiffConfig) -> None:
     found = {encoder: _table(clip, encoder).weight.shape[-1] for encoder in encoders}
     if found != config.text_widths:
         raise ValueError(
-            f"CLIP has the text encoders {found or type(clip.cond_stage_model).__name__}, {config.name} needs "
-            f"{config.text_widths}; connect the CLIP of the checkpoint that the adapter was made for"
+            f"CLIP has the text encoders {found or type(clip.cond_stage_model).__name__}, "
+            f"{config.name} needs "
+            f"{config.text_widths}; connect the CLIP of the checkpoint that the adapter was made "
+            f"for"
         )
 
 
@@ -172,17 +186,20 @@ def word_embedding(clip, encoder: str, token) -> Tensor:
     return table(ids, out_dtype=torch.float32)[0]
 
 
-def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun], subjects: Sequence[PromptSubject]) -> Tokens:
+def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun],
+                subjects: Sequence[PromptSubject]) -> Tokens:
     """The tokens with every noun fused with its subject (`subjects`: one for each noun). Places
     that a (negative) prompt does not have are left out."""
     fused = {encoder: [list(chunk) for chunk in chunks] for encoder, chunks in tokens.items()}
     clip.load_model()
     for encoder, chunks in fused.items():
-        spots = [(noun.places[encoder], s) for noun, s in zip(nouns, subjects, strict=True) if noun.places[encoder][0] < len(chunks)]
+        spots = [(noun.places[encoder], s) for noun, s in zip(nouns, subjects, strict=True)
+                 if noun.places[encoder][0] < len(chunks)]
         if not spots:
             continue
         with torch.no_grad():
-            words = torch.stack([word_embedding(clip, encoder, chunks[c][p][0]).cpu() for (c, p), _ in spots])
+            words = torch.stack([word_embedding(clip, encoder, chunks[c][p][0]).cpu()
+                                 for (c, p), _ in spots])
         vectors = torch.stack([s.subject.words[encoder] for _, s in spots])
         with mmdiff.loaded() as (modules, device):
             rows = modules.fuse_words(encoder, words.to(device), vectors.to(device)).float().cpu()
@@ -214,7 +231,8 @@ def _pooled_at(clip, encoder: str, chunk: list, position: int) -> Tensor:
     """
     model = getattr(clip.cond_stage_model, f"clip_{encoder}")
     with torch.no_grad():
-        embeds, mask, *_ = model.process_tokens([[entry[0] for entry in chunk]], clip.patcher.load_device)
+        embeds, mask, *_ = model.process_tokens([[entry[0] for entry in chunk]],
+                                                clip.patcher.load_device)
         _, _, projected, raw = model.transformer(
             None, embeds=embeds, num_tokens=[position + 1], dtype=torch.float32,
         )

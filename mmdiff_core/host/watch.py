@@ -16,7 +16,17 @@ from torch import Tensor
 from ..bases import Slot, TransformerBlock
 from ..method.subjects import FindRegions, PromptSubject, count_tokens
 from ..regions.attention_bias import Area
-from ..regions.attention_maps import AttentionMaps, Canvas, CanvasArea, canvas_grid, find_regions, members, noun_map, owners, token_map
+from ..regions.attention_maps import (
+    AttentionMaps,
+    Canvas,
+    CanvasArea,
+    canvas_grid,
+    find_regions,
+    members,
+    noun_map,
+    owners,
+    token_map,
+)
 from ..regions.layer_weights import named_layers
 
 WATCHED = 12        # layers that are looked at, spread over the model
@@ -93,7 +103,8 @@ class Columns:
         return Columns(self.nouns.to(device), self.tokens.to(device))
 
     @classmethod
-    def of(cls, subjects: Sequence[PromptSubject], nouns: Sequence[Sequence[int]], length: int, device: torch.device) -> Columns:
+    def of(cls, subjects: Sequence[PromptSubject], nouns: Sequence[Sequence[int]], length: int,
+           device: torch.device) -> Columns:
         tokens = count_tokens(subjects)
         return cls(members(nouns, length, device), members(owners(tokens), sum(tokens), device))
 
@@ -111,7 +122,8 @@ def box_on(canvas: Canvas, area: Area | None, latent: tuple[int, int]) -> Canvas
     height, width, top, left = area
     down, across = (side / whole for side, whole in zip(canvas.looks.shape, latent, strict=True))
     y, x = round(top * down), round(left * across)
-    return y, x, max(1, round((top + height) * down) - y), max(1, round((left + width) * across) - x)
+    return y, x, max(1,
+                     round((top + height) * down) - y), max(1, round((left + width) * across) - x)
 
 
 @dataclass(eq=False)
@@ -133,7 +145,8 @@ class Finder:
     def on(self, device: torch.device, columns: Columns) -> Finder:
         """A finder of its own for another device."""
         text = self.canvas.text
-        return Finder(self.plan, self.settle, self.slots, columns, Canvas.blank(len(text), text.shape[1], tuple(text.shape[-2:]), device))
+        return Finder(self.plan, self.settle, self.slots, columns,
+                      Canvas.blank(len(text), text.shape[1], tuple(text.shape[-2:]), device))
 
     def looks_at(self, step: int) -> bool:
         return step < self.settle or self.plan.update
@@ -148,13 +161,15 @@ class Finder:
         if step < self.settle:
             return None
         if self.shares is None or (self.plan.update and self.made_at != step):
-            self.shares = find_regions(*self.canvas.mean(), self.plan.sharpness, self.plan.image_share)
+            self.shares = find_regions(*self.canvas.mean(), self.plan.sharpness,
+                                       self.plan.image_share)
             self.canvas.fade(FADE)
             self.made_at = step
         return self.shares
 
 
-def make_finder(subjects: Sequence[PromptSubject], columns: Columns, sigmas: Tensor, sampling, latent: tuple[int, int], pictures: int,
+def make_finder(subjects: Sequence[PromptSubject], columns: Columns, sigmas: Tensor, sampling,
+                latent: tuple[int, int], pictures: int,
                 slots: frozenset[Slot], device: torch.device) -> Finder | None:
     """A finder where the prompt's subjects ask for one and there is somebody to tell apart."""
     plan = next((s.region.find for s in subjects if s.region.find is not None), None)
@@ -202,13 +217,17 @@ class Recording:
         if id(state) not in self.sheets:
             subjects = state.prompt.subjects
             parts = min(self.plan.strip, self.last - self.first)
-            slots = named_layers(self.plan.layers, blocks) if self.plan.layers.strip() else watched_slots(blocks)
+            slots = watched_slots(blocks)
+            if self.plan.layers.strip():
+                slots = named_layers(self.plan.layers, blocks)
             canvases = tuple(
-                Canvas.blank(self.pictures, len(subjects), canvas_grid(self.latent), state.columns.nouns.device) for _ in range(parts)
+                Canvas.blank(self.pictures, len(subjects), canvas_grid(self.latent),
+                             state.columns.nouns.device) for _ in range(parts)
             )
             self.sheets[id(state)] = Sheet(state, slots, canvases)
         sheet = self.sheets[id(state)]
-        return SheetPart(sheet.slots, state.columns, sheet.canvases[(step - self.first) * len(sheet.canvases) // (self.last - self.first)])
+        part = (step - self.first) * len(sheet.canvases) // (self.last - self.first)
+        return SheetPart(sheet.slots, state.columns, sheet.canvases[part])
 
     def result(self) -> list[AttentionMaps]:
         """What was recorded so far, on the CPU."""
@@ -217,7 +236,8 @@ class Recording:
             means = [canvas.mean() for canvas in sheet.canvases if canvas.looks.any()]
             if means:
                 text, image = (torch.stack(part).cpu() for part in zip(*means, strict=True))
-                found.append(AttentionMaps(tuple(s.name for s in sheet.state.prompt.subjects), text, image))
+                found.append(AttentionMaps(tuple(s.name for s in sheet.state.prompt.subjects), text,
+                                           image))
         return found
 
 
@@ -263,12 +283,18 @@ class Recorder:
         """SAMPLER_SAMPLE: record this run."""
         sampling, model_options = guider.inner_model.model_sampling, extra_args["model_options"]
         first = step_of(self.plan.start, sigmas, sampling)
-        last = len(sigmas) - 1 if self.plan.end >= 1 else max(first + 1, step_of(self.plan.end, sigmas, sampling))
-        recording = Recording(self.plan, first, last, len(noise), tuple(noise.shape[-2:]), StepCounter())
+        last = len(sigmas) - 1
+        if self.plan.end < 1:
+            last = max(first + 1, step_of(self.plan.end, sigmas, sampling))
+        recording = Recording(self.plan, first, last, len(noise), tuple(noise.shape[-2:]),
+                              StepCounter())
         transformer_options = {**model_options.get("transformer_options", {}), WATCH: recording}
-        extra_args = {**extra_args, "model_options": {**model_options, "transformer_options": transformer_options}}
+        extra_args = {**extra_args, "model_options": {**model_options,
+                                                      "transformer_options": transformer_options}}
         try:
-            return executor(guider, sigmas, extra_args, self.following(recording, callback, len(sigmas) - 1), noise, *args, **kwargs)
+            return executor(guider, sigmas, extra_args,
+                            self.following(recording, callback, len(sigmas) - 1), noise, *args,
+                            **kwargs)
         finally:
             self.maps = recording.result()
             recording.sheets.clear()

@@ -27,9 +27,11 @@ class SubjectModules(nn.Module):
         super().__init__()
         widths = config.text_widths
         self.subject_to_text = SubjectToText(config.cls_width, widths, ops)
-        self.query = QueryTokens(config.query_width, config.context_width, config.tokens_per_reference, ops)
+        self.query = QueryTokens(config.query_width, config.context_width,
+                                 config.tokens_per_reference, ops)
         self.refiner = SubjectRefiner(
-            config.context_width, config.vision_width, config.refiner_depth, config.refiner_head_width, ops
+            config.context_width, config.vision_width, config.refiner_depth,
+            config.refiner_head_width, ops
         )
         self.fuse = nn.ModuleDict({name: WordFusion(width, ops) for name, width in widths.items()})
 
@@ -71,13 +73,15 @@ class MMDiffAdapter:
         tokens = self.modules.subject_tokens(features.query, features.patches)
         words = self.modules.subject_words(features.cls[:1])
         return Subject(
-            name=name, tokens=tokens.flatten(0, 1).cpu(), words={k: v[0].cpu() for k, v in words.items()},
+            name=name, tokens=tokens.flatten(0, 1).cpu(),
+            words={k: v[0].cpu() for k, v in words.items()},
             references=len(features.cls), adapter=self.fingerprint,
             identity=F.normalize(F.normalize(features.query.float(), dim=-1).mean(0), dim=0).cpu(),
         )
 
 
-def key_value(adapter: MMDiffAdapter, block: TransformerBlock, tokens: Tensor, to_k: Callable[[Tensor], Tensor],
+def key_value(adapter: MMDiffAdapter, block: TransformerBlock, tokens: Tensor,
+              to_k: Callable[[Tensor], Tensor],
               to_v: Callable[[Tensor], Tensor], lora_strength: float) -> tuple[Tensor, Tensor]:
     """K and V of subject tokens [1 N D] at one layer.
 

@@ -138,10 +138,12 @@ def name_key(name: str) -> str:
 def add_subject(subjects: Subjects, added: PromptSubject) -> Subjects:
     """The chain one longer. ValueError when the name is taken or the adapters differ."""
     if name_key(added.name) in (name_key(s.name) for s in subjects):
-        raise ValueError(f"there is already a subject named {added.name!r}; give each subject a name of its own")
+        raise ValueError(f"there is already a subject named {added.name!r}; give each subject a "
+                         f"name of its own")
     if subjects and subjects[0].subject.adapter != added.subject.adapter:
         raise ValueError(
-            f"subject {added.name!r} was made by another MM-Diff adapter than {subjects[0].name!r}; encode all subjects "
+            f"subject {added.name!r} was made by another MM-Diff adapter than "
+            f"{subjects[0].name!r}; encode all subjects "
             "of a prompt with the same Load MM-Diff node"
         )
     return (*subjects, added)

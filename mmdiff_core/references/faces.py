@@ -31,11 +31,13 @@ CPU = "CPUExecutionProvider"
 # when it changes.
 AUTOMATIC_PROVIDERS = (CUDA, "ROCMExecutionProvider", "DmlExecutionProvider", CPU)
 DEVICES = ("auto", "cuda", "cpu")
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-rocm", "onnxruntime-migraphx",
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-rocm",
+            "onnxruntime-migraphx",
             "onnxruntime-openvino", "onnxruntime-silicon")
 TASKS = ("detection", "recognition")
 KNOWN_FILES = {"buffalo_l": ("det_10g.onnx", "w600k_r50.onnx")}
-LICENCE = "The pretrained InsightFace models (buffalo_l too) are licensed for non-commercial research only."
+LICENCE = ("The pretrained InsightFace models (buffalo_l too) are licensed for non-commercial "
+           "research only.")
 
 
 Box = tuple[float, float, float, float]                 # x1 y1 x2 y2
@@ -79,31 +81,37 @@ class FaceAnalyser:
         bgr = np.ascontiguousarray(image[..., ::-1])
         for boxes, landmarks in self._attempts(bgr):
             if len(boxes):
-                faces = [self._face(bgr, box, points) for box, points in zip(boxes, landmarks, strict=True)]
+                faces = [self._face(bgr, box, points)
+                         for box, points in zip(boxes, landmarks, strict=True)]
                 return tuple(sorted(faces, key=lambda face: face.box[0] + face.box[2]))
         return ()
 
-    def pick(self, image: np.ndarray, which: int = 0, label: str = "image", region: np.ndarray | None = None) -> Face:
+    def pick(self, image: np.ndarray, which: int = 0, label: str = "image",
+             region: np.ndarray | None = None) -> Face:
         """One face: the largest for 0, the n-th from the left for n >= 1; of those with their
         middle in `region` [H W] if there is one."""
         if which < 0:
-            raise ValueError(f"{label}: face {which} asked for; 0 is the largest face, 1 the first from the left.")
+            raise ValueError(f"{label}: face {which} asked for; 0 is the largest face, 1 the first "
+                             f"from the left.")
         faces = self.detect(image, label)
         if not faces:
             raise ValueError(self._no_face(image, label))
         if region is not None:
             inside = tuple(face for face in faces if _inside(face, region))
             if not inside:
-                raise ValueError(f"{label}: none of the faces in the picture ({len(faces)}) has its middle in the region. Make the region "
+                raise ValueError(f"{label}: none of the faces in the picture ({len(faces)}) has "
+                                 f"its middle in the region. Make the region "
                                  "cover the face, or choose the face by its number.")
             faces = inside
         if which > len(faces):
-            raise ValueError(f"{label}: face {which} from the left asked for, but there {_count(len(faces))}. "
+            raise ValueError(f"{label}: face {which} from the left asked for, but there "
+                             f"{_count(len(faces))}. "
                              f"Choose 1 to {len(faces)}, or 0 for the largest.")
         picked = faces[which - 1] if which else max(faces, key=lambda face: face.area)
         return replace(picked, among=tuple(face.box for face in faces))
 
-    def portrait(self, image: np.ndarray, which: int = 0, label: str = "image", region: np.ndarray | None = None
+    def portrait(self, image: np.ndarray, which: int = 0, label: str = "image",
+                 region: np.ndarray | None = None
                  ) -> tuple[np.ndarray, np.ndarray, Face]:
         """The picked face's embedding [512], its aligned crop, uint8 RGB [224 224 3], and the
         face."""
@@ -127,8 +135,10 @@ class FaceAnalyser:
         embedding = np.asarray(self._recogniser.get(bgr, found), dtype=np.float32)
         length = float(np.linalg.norm(embedding))
         if not np.isfinite(length) or length == 0:
-            raise RuntimeError(f"The recognition model of {self.name} returned an embedding of length {length}. The "
-                               f"file may be damaged: put the files under {_home(self.root, self.name)} there again.")
+            raise RuntimeError(f"The recognition model of {self.name} returned an embedding of "
+                               f"length {length}. The "
+                               f"file may be damaged: put the files under "
+                               f"{_home(self.root, self.name)} there again.")
         x1, y1, x2, y2, score = (float(v) for v in box)
         return Face((x1, y1, x2, y2), score, np.asarray(landmarks, np.float32), embedding / length)
 
@@ -136,15 +146,20 @@ class FaceAnalyser:
         height, width = image.shape[:2]
         sizes = ", ".join(str(w) if w == h else f"{w} x {h}" for w, h in self._sizes)
         borders = ", ".join(f"{border:.0%}" for border in BORDERS)
-        return (f"{label}: no face found in this picture of {width} x {height} pixels. Tried {self.name} at detector "
-                f"sizes {sizes}, on the picture itself and with black borders of {borders} of its longer side; "
-                f"lowest confidence {THRESHOLD}. Use a picture in which eyes, nose and mouth are visible, upright, "
+        return (f"{label}: no face found in this picture of {width} x {height} pixels. Tried "
+                f"{self.name} at detector "
+                f"sizes {sizes}, on the picture itself and with black borders of {borders} of its "
+                f"longer side; "
+                f"lowest confidence {THRESHOLD}. Use a picture in which eyes, nose and mouth are "
+                f"visible, upright, "
                 f"and the face at least about 30 pixels wide.")
 
 
 def _inside(face: Face, region: np.ndarray) -> bool:
     x1, y1, x2, y2 = face.box
-    row, column = (min(max(int(middle), 0), size - 1) for middle, size in zip(((y1 + y2) / 2, (x1 + x2) / 2), region.shape, strict=True))
+    row, column = (min(max(int(middle), 0), size - 1)
+                   for middle, size in zip(((y1 + y2) / 2, (x1 + x2) / 2), region.shape,
+                                           strict=True))
     return bool(region[row, column] > 0.5)
 
 
@@ -172,7 +187,8 @@ def draw(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
         for x, y in face.landmarks:
             cv2.circle(canvas, (round(float(x)), round(float(y))), 2 * line, (255, 255, 0), -1)
         origin = (max(x1, 0) + 2 * line, max(y1, 0) + 12 * line)
-        cv2.putText(canvas, str(number), origin, cv2.FONT_HERSHEY_SIMPLEX, 0.45 * line, (0, 255, 0), line)
+        cv2.putText(canvas, str(number), origin, cv2.FONT_HERSHEY_SIMPLEX, 0.45 * line, (0, 255, 0),
+                    line)
     return canvas
 
 
@@ -200,30 +216,36 @@ def available_providers() -> tuple[str, ...]:
     return tuple(importlib.import_module("onnxruntime").get_available_providers())
 
 
-def choose_providers(device: str, available: Sequence[str], distributions: Mapping[str, str]) -> tuple[str, ...]:
+def choose_providers(device: str, available: Sequence[str],
+                     distributions: Mapping[str, str]) -> tuple[str, ...]:
     """The providers to ask for, best first."""
     if device not in DEVICES:
-        raise ValueError(f"Unknown device {device!r} for faces; choose one of {', '.join(DEVICES)}.")
+        raise ValueError(f"Unknown device {device!r} for faces; choose one of "
+                         f"{', '.join(DEVICES)}.")
     if device == "cpu":
         return (CPU,)
     if device == "cuda" and CUDA not in available:
         advice = provider_advice(distributions, available, cuda_wanted=True)
-        raise RuntimeError(f"CUDA was chosen for faces; onnxruntime offers none. {advice}\nOr choose auto or cpu.")
+        raise RuntimeError(f"CUDA was chosen for faces; onnxruntime offers none. {advice}\nOr "
+                           f"choose auto or cpu.")
     offered = tuple(p for p in AUTOMATIC_PROVIDERS if p in available)
     return tuple(p for p in offered if p in (CUDA, CPU)) if device == "cuda" else offered
 
 
-def provider_advice(distributions: Mapping[str, str], available: Sequence[str], cuda_wanted: bool) -> str | None:
+def provider_advice(distributions: Mapping[str, str], available: Sequence[str],
+                    cuda_wanted: bool) -> str | None:
     """What is wrong with the installed onnxruntime packages, and what to run; None if nothing
     is."""
     if CUDA in available:
         return None
     gpu = distributions.get("onnxruntime-gpu")
-    found = f"Installed: {', '.join(f'{n} {v}' for n, v in distributions.items()) or 'no onnxruntime package'}; " \
-            f"offered: {', '.join(available) or 'nothing'}."
+    installed = ", ".join(f"{n} {v}" for n, v in distributions.items())
+    found = (f"Installed: {installed or 'no onnxruntime package'}; "
+             f"offered: {', '.join(available) or 'nothing'}.")
     if gpu:
         repair = _pip("install --force-reinstall --no-deps onnxruntime-gpu")
-        return (f"{found} The files of onnxruntime-gpu were overwritten, most likely by the CPU package onnxruntime, "
+        return (f"{found} The files of onnxruntime-gpu were overwritten, most likely by the CPU "
+                f"package onnxruntime, "
                 f"which insightface asks for. Repair: {repair}=={gpu}")
     if cuda_wanted:
         return f"{found} For an NVIDIA GPU run: {_pip('install')} onnxruntime-gpu"
@@ -250,18 +272,21 @@ def _open(root: Path, name: str, providers: Sequence[str]) -> Any:
     try:
         # One session serves every detector size; InsightFace 2 would otherwise open another for
         # each.
-        app = analysis(name=str(folder), root=str(root), allowed_modules=list(TASKS), providers=list(providers),
+        app = analysis(name=str(folder), root=str(root), allowed_modules=list(TASKS),
+                       providers=list(providers),
                        static_shape_sessions=False)
     except AssertionError:
         raise FileNotFoundError(_wrong_models(root, name, TASKS[:1])) from None
     except Exception as error:
-        raise RuntimeError(f"The model pack {name} could not be loaded: {error}. Files in {folder}: {_sizes(folder)}. "
+        raise RuntimeError(f"The model pack {name} could not be loaded: {error}. Files in "
+                           f"{folder}: {_sizes(folder)}. "
                            "A file may be damaged or incomplete: put it there again.") from error
     absent = [task for task in TASKS if task not in app.models]
     if absent:
         raise FileNotFoundError(_wrong_models(root, name, absent))
     if not app.models["detection"].use_kps:
-        raise RuntimeError(f"The detector of {name} finds no landmarks, which alignment needs: {_sizes(folder)}.")
+        raise RuntimeError(f"The detector of {name} finds no landmarks, which alignment needs: "
+                           f"{_sizes(folder)}.")
     app.prepare(ctx_id=0, det_thresh=THRESHOLD, det_size=(DETECTOR_SIZES[0],) * 2)
     return app
 
@@ -280,8 +305,10 @@ def _report_providers(device: str, wanted: Sequence[str], analyser: FaceAnalyser
     """One warning when the GPU was asked for, or could have been, and is not used."""
     advice = provider_advice(runtimes(), available_providers(), cuda_wanted=device == "cuda")
     if CUDA in wanted and CUDA not in analyser.providers:
-        log.warning("Faces run on %s: onnxruntime offers CUDA but could not start it. Its own message above says why; "
-                    "usually there is no NVIDIA GPU, or CUDA or cuDNN is not the version that onnxruntime-gpu needs. "
+        log.warning("Faces run on %s: onnxruntime offers CUDA but could not start it. Its own "
+                    "message above says why; "
+                    "usually there is no NVIDIA GPU, or CUDA or cuDNN is not the version that "
+                    "onnxruntime-gpu needs. "
                     "Choose device cpu to load without trying.", ", ".join(analyser.providers))
     elif advice and device != "cpu":
         log.warning("Faces run on %s. %s", ", ".join(analyser.providers), advice)
@@ -297,9 +324,12 @@ def _detector_sizes(detector: Any) -> tuple[tuple[int, int], ...]:
 
 
 def _check_image(image: np.ndarray, label: str) -> None:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"{label}: expected a uint8 RGB array [height width 3], got {found}")
+    found = type(image).__name__
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+            return
+        found = f"{image.dtype} {list(image.shape)}"
+    raise ValueError(f"{label}: expected a uint8 RGB array [height width 3], got {found}")
 
 
 def _count(faces: int) -> str:
@@ -319,7 +349,8 @@ def _onnx_files(folder: Path) -> list[str]:
 
 
 def _sizes(folder: Path) -> str:
-    return ", ".join(f"{name} ({(folder / name).stat().st_size:,} bytes)" for name in _onnx_files(folder))
+    return ", ".join(f"{name} ({(folder / name).stat().st_size:,} bytes)"
+                     for name in _onnx_files(folder))
 
 
 def check_files(root: Path, name: str) -> None:
@@ -329,30 +360,36 @@ def check_files(root: Path, name: str) -> None:
     if have and not lacking:
         return
     here = f"has {', '.join(have)} but not {', '.join(lacking)}" if have else "has no .onnx file"
-    elsewhere = "".join(f" Found {files}: move them into that folder." for files in _misplaced(root, name))
+    elsewhere = "".join(f" Found {files}: move them into that folder."
+                        for files in _misplaced(root, name))
     raise FileNotFoundError(
-        f"The face models {name} are not there: the folder {_home(root, name)} {here}. Expected in it: "
-        f"{_expected(name)}.{elsewhere} Nothing is downloaded: get the pack {name} from the InsightFace project and "
+        f"The face models {name} are not there: the folder {_home(root, name)} {here}. Expected in "
+        f"it: "
+        f"{_expected(name)}.{elsewhere} Nothing is downloaded: get the pack {name} from the "
+        f"InsightFace project and "
         f"unpack it so that these files lie directly in that folder. {LICENCE}"
     )
 
 
 def _expected(name: str) -> str:
-    return " and ".join(KNOWN_FILES.get(name, ("a detection model and a recognition model (*.onnx)",)))
+    return " and ".join(KNOWN_FILES.get(name,
+                                        ("a detection model and a recognition model (*.onnx)",)))
 
 
 def _misplaced(root: Path, name: str) -> list[str]:
     """Where a pack ends up that was unpacked one folder too deep or too shallow, or not at all."""
     home = _home(root, name)
     places = (*_subfolders(home), home.parent, root / name, root / name / name, root)
-    found = [f"{', '.join(_onnx_files(place))} in {place}" for place in places if _onnx_files(place)]
+    found = [f"{', '.join(_onnx_files(place))} in {place}" for place in places
+             if _onnx_files(place)]
     zips = [place / f"{name}.zip" for place in (home, home.parent, root)]
     return found + [f"{path} still packed" for path in zips if path.is_file()]
 
 
 def _wrong_models(root: Path, name: str, absent: Sequence[str]) -> str:
     folder = _home(root, name)
-    return (f"The model pack {name} has no {' and no '.join(absent)} model that InsightFace recognises. "
+    return (f"The model pack {name} has no {' and no '.join(absent)} model that InsightFace "
+            f"recognises. "
             f"Files under {folder}: {_sizes(folder)}. Expected in it: {_expected(name)}. {LICENCE}")
 
 
@@ -373,7 +410,8 @@ def _pip(command: str) -> str:
 
 
 def _missing_packages(*names: str) -> list[str]:
-    return [name for name in names or ("insightface", "onnxruntime") if importlib.util.find_spec(name) is None]
+    return [name for name in names or ("insightface", "onnxruntime")
+            if importlib.util.find_spec(name) is None]
 
 
 def require_packages(*names: str) -> None:
@@ -383,8 +421,10 @@ def require_packages(*names: str) -> None:
     missing = _missing_packages(*names)
     if missing:
         raise ImportError(
-            f"Faces need the Python package {' and '.join(missing)}, which this Python does not have. Run: "
-            f"{_pip('install')} {' '.join(missing)}\nThen put the models ({_expected('buffalo_l')}) into "
+            f"Faces need the Python package {' and '.join(missing)}, which this Python does not "
+            f"have. Run: "
+            f"{_pip('install')} {' '.join(missing)}\nThen put the models "
+            f"({_expected('buffalo_l')}) into "
             f"ComfyUI's folder models/insightface/models/buffalo_l. {LICENCE}"
         )
     for name in names:
@@ -395,5 +435,6 @@ def _import(name: str) -> None:
     try:
         importlib.import_module(name)
     except Exception as error:
-        raise ImportError(f"The Python package {name} is installed but cannot be imported: {error}. Try: "
+        raise ImportError(f"The Python package {name} is installed but cannot be imported: "
+                          f"{error}. Try: "
                           f"{_pip('install --force-reinstall --no-deps')} {name}") from error

@@ -36,8 +36,10 @@ TURNED = 0.15
 def sharpness(picture: Tensor) -> float:
     """Variance of the Laplacian over variance of the brightness of a picture [3 S S] in 0..1; near
     0 = blurred or flat."""
-    grey = (picture.float() * torch.tensor([0.299, 0.587, 0.114], device=picture.device).view(3, 1, 1)).sum(0)[None, None]
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=picture.device).view(1, 1, 3, 3)
+    grey = (picture.float() * torch.tensor([0.299, 0.587, 0.114],
+                                           device=picture.device).view(3, 1, 1)).sum(0)[None, None]
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]],
+                          device=picture.device).view(1, 1, 3, 3)
     return float(F.conv2d(grey, kernel).var() / grey.var().clamp_min(1e-4))
 
 
@@ -48,14 +50,16 @@ def reference_notes(name: str, seen: Tensor, query: Tensor, config: MMDiffConfig
     if seen.shape[-1] >= SMALLEST:
         for i, picture in enumerate(seen, 1):
             if sharpness(picture) < BLURRED:
-                found.append(f"{name}, picture {i}: blurred or too small; what the encoder sees has no more detail than a picture about "
+                found.append(f"{name}, picture {i}: blurred or too small; what the encoder sees "
+                             f"has no more detail than a picture about "
                              "60 px wide. Use a sharper or closer one.")
     if config.variant.reads_faces and len(query) > 2:
         unit = F.normalize(query.float(), dim=-1)
         for i in range(len(unit)):
             others = F.normalize((unit.sum(0) - unit[i]), dim=0)
             if (alike := float(unit[i] @ others)) < UNLIKE:
-                found.append(f"{name}, picture {i + 1}: the face is unlike the others (similarity {alike:.2f}): another person, or a "
+                found.append(f"{name}, picture {i + 1}: the face is unlike the others (similarity "
+                             f"{alike:.2f}): another person, or a "
                              "covered or turned face? Leave it out, or choose the face.")
     return found
 
@@ -68,11 +72,14 @@ def face_remarks(number: int, box: Sequence[float], score: float, landmarks: Ten
     eyes = landmarks[1] - landmarks[0]
     nose = float((landmarks[2] - landmarks[0]) @ eyes / (eyes @ eyes).clamp_min(1e-6))
     if side < TINY_FACE:
-        found.append(f"picture {number}: the face is only {side:.0f} px wide. Use a closer picture.")
+        found.append(f"picture {number}: the face is only {side:.0f} px wide. Use a closer "
+                     f"picture.")
     if not TURNED <= nose <= 1 - TURNED:
-        found.append(f"picture {number}: the face is turned far to the side; half of it is not seen. Use a picture from the front.")
+        found.append(f"picture {number}: the face is turned far to the side; half of it is not "
+                     f"seen. Use a picture from the front.")
     elif score < UNSURE:
-        found.append(f"picture {number}: the face is found with a confidence of only {score:.0%}: covered, in shadow or unclear? Use a "
+        found.append(f"picture {number}: the face is found with a confidence of only {score:.0%}: "
+                     f"covered, in shadow or unclear? Use a "
                      "picture that shows eyes, nose and mouth.")
     return found
 
@@ -89,7 +96,8 @@ def look_alike_note(a: Subject, b: Subject, config: MMDiffConfig) -> str | None:
     alike, least = similarity(a, b), config.variant.look_alike
     if alike is None or alike <= least:
         return None
-    return (f"{a.name} and {b.name} look alike (similarity {alike:.2f}, noted above {least:g}): they may blend. Hold each in a region with "
+    return (f"{a.name} and {b.name} look alike (similarity {alike:.2f}, noted above {least:g}): "
+            f"they may blend. Hold each in a region with "
             "Multi-Subject Constraint Masks, and name in the prompt what tells them apart.")
 
 

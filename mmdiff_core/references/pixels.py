@@ -28,7 +28,8 @@ def object_pixels(image: Tensor, size: int = 224) -> Tensor:
     """uint8 [3 h w] -> float [3 size size] in 0..1: padded, resized bilinear with antialias,
     rounded to bytes, / 255."""
     padded = pad_to_square(image).float()[None]
-    resized = F.interpolate(padded, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    resized = F.interpolate(padded, size=(size, size), mode="bilinear", antialias=True,
+                            align_corners=False)
     return resized[0].round().clamp(0, 255) / 255
 
 
@@ -36,11 +37,14 @@ def cut_out(image: Tensor, region: Tensor) -> Tensor:
     """uint8 [3 H W] and where the subject is [H W] in 0..1 -> uint8 [3 h w]: what lies around it
     black, cropped to it with a margin, as the subjects of the training data are. ValueError for an
     empty region."""
-    rows, columns = (region > 0.5).any(1).nonzero().flatten(), (region > 0.5).any(0).nonzero().flatten()
+    inside = region > 0.5
+    rows, columns = (inside.any(axis).nonzero().flatten() for axis in (1, 0))
     if not len(rows):
         raise ValueError("the region is empty: nothing of the picture is in it")
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-    cropped = (image.float() * region.clamp(0, 1)).round().to(torch.uint8)[:, top:bottom, left:right]
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    cropped = (image.float() * region.clamp(0,
+                                            1)).round().to(torch.uint8)[:, top:bottom, left:right]
     margin = round(MARGIN * max(bottom - top, right - left))
     return F.pad(cropped, (margin,) * 4)
 
@@ -55,7 +59,8 @@ def reference_regions(images: Tensor, mask: Tensor | None, boxes: object) -> lis
     if mask is not None:
         mask = mask.reshape(-1, *mask.shape[-2:]).float()
         if len(mask) not in (1, count):
-            raise ValueError(f"{len(mask)} masks for {count} pictures; connect one mask, or one for each picture")
+            raise ValueError(f"{len(mask)} masks for {count} pictures; connect one mask, or one "
+                             f"for each picture")
         if mask.shape[-2:] != (height, width):
             mask = F.interpolate(mask[:, None], size=(height, width), mode="area")[:, 0]
         return list(mask.expand(count, -1, -1))
@@ -64,8 +69,10 @@ def reference_regions(images: Tensor, mask: Tensor | None, boxes: object) -> lis
     given = [boxes] if isinstance(boxes, dict) else list(boxes)
     firsts = [box if isinstance(box, dict) else (box[0] if len(box) else None) for box in given]
     if len(firsts) not in (1, count):
-        raise ValueError(f"boxes for {len(firsts)} pictures, but there are {count}; connect one box, or one for each picture")
-    return [_box_mask(box, height, width, i) for i, box in enumerate(firsts * (count if len(firsts) == 1 else 1), 1)]
+        raise ValueError(f"boxes for {len(firsts)} pictures, but there are {count}; connect one "
+                         f"box, or one for each picture")
+    return [_box_mask(box, height, width, i)
+            for i, box in enumerate(firsts * (count if len(firsts) == 1 else 1), 1)]
 
 
 def _box_mask(box: dict | None, height: int, width: int, number: int) -> Tensor:
@@ -73,13 +80,16 @@ def _box_mask(box: dict | None, height: int, width: int, number: int) -> Tensor:
         raise ValueError(f"picture {number} has no box; give it one, or leave the picture out")
     left, top = max(0, round(box["x"])), max(0, round(box["y"]))
     mask = torch.zeros(height, width)
-    mask[top:max(top, round(box["y"] + box["height"])), left:max(left, round(box["x"] + box["width"]))] = 1
+    mask[top:max(top, round(box["y"] + box["height"])),
+         left:max(left, round(box["x"] + box["width"]))] = 1
     if not mask.any():
-        raise ValueError(f"the box {box} lies outside picture {number} of {width} x {height} pixels")
+        raise ValueError(f"the box {box} lies outside picture {number} of {width} x {height} "
+                         f"pixels")
     return mask
 
 
 def normalise(pixels: Tensor) -> Tensor:
     """Pixels [... 3 h w] in 0..1 as CLIP wants them."""
-    mean, std = (torch.tensor(x, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1) for x in (CLIP_MEAN, CLIP_STD))
+    mean, std = (torch.tensor(x, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1)
+                 for x in (CLIP_MEAN, CLIP_STD))
     return (pixels - mean) / std

@@ -14,7 +14,8 @@ from torch import Tensor
 Area = tuple[int, int, int, int]
 
 
-def crop_to_grid(mask: Tensor, grid: tuple[int, int], latent: tuple[int, int], area: Area | None) -> Tensor:
+def crop_to_grid(mask: Tensor, grid: tuple[int, int], latent: tuple[int, int],
+                 area: Area | None) -> Tensor:
     """Masks [B C H W] resized to a layer's grid (h, w); with `area` the part of the picture that
     the cond covers is cropped out of the mask first, never squeezed. `latent` is the whole latent's
     (height, width). A position holds the share of its area that is masked, so nothing bleeds over a
@@ -27,16 +28,19 @@ def crop_to_grid(mask: Tensor, grid: tuple[int, int], latent: tuple[int, int], a
     return F.interpolate(mask, size=grid, mode="area").clamp(0, 1)
 
 
-def on_grid(mask: Tensor, grid: tuple[int, int], latent: tuple[int, int], area: Area | None) -> Tensor:
+def on_grid(mask: Tensor, grid: tuple[int, int], latent: tuple[int, int],
+            area: Area | None) -> Tensor:
     """The same for one mask [H W] -> [h w]."""
     return crop_to_grid(mask[None, None], grid, latent, area)[0, 0]
 
 
-def shares(masks: Sequence[Tensor | None], grid: tuple[int, int], latent: tuple[int, int], area: Area | None,
+def shares(masks: Sequence[Tensor | None], grid: tuple[int, int], latent: tuple[int, int],
+           area: Area | None,
            device: torch.device) -> Tensor:
     """How much each place is open to each subject [1 S P], in 0..1; a None mask = everywhere."""
     return torch.stack([
-        torch.ones(grid, device=device) if mask is None else on_grid(mask.to(device), grid, latent, area) for mask in masks
+        torch.ones(grid, device=device) if mask is None
+        else on_grid(mask.to(device), grid, latent, area) for mask in masks
     ]).flatten(1)[None]
 
 
@@ -48,7 +52,8 @@ def token_bias(seen: Tensor, tokens: Sequence[int], dtype: torch.dtype) -> Tenso
     hidden = torch.finfo(dtype).min / 2
     bias = torch.where(seen > 0, seen.clamp_min(1e-6).log(), torch.full_like(seen, hidden))
     bias = torch.where(seen.amax(1, keepdim=True) > 0, bias, torch.zeros_like(bias))
-    per_token = torch.cat([row.expand(-1, count, -1) for row, count in zip(bias.split(1, 1), tokens, strict=True)], 1)
+    per_token = torch.cat([row.expand(-1, count, -1)
+                           for row, count in zip(bias.split(1, 1), tokens, strict=True)], 1)
     return per_token.transpose(1, 2)[:, None].to(dtype).contiguous()
 
 
@@ -63,7 +68,8 @@ def noun_bias(seen: Tensor, nouns: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def mask_bias(masks: Sequence[Tensor | None], tokens: Sequence[int], grid: tuple[int, int],
-            latent: tuple[int, int], area: Area | None, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+            latent: tuple[int, int], area: Area | None, dtype: torch.dtype,
+            device: torch.device) -> tuple[Tensor, Tensor]:
     """Logit bias [1 1 P N] and output gate [1 P 1] of subjects with `tokens[s]` tokens each; a None
     mask = everywhere.
 
