@@ -42,7 +42,7 @@ def random_tensors(config: MMDiffConfig, rank: int = 4, seed: int = 0, text: boo
     for stem in released.text_stems(config) if text else ():
         rows, columns = shapes.text_shape(config, stem)
         sizes |= {f"text.{stem}.down": (rank, columns), f"text.{stem}.up": (rows, rank)}
-    out = {key: torch.randn(shape, generator=generator) * (shape[-1] ** -0.5) for key, shape in shapes.items()}
+    out = {key: torch.randn(shape, generator=generator) * (shape[-1] ** -0.5) for key, shape in sizes.items()}
     return {k: 1 + v if v.ndim == 1 and k.endswith("weight") else v for k, v in out.items()}
 
 
