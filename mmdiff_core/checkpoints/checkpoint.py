@@ -158,9 +158,9 @@ def _own_base(folder: Path) -> list[Base]:
 
 def _official_config(unet: Tensors, own: list[Base]) -> MMDiffConfig:
     """The config of a released checkpoint; the full-size one gives PORTRAIT_SDXL."""
-    shapes = {k: tuple(v.shape) for k, v in unet.items()}
+    found = {k: tuple(v.shape) for k, v in unet.items()}
     try:
-        base = shapes.guess_base(shapes, own or BASES.values())
+        base = shapes.guess_base(found, own or BASES.values())
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     if base == PORTRAIT_SDXL.base:

@@ -43,12 +43,12 @@ class TrainableAdapter(nn.Module):
         self.vision = nn.ParameterDict({k.replace(".", DOT): nn.Parameter(v.detach().clone().float()) for k, v in chosen.items()})
 
     def _text_shapes(self, rank: int) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {}
+        pairs: dict[str, tuple[int, ...]] = {}
         for stem in released.text_stems(self.config) if rank else ():
             rows, columns = shapes.text_shape(self.config, stem)
             down, up = pair_keys(stem)
-            shapes |= {down: (rank, columns), up: (rows, rank)}
-        return shapes
+            pairs |= {down: (rank, columns), up: (rows, rank)}
+        return pairs
 
     @staticmethod
     def _pairs(shapes: dict[str, tuple[int, ...]]) -> nn.ParameterDict:
