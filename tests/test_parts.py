@@ -15,9 +15,8 @@ from mmdiff_core.host.apply import Strength, apply
 from mmdiff_core.host.encode import encode_prompt, encode_subject
 from mmdiff_core.host.models import LoadedMMDiff, load_mmdiff
 from mmdiff_core.method.adapter import SubjectModules
-from mmdiff_core.method.fusion import QueryTokens
 from mmdiff_core.method.lora import LowRank
-from mmdiff_core.method.refiner import SubjectRefiner
+from mmdiff_core.method.refiner import QueryTokens, SubjectRefiner
 from mmdiff_core.method.subjects import PromptSubject, add_subject
 
 import make

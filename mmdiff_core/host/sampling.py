@@ -47,10 +47,9 @@ class Denoiser:
         twice = torch.cat([noisy, noisy]) if self.cfg != 1 else noisy
         timesteps = self.sampling.timestep(sigma.flatten()).expand(len(twice))
         out, _ = self.task.predict(twice, timesteps, self.conditions)
-        if self.task.bridge.prediction_type == "v":
-            denoised = twice * a - b * out
-        else:
-            denoised = torch.cat([x] * (len(twice) // len(x))) - sigma * out
+        both = torch.cat([x] * (len(twice) // len(x)))
+        predicts_v = self.task.bridge.prediction_type == "v"
+        denoised = twice * a - b * out if predicts_v else both - sigma * out
         if self.cfg == 1:
             return denoised
         cond, uncond = denoised.split(self.count)
