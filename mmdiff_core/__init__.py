@@ -1,10 +1,15 @@
-"""MM-Diff (arXiv 2403.15059) as parts. Imports go one way, each line only from the lines above it:
+"""MM-Diff (arXiv 2403.15059) as parts. Each row imports only from the rows above it:
 
-    config · unet_layers · subjects
-    attention · masks · vision · refiner · heads · lora
-    adapter
-    official · checkpoint · convert
-    faces (insightface) · host (comfy, folder_paths)
+    bases
+    config
+    method
+    checkpoints · references · regions
+    training
+    small_world
+    host
+    commands
+    __main__
 
-Everything above the last line is pure torch and runs without ComfyUI.
+Only host imports comfy, only references/faces insightface; all else is pure torch and runs without
+ComfyUI.
 """

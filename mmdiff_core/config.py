@@ -1,97 +1,161 @@
-"""What an MM-Diff adapter is made of: one frozen record, written into every checkpoint's header.
-
-Widths are feature sizes; nothing here depends on torch.
-"""
+"""What an MM-Diff adapter is made of: one frozen record, written into every checkpoint's header."""
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-VARIANTS = ("portrait", "general")
+from .bases import BASES, SD2, SD15, SDXL, Base
+from .bases import SMALL_WORLD as SMALL_WORLD_BASE
+
 BEHAVIOURS = ("released", "corrected")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What an adapter reads of a reference.
+
+    reads_faces     its references are aligned faces, its query tokens come from the face embedding;
+                    otherwise it reads whole images and queries with their CLS embedding
+    query_width     width of the face embedding; None = that of the CLS embedding
+    look_alike      cosine of two subjects' identities above which they may be confused
+    """
+
+    name: str
+    reads_faces: bool
+    query_width: int | None
+    look_alike: float
+
+
+PORTRAIT = Variant("portrait", reads_faces=True, query_width=512, look_alike=0.5)    # ArcFace
+GENERAL = Variant("general", reads_faces=False, query_width=None, look_alike=0.92)
+VARIANTS = {variant.name: variant for variant in (PORTRAIT, GENERAL)}
 
 
 @dataclass(frozen=True)
 class MMDiffConfig:
     """Sizes and choices of one adapter.
 
-    variant     "portrait": query tokens from a 512-wide ArcFace embedding (the released weights);
-                "general": query tokens from the image encoder's CLS embedding (the paper's main model)
-    base        name of the UNet layout in `unet_layers.LAYOUTS` ("sdxl", "sd15", ...)
-    behaviour   "released": as the official code runs (second text encoder's LoRA unused, negative prompt fused too);
-                "corrected": both undone
+    variant     PORTRAIT (the released weights) or GENERAL (the paper's main model)
+    base        the model it is made for
+    behaviour   "released": as the official code runs (the LoRA of the second text encoder unused,
+                the negative prompt fused too); "corrected": both undone
     """
 
     name: str
-    variant: str
-    base: str
+    variant: Variant
+    base: Base
     behaviour: str
-    query_width: int
-    cls_width: int
-    vision_width: int
-    context_width: int
-    text_widths: tuple[tuple[str, int], ...]
     tokens_per_reference: int = 4
     refiner_depth: int = 4
     refiner_head_width: int = 256
-    image_size: int = 224
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant is {self.variant!r}, expected one of {VARIANTS}")
         if self.behaviour not in BEHAVIOURS:
             raise ValueError(f"behaviour is {self.behaviour!r}, expected one of {BEHAVIOURS}")
         if self.context_width % self.refiner_head_width:
-            raise ValueError(
-                f"context width {self.context_width} is not a multiple of the refiner's head width {self.refiner_head_width}"
-            )
-        if self.variant == "general" and self.query_width != self.cls_width:
-            raise ValueError(
-                "a general adapter derives its queries from the CLS embedding: query width "
-                f"{self.query_width} must be {self.cls_width}"
-            )
+            raise ValueError(f"context width {self.context_width} is not a multiple of the "
+                             f"refiner's head width {self.refiner_head_width}")
+
+    @property
+    def query_width(self) -> int:
+        return self.variant.query_width or self.base.image.cls_width
+
+    @property
+    def cls_width(self) -> int:
+        return self.base.image.cls_width
+
+    @property
+    def vision_width(self) -> int:
+        return self.base.image.width
+
+    @property
+    def image_size(self) -> int:
+        return self.base.image.size
+
+    @property
+    def context_width(self) -> int:
+        return self.base.context_width
+
+    @property
+    def text_widths(self) -> dict[str, int]:
+        """Width of each text encoder by its name."""
+        return {encoder.name: encoder.width for encoder in self.base.text}
 
     @property
     def encoders(self) -> tuple[str, ...]:
         """ComfyUI's names of the text encoders, "l" before "g"."""
-        return tuple(name for name, _ in self.text_widths)
+        return self.base.encoders
 
+    # ------------------------------------------------------------ the header of a checkpoint
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """The record as the header holds it: names for variant and base, and the base's widths."""
+        return json.dumps(_header(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> MMDiffConfig:
-        """Inverse of `to_json`. Raises ValueError that names a field this version does not know."""
+    def from_json(cls, text: str, bases: Mapping[str, Base] = BASES) -> MMDiffConfig:
+        """Inverse of `to_json`. Raises ValueError naming a field that is unknown, missing, or not
+        as this version has it."""
         fields = json.loads(text)
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise ValueError(f"the config in the header has unknown fields {unknown}: was it written by a newer version?")
-        if missing := sorted(f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in fields):
-            raise ValueError(
-                f"the config in the header lacks the fields {missing}: the file is damaged, or was "
-                "not written by this pack"
-            )
-        fields["text_widths"] = tuple((name, int(width)) for name, width in fields["text_widths"])
-        return cls(**fields)
+        _check_names(fields, _header(PORTRAIT_SDXL))
+        own = {f.name: fields[f.name] for f in dataclasses.fields(cls) if f.name in fields}
+        for field, known in (("variant", VARIANTS), ("base", bases)):
+            if fields[field] not in known:
+                raise ValueError(f"the header says {field} {fields[field]!r}; this version knows "
+                                 f"{sorted(known)}")
+            own[field] = known[fields[field]]
+        config = cls(**own)
+        _check_widths(fields, _header(config))
+        return config
 
 
-PORTRAIT_SDXL = MMDiffConfig(
-    name="portrait-sdxl", variant="portrait", base="sdxl", behaviour="released",
-    query_width=512, cls_width=768, vision_width=1024, context_width=2048, text_widths=(("l", 768), ("g", 1280)),
-)
-GENERAL_SDXL = dataclasses.replace(
-    PORTRAIT_SDXL, name="general-sdxl", variant="general", behaviour="corrected", query_width=768,
-)
-GENERAL_SD15 = dataclasses.replace(
-    GENERAL_SDXL, name="general-sd15", base="sd15", context_width=768, text_widths=(("l", 768),),
-)
-PORTRAIT_SD15 = dataclasses.replace(GENERAL_SD15, name="portrait-sd15", variant="portrait", query_width=512)
+WIDTHS = ("query_width", "cls_width", "vision_width", "image_size", "context_width")
 
-# the small trained world in the pack: 32 x 32 dots, one text encoder, one image encoder of 4 x 4 patches
+
+def _header(config: MMDiffConfig) -> dict[str, Any]:
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    widths = {name: getattr(config, name) for name in WIDTHS}
+    text_widths = [[name, width] for name, width in config.text_widths.items()]
+    return fields | widths | {
+        "variant": config.variant.name, "base": config.base.name, "text_widths": text_widths,
+    }
+
+
+def _check_names(fields: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    if unknown := sorted(set(fields) - set(known)):
+        raise ValueError(f"the config in the header has unknown fields {unknown}: was it written "
+                         "by a newer version?")
+    optional = {f.name for f in dataclasses.fields(MMDiffConfig)
+                if f.default is not dataclasses.MISSING} | {"image_size"}
+    if missing := sorted(set(known) - set(fields) - optional):
+        raise ValueError(f"the config in the header lacks the fields {missing}: the file is damaged, or was "
+                         "not written by this pack")
+
+
+def _check_widths(fields: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for name in (*WIDTHS, "text_widths"):
+        if name in fields and fields[name] != expected[name]:
+            raise ValueError(f"the header says {name} {fields[name]}, but adapters of this variant "
+                             f"for {expected['base']} have {expected[name]}: is it another base?")
+
+
+# ---------------------------------------------------------------- the named adapters
+
+def _standard(variant: Variant, base: Base, behaviour: str = "corrected") -> MMDiffConfig:
+    return MMDiffConfig(f"{variant.name}-{base.name}", variant, base, behaviour)
+
+
+PORTRAIT_SDXL = _standard(PORTRAIT, SDXL, "released")       # the published checkpoint
+GENERAL_SDXL = _standard(GENERAL, SDXL)
+GENERAL_SD15 = _standard(GENERAL, SD15)
+# the adapter of the small trained world in the pack
 SMALL_WORLD = MMDiffConfig(
-    name="small-world", variant="general", base="small-world", behaviour="corrected", query_width=128, cls_width=128,
-    vision_width=128, context_width=128, text_widths=(("l", 128),), refiner_depth=2, refiner_head_width=32, image_size=32,
+    "small-world", GENERAL, SMALL_WORLD_BASE, "corrected", refiner_depth=2, refiner_head_width=32,
 )
 
-CONFIGS = {c.name: c for c in (PORTRAIT_SDXL, GENERAL_SDXL, GENERAL_SD15, PORTRAIT_SD15, SMALL_WORLD)}
+CONFIGS = {config.name: config for config in (
+    PORTRAIT_SDXL, GENERAL_SDXL, GENERAL_SD15, _standard(PORTRAIT, SD15),
+    _standard(GENERAL, SD2), _standard(PORTRAIT, SD2), SMALL_WORLD,
+)}

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..mmdiff_core.host.unet import Strength, apply
-from ..mmdiff_core.layer_weights import parse_layer_weights
+from ..mmdiff_core.host.apply import Strength, apply
+from ..mmdiff_core.regions.layer_weights import parse_layer_weights
 from .aliases import schema
 from .sockets import CATEGORY, MMDiff
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 from comfy_api.latest import io, ui
 
+from ..mmdiff_core.checkpoints.subject_file import SIDE, load_subject, save_subject
 from ..mmdiff_core.host import files
 from ..mmdiff_core.host.encode import MAX_WEIGHT
-from ..mmdiff_core.mix import METHODS, mix
-from ..mmdiff_core.subject_file import SIDE, load_subject, save_subject
-from ..mmdiff_core.subjects import add_subject, numbers
+from ..mmdiff_core.method.subjects import PromptSubject, add_subject, name_key, numbers
+from ..mmdiff_core.references.mix import METHODS, mix
 from .aliases import schema
 from .sockets import CATEGORY, MMDiff, MMDiffSubjects
 
@@ -43,9 +43,10 @@ class SaveSubject(io.ComfyNode):
     @classmethod
     def execute(cls, subjects, prefix: str, overwrite: bool) -> io.NodeOutput:
         written = []
-        for subject in subjects:
+        for used in subjects:
+            subject = used.subject
             path = files.subject_path(f"{prefix}{subject.name}", overwrite)
-            save_subject(path, subject)
+            save_subject(path, subject, used.weight)
             plural = "s" * (subject.references != 1)
             written.append(f"{path.name}: {subject.references} reference{plural}, {path.stat().st_size / 1024:.0f} KiB")
         return io.NodeOutput(subjects, ui=ui.PreviewText("\n".join(written)))
@@ -97,9 +98,9 @@ class LoadSubject(io.ComfyNode):
     @classmethod
     def execute(cls, mmdiff, file: str, name: str, weight: float, subjects=()) -> io.NodeOutput:
         loaded = load_subject(files.find_subject(file), mmdiff.adapter.fingerprint, mmdiff.adapter.source)
-        subject = replace(loaded, name=name.strip() or loaded.name, weight=weight)
-        seen = torch.zeros(1, SIDE, SIDE, 3) if subject.pictures_seen is None else subject.pictures_seen.float() / 255
-        return io.NodeOutput(add_subject(subjects or (), subject), seen, ui=ui.PreviewImage(seen, cls=cls))
+        subject = replace(loaded, name=name.strip() or loaded.name)
+        seen = torch.zeros(1, SIDE, SIDE, 3) if subject.thumbnails is None else subject.thumbnails.float() / 255
+        return io.NodeOutput(add_subject(subjects or (), PromptSubject(subject, weight)), seen, ui=ui.PreviewImage(seen, cls=cls))
 
 
 class MixSubjects(io.ComfyNode):
@@ -134,7 +135,8 @@ class MixSubjects(io.ComfyNode):
     @classmethod
     def execute(cls, subjects, weights: str, method: str, name: str, others=()) -> io.NodeOutput:
         given = numbers(weights, "weights") or (1.0,) * len(subjects)
-        return io.NodeOutput(add_subject(others or (), mix(subjects, given, method, name.strip())))
+        mixed = mix([s.subject for s in subjects], given, method, name.strip())
+        return io.NodeOutput(add_subject(others or (), PromptSubject(mixed)))
 
 
 class SubjectWeights(io.ComfyNode):
@@ -162,10 +164,13 @@ class SubjectWeights(io.ComfyNode):
 
     @classmethod
     def execute(cls, subjects, name: str, weight: float, per_picture: str) -> io.NodeOutput:
-        names = [s.name for s in subjects]
-        if name.strip() and name.strip() not in names:
-            raise ValueError(f"no subject is named {name.strip()!r}; available: {', '.join(names)}")
+        chosen = {name_key(s.name) for s in subjects}
+        if name.strip() and name_key(name) not in chosen:
+            names = ", ".join(s.name for s in subjects)
+            raise ValueError(f"no subject is named {name.strip()!r}; available: {names}")
+        if name.strip():
+            chosen = {name_key(name)}
         factors = numbers(per_picture, "per_picture", MAX_WEIGHT)
         return io.NodeOutput(tuple(
-            replace(s, weight=weight, pictures=factors) if name.strip() in ("", s.name) else s for s in subjects
+            replace(s, weight=weight, per_image=factors) if name_key(s.name) in chosen else s for s in subjects
         ))

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..mmdiff_core import checkpoint, faces
+from ..mmdiff_core.checkpoints import checkpoint
 from ..mmdiff_core.config import BEHAVIOURS
 from ..mmdiff_core.host import files
 from ..mmdiff_core.host.models import load_mmdiff
+from ..mmdiff_core.references import faces
 from .aliases import schema
 from .sockets import CATEGORY, MMDiff, MMDiffFaces
 

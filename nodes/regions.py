@@ -1,17 +1,16 @@
 """Multi-Subject Constraint Masks: drawn boxes, masks and detected boxes -> a region per subject."""
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from comfy_api.latest import io, ui
 
-from ..mmdiff_core import shapes
-from ..mmdiff_core.shapes import Shaping
+from ..mmdiff_core.regions.boxes import MOST, boxes_of_pixels, parse_boxes
+from ..mmdiff_core.regions.preview import preview
+from ..mmdiff_core.regions.shaping import EVERYWHERE, FREE, Shaping, canvas_of, resized, shape_regions
 from .aliases import schema
 from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiffSubjects
 
-MASKS = shapes.MOST
+MASKS = MOST
 LARGEST = 8192
 PIXELS = 8      # of the picture for one of the latent, in SDXL and SD1.5; newer ComfyUI says it with the latent
 
@@ -51,7 +50,7 @@ class ConstraintMasks(io.ComfyNode):
                 io.Boolean.Input("exclusive", default=False, optional=True,
                                  tooltip="Where regions overlap, only the earlier subject of the "
                                          "chain keeps the position."),
-                io.Combo.Input("free_subjects", options=list(shapes.FREE), default=shapes.EVERYWHERE, optional=True,
+                io.Combo.Input("free_subjects", options=list(FREE), default=EVERYWHERE, optional=True,
                                tooltip="Where subjects without a region may act."),
                 io.Int.Input("width",
                              tooltip="Image width in pixels, for the drawing, found_boxes and the "
@@ -87,28 +86,28 @@ class ConstraintMasks(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, boxes: str | None = None) -> bool | str:
         try:
-            shapes.parse_boxes(boxes or "[]")
+            parse_boxes(boxes or "[]")
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(cls, subjects, feather: float, boxes: str = "[]", grow: int = 0, strength: float = 1.0, exclusive: bool = False,
-                free_subjects: str = shapes.EVERYWHERE, width: int = 1024, height: int = 1024, hold_tokens: bool = True,
+                free_subjects: str = EVERYWHERE, width: int = 1024, height: int = 1024, hold_tokens: bool = True,
                 hold_nouns: bool = False, found_boxes=None, latent=None, **masks) -> io.NodeOutput:
         if latent is not None:
             height, width = (side * latent.get("downscale_ratio_spacial", PIXELS) for side in latent["samples"].shape[-2:])
         names = [s.name for s in subjects]
-        drawn = shapes.parse_boxes(boxes, min(len(subjects), shapes.MOST))
-        drawn += () if found_boxes is None else shapes.found_boxes(found_boxes, width, height, len(subjects))
+        drawn = parse_boxes(boxes, min(len(subjects), MOST))
+        drawn += () if found_boxes is None else boxes_of_pixels(found_boxes, width, height, len(subjects))
         given = _given(masks, names)
-        kept = {i: s.mask for i, s in enumerate(subjects, 1) if s.mask is not None}
-        canvas = shapes.canvas_of([*given.values()] or [*kept.values()], height, width)
-        regions = shapes.regions_of_subjects(names, given, drawn, kept, canvas, Shaping(feather, grow, strength, exclusive, free_subjects))
-        shown = shapes.preview(names, regions, width, height)
-        every = torch.stack([torch.ones(canvas) if r is None else shapes.resized(r.float().cpu(), *canvas) for r in regions])
+        kept = {i: s.region.mask for i, s in enumerate(subjects, 1) if s.region.mask is not None}
+        canvas = canvas_of([*given.values()] or [*kept.values()], height, width)
+        regions = shape_regions(names, given, drawn, kept, canvas, Shaping(feather, grow, strength, exclusive, free_subjects))
+        shown = preview(names, regions, width, height)
+        every = torch.stack([torch.ones(canvas) if r is None else resized(r.float().cpu(), *canvas) for r in regions])
         chain = tuple(
-            replace(s, mask=region, hold_tokens=hold_tokens, hold_nouns=hold_nouns) for s, region in zip(subjects, regions, strict=True)
+            s.within(mask=region, hold_tokens=hold_tokens, hold_nouns=hold_nouns) for s, region in zip(subjects, regions, strict=True)
         )
         return io.NodeOutput(chain, shown, every, ui=ui.PreviewImage(shown, cls=cls))
 

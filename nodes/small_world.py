@@ -33,8 +33,8 @@ class SmallWorldLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        model, clip, clip_vision, vae = small_world.load()
-        return io.NodeOutput(model, clip, vae, clip_vision, small_world.load_adapter())
+        base = small_world.load()
+        return io.NodeOutput(base.model, base.clip, base.vae, base.clip_vision, small_world.load_adapter())
 
 
 class SmallWorldSprite(io.ComfyNode):

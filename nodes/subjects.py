@@ -4,9 +4,9 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..mmdiff_core.host.encode import MAX_WEIGHT, encode_subject, find_faces, to_look_at, to_pick_from
-from ..mmdiff_core.notes import look_alike_notes
-from ..mmdiff_core.subjects import add_subject
-from ..mmdiff_core.vision import regions_of
+from ..mmdiff_core.method.subjects import PromptSubject, add_subject
+from ..mmdiff_core.references.notes import look_alike_note
+from ..mmdiff_core.references.pixels import reference_regions
 from .aliases import schema
 from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiff, MMDiffFaces, MMDiffSubjects
 
@@ -69,13 +69,15 @@ class SubjectEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, mmdiff, clip_vision, image, name: str, weight: float, face: int, faces=None, subjects=(), region=None, boxes=None,
                 clip_only: bool = False) -> io.NodeOutput:
-        regions = regions_of(image, region, boxes)
-        subject, seen, notes, choices = encode_subject(mmdiff, clip_vision, image, faces, name, weight, face, regions, clip_only)
-        chain = add_subject(subjects or (), subject)
-        notes += [note for note in look_alike_notes(chain, mmdiff.config) if subject.name in note]
-        shown = {**ui.PreviewImage(to_look_at(seen), cls=cls).as_dict(), "text": ("\n".join(notes),),
-                 "faces": cls._to_pick_from(image, choices)}
-        return io.NodeOutput(chain, seen, "\n".join(notes), ui=shown)
+        regions = reference_regions(image, region, boxes)
+        encoded = encode_subject(mmdiff, clip_vision, image, faces, name, face, regions, clip_only)
+        earlier = subjects or ()
+        chain = add_subject(earlier, PromptSubject(encoded.subject, weight))
+        alike = (look_alike_note(s.subject, encoded.subject, mmdiff.config) for s in earlier)
+        notes = "\n".join([*encoded.notes, *(note for note in alike if note)])
+        shown = {**ui.PreviewImage(to_look_at(encoded.seen), cls=cls).as_dict(), "text": (notes,),
+                 "faces": cls._to_pick_from(image, encoded.faces)}
+        return io.NodeOutput(chain, encoded.seen, notes, ui=shown)
 
     @classmethod
     def _to_pick_from(cls, image, choices) -> list[dict]:

@@ -1,14 +1,13 @@
 """Regions from attention maps, and the recording and display of attention maps."""
 from __future__ import annotations
 
-from dataclasses import replace
-
 from comfy_api.latest import io, ui
 
 from ..mmdiff_core.host.live import live_view, page
 from ..mmdiff_core.host.watch import Recorder, WatchPlan, watch
-from ..mmdiff_core.maps import KINDS, show_maps
-from ..mmdiff_core.subjects import FindRegions
+from ..mmdiff_core.method.subjects import FindRegions
+from ..mmdiff_core.regions.attention_maps import KINDS
+from ..mmdiff_core.regions.map_images import show_maps
 from .aliases import schema
 from .sockets import CATEGORY, MMDiffMaps, MMDiffSubjects
 
@@ -51,7 +50,7 @@ class FindSubjectRegions(io.ComfyNode):
     def execute(cls, subjects, settle: float, update: bool, sharpness: float, image_share: float, hold_tokens: bool, hold_nouns: bool
                 ) -> io.NodeOutput:
         find = FindRegions(settle, update, sharpness, image_share)
-        return io.NodeOutput(tuple(replace(s, find=find, hold_tokens=hold_tokens, hold_nouns=hold_nouns) for s in subjects))
+        return io.NodeOutput(tuple(s.within(find=find, hold_tokens=hold_tokens, hold_nouns=hold_nouns) for s in subjects))
 
 
 class WatchAttention(io.ComfyNode):

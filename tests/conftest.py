@@ -87,6 +87,6 @@ def face_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def analyser(face_models: Path):
-    from mmdiff_core import faces
+    from mmdiff_core.references import faces
 
     return faces.load_analyser(face_models, "stand_in", "cpu")

@@ -11,36 +11,18 @@ import pytest
 PACK = Path(__file__).resolve().parent.parent
 CORE = PACK / "mmdiff_core"
 
-# each module may import only modules of earlier rows
+# each room of the package imports only from the rows above its own, and from itself
 ORDER = (
-    ("config", "unet_layers", "subjects"),
-    (
-        "attention",
-        "masks",
-        "vision",
-        "refiner",
-        "heads",
-        "lora",
-        "layer_weights",
-        "mix",
-        "subject_file",
-        "notes",
-        "shapes",
-    ),
-    ("adapter", "maps"),
-    ("official",),
-    ("checkpoint",),
-    ("faces", "training", "small_world", "host"),
+    ("bases",),
+    ("config",),
+    ("method",),
+    ("checkpoints", "references", "regions"),
+    ("training",),
+    ("small_world",),
+    ("host",),
     ("commands",),
     ("__main__",),
 )
-# of the folders: what they may not import from the pack
-FOLDERS = {
-    "method": {"training", "small_world", "host", "faces", "commands"},
-    "training": {"small_world", "host", "faces", "commands"},
-    "small_world": {"host", "faces", "commands"},
-    "host": {"commands"},
-}
 HOST_ONLY = {"comfy", "folder_paths", "node_helpers", "nodes", "server"}
 FACES_ONLY = {"insightface", "onnxruntime", "cv2"}
 
@@ -58,28 +40,43 @@ def imports(path: Path) -> list[tuple[int, str]]:
     return found
 
 
-def rank(name: str) -> int:
-    return next(i for i, row in enumerate(ORDER) if name in row)
+def rank(room: str) -> int:
+    return next(i for i, row in enumerate(ORDER) if room in row)
 
 
-CORE_FILES = sorted(p for p in CORE.glob("*.py") if p.stem != "__init__")
+def room_of(path: Path) -> str:
+    return path.relative_to(CORE).with_suffix("").parts[0]
+
+
+def rooms_reached(path: Path) -> set[str]:
+    """Other rooms of the package that a file imports from, also inside functions."""
+    package = path.relative_to(CORE).parts[:-1]
+    reached = set()
+    for level, module in imports(path):
+        if 0 < level <= len(package) + 1:
+            reached.add((*package[: len(package) - level + 1], *module.split("."))[0])
+    return reached - {room_of(path)}
+
+
+CORE_FILES = sorted(p for p in CORE.rglob("*.py") if p.parent != CORE or p.stem != "__init__")
 ALL_FILES = sorted([*CORE.rglob("*.py"), *(PACK / "nodes").glob("*.py"), PACK / "__init__.py"])
 
 
-@pytest.mark.parametrize("path", CORE_FILES, ids=lambda p: p.stem)
-def test_core_modules_import_only_from_rows_above(path):
-    for level, module in imports(path):
-        if level == 1:
-            name = module.split(".")[0]
-            assert rank(name) < rank(path.stem), f"{path.name} imports {name}"
+@pytest.mark.parametrize("path", CORE_FILES, ids=lambda p: str(p.relative_to(CORE)))
+def test_rooms_import_only_from_rows_above(path):
+    own = room_of(path)
+    for room in rooms_reached(path):
+        assert rank(room) < rank(own), f"{path.relative_to(CORE)} imports {room}"
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_training_and_the_small_world_know_no_host(folder):
-    for path in (CORE / folder).rglob("*.py"):
-        depth = len(path.relative_to(CORE).parts)
-        reached = {module.split(".")[0] for level, module in imports(path) if level == depth}
-        assert not reached & FOLDERS[folder], f"{path.name} imports {reached & FOLDERS[folder]}"
+def test_the_packages_docstring_says_the_same_order():
+    told = ast.get_docstring(ast.parse((CORE / "__init__.py").read_text(encoding="utf-8")))
+    rows = [line.strip() for line in told.splitlines() if line.startswith("    ")]
+    assert rows == [" · ".join(row) for row in ORDER]
+
+
+def test_every_room_is_in_the_order():
+    assert {room_of(path) for path in CORE_FILES} == {room for row in ORDER for room in row}
 
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=lambda p: str(p.relative_to(PACK)))

@@ -6,7 +6,7 @@
  * @typedef {{x: number, y: number}} Point
  */
 
-/** Subject 1 to 6; mmdiff_core/shapes.py has the same. */
+/** Subject 1 to 6; mmdiff_core/regions/preview.py has the same. */
 export const COLOURS = ["#ff6b5e", "#4fa3ff", "#ffc53d", "#5fd17a", "#c584ff", "#3ad6d0"];
 export const SMALLEST = 0.02;
 const FIELDS = ["subject", "x", "y", "width", "height"];

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and print what was written."""
-    from .. import checkpoint
+    from ..checkpoints import checkpoint
 
     said = checkpoint.convert(args.source, args.target, args.dtype, args.behaviour)
     sys.stdout.write(f"{said}\n")

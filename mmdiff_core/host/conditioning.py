@@ -1,7 +1,9 @@
-"""Subjects travel with the conditioning: each row of a model call is told apart by what its cond carries.
+"""Subjects travel with the conditioning: each row of a model call is told apart by what its cond
+carries.
 
-A cond's `model_conds` are the only part of it that reaches the model (host: samplers.get_area_and_mult), row by row. There we
-put a `SubjectRows`: plain Python, so reading it never waits for the device.
+A cond's `model_conds` are the only part of it that reaches the model (host:
+samplers.get_area_and_mult), row by row. There we put a `SubjectRows`: plain Python, so reading it
+never waits for the device.
 """
 from __future__ import annotations
 
@@ -9,34 +11,36 @@ from dataclasses import dataclass
 
 import comfy.conds
 
-from ..masks import Area
-from ..subjects import Subjects
+from ..method.subjects import Subjects
+from ..regions.attention_bias import Area
 
 KEY = "mmdiff_rows"
 
 
 @dataclass(frozen=True, eq=False)
 class BoundPrompt:
-    """The subjects one personalised prompt shows, and the adapter they belong to. `nouns`: the text columns of each one's mentions."""
+    """The subjects one personalised prompt shows, and the adapter they belong to. `nouns`: the text
+    columns of each one's mentions."""
 
     subjects: Subjects
     adapter: str
     nouns: tuple[tuple[int, ...], ...] = ()
 
     @property
-    def per_picture(self) -> bool:
-        """Whether a subject's weight differs between the pictures of a batch."""
-        return any(s.pictures for s in self.subjects)
+    def per_image(self) -> bool:
+        """Whether a subject's weight differs between the images of a batch."""
+        return any(s.per_image for s in self.subjects)
 
     @property
-    def counts_pictures(self) -> bool:
+    def counts_images(self) -> bool:
         """Whether a row must know its number in the latent batch."""
-        return self.per_picture or any(s.find for s in self.subjects)
+        return self.per_image or any(s.region.find for s in self.subjects)
 
     @property
     def shows(self) -> bool:
-        """Whether there is anything for the image branch: subjects that their nouns alone carry have no tokens."""
-        return any(len(s.tokens) for s in self.subjects)
+        """Whether the model has anything to do for it: tokens to show, or nouns to hold to a
+        region. A subject without tokens (clip_only) is otherwise in the text alone."""
+        return any(len(s.subject.tokens) or s.region.limits_nouns for s in self.subjects)
 
     def __deepcopy__(self, memo: dict) -> BoundPrompt:
         return self
@@ -44,24 +48,28 @@ class BoundPrompt:
 
 @dataclass(frozen=True)
 class Row:
-    """What one row of a model call carries: a bound prompt or nothing, the part of the picture it covers, and, where subjects have
-    weights per picture or are looked for, its number in the latent batch."""
+    """What one row of a model call carries: a bound prompt or nothing, the part of the picture it
+    covers, and, where subjects have weights per picture or are looked for, its number in the latent
+    batch."""
 
     prompt: BoundPrompt | None = None
     area: Area | None = None
-    picture: int | None = None
+    image: int | None = None
 
     def continues(self, before: Row) -> bool:
         """Whether this row can be drawn together with the one before it."""
         same = self.prompt is before.prompt and self.area == before.area
-        return same and (self.picture is None or before.picture is None or self.picture == before.picture + 1)
+        if self.image is None or before.image is None:
+            return same
+        return same and self.image == before.image + 1
 
 
 NOTHING = Row()
 
 
 class SubjectRows(comfy.conds.CONDRegular):
-    """A cond entry holding one `Row` per latent of the batch; batches with any other of its kind."""
+    """A cond entry holding one `Row` per latent of the batch; batches with any other of its
+    kind."""
 
     def __init__(self, cond: tuple[Row, ...] = (NOTHING,)):
         super().__init__(cond)
@@ -69,7 +77,7 @@ class SubjectRows(comfy.conds.CONDRegular):
     def process_cond(self, batch_size: int, area=None, **kwargs) -> SubjectRows:
         row = self.cond[0]
         covered = None if area is None else tuple(int(x) for x in area)
-        if row.prompt is None or not row.prompt.counts_pictures:
+        if row.prompt is None or not row.prompt.counts_images:
             return SubjectRows((Row(row.prompt, covered),) * batch_size)
         return SubjectRows(tuple(Row(row.prompt, covered, i) for i in range(batch_size)))
 
@@ -90,12 +98,14 @@ def carry(conditioning: list, prompt: BoundPrompt | None, **options) -> list:
     """A copy of CONDITIONING whose rows carry `prompt` (None: rows of ours without subjects)."""
     rows = SubjectRows((Row(prompt),))
     return [
-        [tensor, {**old, **options, "model_conds": {**old.get("model_conds", {}), KEY: rows}}] for tensor, old in conditioning
+        [tensor, {**old, **options, "model_conds": {**old.get("model_conds", {}), KEY: rows}}]
+        for tensor, old in conditioning
     ]
 
 
 def delayed(plain: list, fused: list, prompt: BoundPrompt | None, start: float) -> list:
-    """The plain prompt before `start` (0..1 of the denoising), the fused one with its subjects from there on."""
+    """The plain prompt before `start` (0..1 of the denoising), the fused one with its subjects from
+    there on."""
     if start <= 0:
         return carry(fused, prompt)
     if start >= 1:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import checkpoint
+from ..checkpoints import checkpoint
 from ..small_world import sizes
 from ..small_world.score import Reader
 from ..small_world.trials import MORE_QUESTIONS, QUESTIONS, Question, Tally, count, make_trial

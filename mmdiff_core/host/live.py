@@ -1,4 +1,5 @@
-"""Shows a recording in the web page while the sampler still runs: at most twice a second, and only where a person asked for it."""
+"""Shows a recording in the web page while the sampler still runs: at most twice a second, and only
+where a person asked for it."""
 from __future__ import annotations
 
 import base64
@@ -9,16 +10,18 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-from ..maps import stretch, strip
+from ..regions.map_images import stretch, strip
 from .watch import Recording
 
 EVENT = "mmdiff.maps"
 EVERY = 0.5         # seconds between two pictures: each one reads the maps back from the device
 
 
-def live_view(node: str, send: Callable[[str, dict], None], clock: Callable[[], float] = time.monotonic
+def live_view(node: str, send: Callable[[str, dict], None],
+              clock: Callable[[], float] = time.monotonic
               ) -> Callable[[Recording, int, int], None]:
-    """What `Recorder` calls after every step: sends the newest maps of the first picture to the page, throttled."""
+    """What `Recorder` calls after every step: sends the newest maps of the first picture to the
+    page, throttled."""
     last = -float("inf")
 
     def show(recording: Recording, step: int, steps: int) -> None:
@@ -30,7 +33,8 @@ def live_view(node: str, send: Callable[[str, dict], None], clock: Callable[[], 
         if found:
             newest = torch.cat([maps.of("both")[-1:, 0] for maps in found], 1)      # 1 S h w
             names = [name for maps in found for name in maps.names]
-            send(EVENT, {"node": node, "step": step, "steps": steps, "names": names, "image": data_url(strip(stretch(newest)))})
+            send(EVENT, {"node": node, "step": step, "steps": steps, "names": names,
+                         "image": data_url(strip(stretch(newest)))})
 
     return show
 

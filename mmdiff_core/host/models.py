@@ -1,4 +1,5 @@
-"""An adapter inside the host: its modules on casting layers, counted and offloaded through a ModelPatcher."""
+"""An adapter inside the host: its modules on casting layers, counted and offloaded through a
+ModelPatcher."""
 from __future__ import annotations
 
 import hashlib
@@ -6,39 +7,56 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
+import comfy.clip_vision
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
+import comfy.sd
 import torch
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
-from .. import checkpoint
-from ..adapter import MMDiffAdapter, SubjectModules
+from ..checkpoints import checkpoint
 from ..config import MMDiffConfig
-from ..lora import LoRAPairs
+from ..method.adapter import MMDiffAdapter, SubjectModules
+from ..method.lora import LoRAPairs
+
+
+class BaseModels(NamedTuple):
+    """A base model as ComfyUI holds it: MODEL, CLIP, CLIP_VISION and VAE."""
+
+    model: comfy.model_patcher.ModelPatcher
+    clip: comfy.sd.CLIP
+    clip_vision: comfy.clip_vision.ClipVisionModel
+    vae: comfy.sd.VAE
 
 
 class Encodings:
-    """The last encodings made with an adapter, found by the very objects that made them, by pictures and by settings."""
+    """The last encodings made with an adapter, found by the very objects that made them, by
+    pictures and by settings."""
 
     def __init__(self, keep: int = 16):
         self._kept: OrderedDict[tuple, tuple[list[ref | None], Any]] = OrderedDict()
         self._keep = keep
 
-    def remember(self, makers: Sequence[object | None], pictures: Sequence[Tensor | None], settings: tuple, make: Callable[[], Any]) -> Any:
-        """What `make` gave for the same before, or gives now. `makers` are compared as objects and not kept alive, `pictures` dot by dot;
-        beyond `keep` the one that was not asked for longest goes."""
+    def remember(self, makers: Sequence[object | None], pictures: Sequence[Tensor | None],
+                 settings: tuple, make: Callable[[], Any]) -> Any:
+        """What `make` gave for the same before, or gives now. `makers` are compared as objects and
+        not kept alive, `pictures` dot by dot; beyond `keep` the one that was not asked for longest
+        goes."""
         digest = hashlib.sha256()
         for picture in pictures:
-            digest.update(b"none" if picture is None else f"{picture.dtype}{tuple(picture.shape)}".encode())
+            digest.update(b"none" if picture is None
+                          else f"{picture.dtype}{tuple(picture.shape)}".encode())
             digest.update(b"" if picture is None else picture.cpu().contiguous().numpy().tobytes())
         key = tuple(id(maker) for maker in makers), settings, digest.digest()
         held, encoding = self._kept.pop(key, (None, None))
-        if held is None or any(maker is not (r and r()) for maker, r in zip(makers, held, strict=True)):     # an id may be taken again
+        # an id may be taken again
+        if held is None or any(maker is not (r and r())
+                               for maker, r in zip(makers, held, strict=True)):
             held, encoding = [None if maker is None else ref(maker) for maker in makers], make()
         self._kept[key] = held, encoding
         while len(self._kept) > self._keep:
@@ -47,14 +65,17 @@ class Encodings:
 
 
 class LoadedMMDiff:
-    """What the MMDIFF socket carries. `patcher` is how the host counts, loads and offloads the adapter's modules."""
+    """What the MMDIFF socket carries. `patcher` is how the host counts, loads and offloads the
+    adapter's modules."""
 
     def __init__(self, adapter: MMDiffAdapter):
         self.adapter = adapter
         self.encodings = Encodings()
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher",
+                                comfy.model_patcher.ModelPatcher)
         self.patcher = patcher_class(
-            adapter.modules, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
+            adapter.modules, load_device=mm.get_torch_device(),
+            offload_device=mm.unet_offload_device()
         )
 
     @property
@@ -79,9 +100,11 @@ def load_mmdiff(path: Path) -> LoadedMMDiff:
 
 
 def lora_patches(pairs: LoRAPairs, keys: Mapping[str, str]) -> dict[str, LoRAAdapter]:
-    """{weight key in the model: weight patch} for the pairs named in `keys` (pair name -> weight key)."""
+    """{weight key in the model: weight patch} for the pairs named in `keys` (pair name -> weight
+    key)."""
     return {
-        key: LoRAAdapter(set(), (pairs[name].up, pairs[name].down, None, None, None, None)) for name, key in keys.items()
+        key: LoRAAdapter(set(), (pairs[name].up, pairs[name].down, None, None, None, None))
+        for name, key in keys.items()
     }
 
 
@@ -90,7 +113,8 @@ def set_patches(tensors: Mapping[str, Tensor]) -> dict[str, tuple]:
     return {key: ("set", (tensor,)) for key, tensor in tensors.items()}
 
 
-def add_patches_strictly(patcher, patches: Mapping[str, object], strength: float, what: str) -> None:
+def add_patches_strictly(patcher, patches: Mapping[str, object], strength: float,
+                         what: str) -> None:
     """`add_patches`, and a ValueError that names the first weight the model does not have."""
     matched = set(patcher.add_patches(dict(patches), strength))
     if lost := sorted(set(patches) - matched):

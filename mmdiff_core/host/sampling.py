@@ -1,6 +1,8 @@
-"""Pictures from a model in training: ComfyUI's own samplers and schedules over `MMDiffTask.predict`, many prompts in one batch.
+"""Pictures from a model in training: ComfyUI's own samplers and schedules over
+`MMDiffTask.predict`, many prompts in one batch.
 
-The graph's way (Apply MM-Diff Attention, KSampler) gives the same pictures one prompt at a time; a test holds them together.
+The graph's way (Apply MM-Diff Attention, KSampler) gives the same pictures one prompt at a time; a
+test holds them together.
 
 Shapes   B examples · C h w latent
 """
@@ -15,22 +17,26 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..masks import regions
+from ..regions.attention_bias import mask_bias
 from ..training.conditions import Conditions
 from ..training.example import Example
 from ..training.task import MMDiffTask
 
 
 class Denoiser:
-    """(x, sigma) -> denoised, with classifier-free guidance between the examples and their unconditional twins."""
+    """(x, sigma) -> denoised, with classifier-free guidance between the examples and their
+    unconditional twins."""
 
-    def __init__(self, task: MMDiffTask, examples: Sequence[Example], cfg: float, held: bool = False):
+    def __init__(self, task: MMDiffTask, examples: Sequence[Example], cfg: float,
+                 held: bool = False):
         blank = [Example(e.pixels, "", (), e.index) for e in examples]
         self.task, self.cfg, self.count = task, cfg, len(examples)
         self.sampling = task.bridge.base.model_sampling
         # where the host's samplers look for the schedule
-        self.inner_model = SimpleNamespace(model_sampling=self.sampling, inner_model=SimpleNamespace(model_sampling=self.sampling))
-        self.conditions: Conditions = task.conditions([*examples, *blank] if cfg != 1 else list(examples), measured=False)
+        innermost = SimpleNamespace(model_sampling=self.sampling)
+        self.inner_model = SimpleNamespace(model_sampling=self.sampling, inner_model=innermost)
+        self.conditions: Conditions = task.conditions([*examples, *blank] if cfg != 1
+                                                      else list(examples), measured=False)
         if held:
             every = [*examples, *blank] if cfg != 1 else list(examples)
             self.conditions = replace(self.conditions, held=holding(task, every, self.conditions))
@@ -42,7 +48,9 @@ class Denoiser:
         twice = torch.cat([noisy, noisy]) if self.cfg != 1 else noisy
         timesteps = self.sampling.timestep(sigma.flatten()).expand(len(twice))
         out, _ = self.task.predict(twice, timesteps, self.conditions)
-        denoised = twice * a - b * out if self.task.bridge.prediction_type == "v" else torch.cat([x] * (len(twice) // len(x))) - sigma * out
+        both = torch.cat([x] * (len(twice) // len(x)))
+        predicts_v = self.task.bridge.prediction_type == "v"
+        denoised = twice * a - b * out if predicts_v else both - sigma * out
         if self.cfg == 1:
             return denoised
         cond, uncond = denoised.split(self.count)
@@ -50,7 +58,8 @@ class Denoiser:
 
 
 def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Conditions):
-    """Layer's grid -> bias [B 1 P N] and gate [B P 1] of the examples' masks, by inference's own `masks.regions`."""
+    """Layer's grid -> bias [B 1 P N] and gate [B P 1] of the examples' masks, by inference's own
+    `attention_bias.mask_bias`."""
     most = conditions.present.shape[1]
     each = len(conditions.owner) // most
     made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -62,7 +71,8 @@ def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Condition
                 masks = [s.mask for s in example.subjects]
                 masks += [torch.zeros_like(example.pixels[0])] * (most - len(masks))
                 latent = tuple(side // 8 for side in example.pixels.shape[-2:])
-                found.append(regions(masks, [each] * most, grid, latent, None, torch.float32, conditions.bias.device))
+                found.append(mask_bias(masks, [each] * most, grid, latent, None, torch.float32,
+                                       conditions.bias.device))
             made[grid] = tuple(torch.cat(part) for part in zip(*found, strict=True))
         return made[grid]
 
@@ -70,10 +80,13 @@ def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Condition
 
 
 @torch.no_grad()
-def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor, steps: int = 20, cfg: float = 2.0,
-                   sampler_name: str = "euler", scheduler: str = "normal", held: bool = False) -> Tensor:
-    """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and references; their pixels
-    only say how large the picture is. `held`: every subject acts only inside its mask, as with Multi-Subject Constraint Masks."""
+def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor, steps: int = 20,
+                   cfg: float = 2.0,
+                   sampler_name: str = "euler", scheduler: str = "normal",
+                   held: bool = False) -> Tensor:
+    """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and
+    references; their pixels only say how large the picture is. `held`: every subject acts only
+    inside its mask, as with Multi-Subject Constraint Masks."""
     denoiser = Denoiser(task, examples, cfg, held)
     sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)
     start = denoiser.sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)

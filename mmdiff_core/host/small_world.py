@@ -1,4 +1,5 @@
-"""The small world as ordinary ComfyUI objects: MODEL, CLIP, VAE and CLIP_VISION, from the weights in the pack or fresh."""
+"""The small world as ordinary ComfyUI objects: MODEL, CLIP, VAE and CLIP_VISION, from the weights
+in the pack or fresh."""
 from __future__ import annotations
 
 import json
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from ..small_world import references, sizes
 from ..small_world.examples import enlarge
 from ..small_world.scenes import Identity, reference
-from .models import LoadedMMDiff, load_mmdiff
+from .models import BaseModels, LoadedMMDiff, load_mmdiff
 
 Tensors = Mapping[str, Tensor]
 WEIGHTS = Path(__file__).resolve().parents[1] / "small_world" / "weights"
@@ -36,8 +37,10 @@ class SmallWorldLatent(comfy.latent_formats.LatentFormat):
     scale_factor = sizes.LATENT_SCALE
 
     def __init__(self):
-        each = 1 / (sizes.FOLD ** 2 * sizes.LATENT_SCALE)      # previews: the mean of the folded dots
-        self.latent_rgb_factors = [[each * (colour == c) for c in range(3)] for colour in range(3) for _ in range(sizes.FOLD ** 2)]
+        # previews: the mean of the folded dots
+        each = 1 / (sizes.FOLD ** 2 * sizes.LATENT_SCALE)
+        self.latent_rgb_factors = [[each * (colour == c) for c in range(3)] for colour in range(3)
+                                   for _ in range(sizes.FOLD ** 2)]
 
 
 class SmallWorld(comfy.supported_models.SD15):
@@ -53,7 +56,8 @@ class SmallWorld(comfy.supported_models.SD15):
 
 
 class Dots(nn.Module):
-    """Pixels [B 3 H W] in -1..1 <-> latents [B 12 H/8 W/8]: every dot of 4 x 4 px averaged, 2 x 2 dots folded. No weights."""
+    """Pixels [B 3 H W] in -1..1 <-> latents [B 12 H/8 W/8]: every dot of 4 x 4 px averaged, 2 x 2
+    dots folded. No weights."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +67,8 @@ class Dots(nn.Module):
         return F.pixel_unshuffle(F.avg_pool2d(pixels, sizes.DOT), sizes.FOLD)
 
     def decode(self, samples: Tensor, *_args, **_kwargs) -> Tensor:
-        return F.interpolate(F.pixel_shuffle(samples, sizes.FOLD), scale_factor=sizes.DOT, mode="nearest")
+        return F.interpolate(F.pixel_shuffle(samples, sizes.FOLD), scale_factor=sizes.DOT,
+                             mode="nearest")
 
 
 def read(folder: Path, name: str) -> dict[str, Tensor]:
@@ -82,10 +87,10 @@ def find(folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def load(folder: Path = WEIGHTS) -> tuple:
-    """MODEL, CLIP, CLIP_VISION and VAE of the small world."""
+def load(folder: Path = WEIGHTS) -> BaseModels:
+    """The small world's models. FileNotFoundError when one of its files is missing."""
     unet, text, vision = (read(folder, name) for name in FILES)
-    return model(unet), clip(text), clip_vision(vision), vae()
+    return BaseModels(model(unet), clip(text), clip_vision(vision), vae())
 
 
 def load_adapter(folder: Path = WEIGHTS) -> LoadedMMDiff:
@@ -93,17 +98,21 @@ def load_adapter(folder: Path = WEIGHTS) -> LoadedMMDiff:
     return load_mmdiff(find(folder, "adapter")[0])
 
 
-def draw_references(kind: str, first: float, second: float, pattern: str, eyes: str, accessory: str, count: int = 1,
+def draw_references(kind: str, first: float, second: float, pattern: str, eyes: str, accessory: str,
+                    count: int = 1,
                     seed: int = 0) -> Tensor:
-    """IMAGE [count 128 128 3] of an individual: a clean picture, then as people might photograph it. Hues in 0..1."""
+    """IMAGE [count 128 128 3] of an individual: a clean picture, then as people might photograph
+    it. Hues in 0..1."""
     who = Identity(first % 1, second % 1, pattern, eyes, accessory)
     rng = np.random.default_rng(seed)
-    shown = [references.augmented(rng, kind, who) if i else reference(kind, who) for i in range(count)]
+    shown = [references.augmented(rng, kind, who) if i else reference(kind, who)
+             for i in range(count)]
     dots = torch.from_numpy(np.stack(shown)).float().movedim(-1, 1)
     return enlarge(dots).movedim(1, -1).contiguous()
 
 
-def model(state: Tensors | None = None, dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
+def model(state: Tensors | None = None,
+          dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
     """MODEL. Without `state` the weights are fresh, for training the base."""
     config = {**sizes.UNET, "dtype": dtype}
     supported = SmallWorld(dict(config))
@@ -113,15 +122,19 @@ def model(state: Tensors | None = None, dtype: torch.dtype = torch.float32) -> c
     if state is None:
         _initialise(built.diffusion_model)
     else:
-        built.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=True)
+        built.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in state.items()},
+                                              strict=True)
     built.eval().requires_grad_(False)
-    return comfy.model_patcher.ModelPatcher(built, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+    return comfy.model_patcher.ModelPatcher(built, load_device=mm.get_torch_device(),
+                                            offload_device=mm.unet_offload_device())
 
 
 def clip(state: Tensors | None = None) -> comfy.sd.CLIP:
-    """CLIP with one small text encoder. `state` may hold only the trained rows of the token table (`token_rows`, `token_ids`)."""
+    """CLIP with one small text encoder. `state` may hold only the trained rows of the token table
+    (`token_rows`, `token_ids`)."""
     target = comfy.supported_models.SD15({}).clip_target()
-    built = comfy.sd.CLIP(target, model_options={"clip_l_model_config": dict(sizes.TEXT), "dtype": torch.float32})
+    built = comfy.sd.CLIP(target, model_options={"clip_l_model_config": dict(sizes.TEXT),
+                                                 "dtype": torch.float32})
     transformer = built.cond_stage_model.clip_l.transformer
     if state is None:
         _initialise(transformer)
@@ -129,7 +142,8 @@ def clip(state: Tensors | None = None) -> comfy.sd.CLIP:
         nn.init.normal_(transformer.text_model.embeddings.position_embedding.weight, std=0.02)
         return built
     full = {k: v.float() for k, v in state.items() if not k.startswith("token_")}
-    table = torch.zeros(sizes.TEXT["vocab_size"], sizes.TEXT["hidden_size"])       # words that were never trained say nothing
+    # words that were never trained say nothing
+    table = torch.zeros(sizes.TEXT["vocab_size"], sizes.TEXT["hidden_size"])
     table[state["token_ids"].long()] = state["token_rows"].float()
     full["text_model.embeddings.token_embedding.weight"] = table
     transformer.load_state_dict(full, strict=True)
@@ -166,7 +180,8 @@ def vae() -> comfy.sd.VAE:
 
 
 def _initialise(module: nn.Module) -> None:
-    """torch's usual initialisation, which the host's layers leave out; layers that close a residual branch begin at zero."""
+    """torch's usual initialisation, which the host's layers leave out; layers that close a residual
+    branch begin at zero."""
     for name, part in module.named_modules():
         if isinstance(part, (nn.Linear, nn.Conv2d)):
             nn.init.kaiming_uniform_(part.weight, a=5 ** 0.5)

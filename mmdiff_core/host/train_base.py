@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..method import losses
+from ..references.pixels import normalise
 from ..small_world import references, scenes, score, sizes, sprites
 from ..training.example import Example
 from ..training.noise import draw_noise
@@ -37,7 +38,6 @@ from ..training.run.config import LoopConfig
 from ..training.run.errors import RunError
 from ..training.run.loop import fit
 from ..training.run.report import hardware
-from ..vision import normalise
 from .start import use_comfyui
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,5 @@
-"""ComfyUI's CLIP_VISION in both of its roles: the adapter's partly fine-tuned copy for CLS, the untouched one for patches.
+"""ComfyUI's CLIP_VISION in both of its roles: the adapter's partly fine-tuned copy for CLS, the
+untouched one for patches.
 
 The copy is weight patches on a clone: one set of weights in memory.
 """
@@ -10,9 +11,9 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ..adapter import MMDiffAdapter
 from ..config import MMDiffConfig
-from ..vision import normalise, object_pixels, to_uint8
+from ..method.adapter import MMDiffAdapter
+from ..references.pixels import normalise
 from .models import add_patches_strictly, set_patches
 
 PENULTIMATE = -2
@@ -23,12 +24,15 @@ def check_encoder(clip_vision, config: MMDiffConfig) -> None:
     state = clip_vision.model.state_dict()
     projection = state.get("visual_projection.weight")
     if projection is None:
-        raise ValueError("the image encoder has no CLIP projection; load CLIP ViT-L/14 with Load CLIP Vision")
+        raise ValueError("the image encoder has no CLIP projection; load CLIP ViT-L/14 with Load "
+                         "CLIP Vision")
     cls, width = projection.shape
     if (cls, width) != (config.cls_width, config.vision_width):
         raise ValueError(
-            f"the image encoder has width {width} and projection {cls}, {config.name} needs {config.vision_width} and "
-            f"{config.cls_width}" + (": load CLIP ViT-L/14 (224 px) with Load CLIP Vision" if config.cls_width == 768 else "")
+            f"the image encoder has width {width} and projection {cls}, {config.name} needs "
+            f"{config.vision_width} and "
+            f"{config.cls_width}" + (": load CLIP ViT-L/14 (224 px) with Load CLIP Vision"
+                                     if config.cls_width == 768 else "")
         )
 
 
@@ -48,20 +52,14 @@ def fine_tuned(clip_vision, adapter: MMDiffAdapter):
 
 
 def _run(clip_vision, patcher, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised pixels [R 3 S S] -> projected CLS [R C] and penultimate states [R L W], float32 on the CPU."""
+    """Normalised pixels [R 3 S S] -> projected CLS [R C] and penultimate states [R L W], float32 on
+    the CPU."""
     mm.load_model_gpu(patcher)
     with torch.no_grad():
         _, penultimate, cls, *_ = clip_vision.model(
             pixel_values=pixels.to(patcher.load_device).float(), intermediate_output=PENULTIMATE
         )
     return cls.float().cpu(), penultimate.float().cpu()
-
-
-def cls_embeddings(clip_vision, adapter: MMDiffAdapter, images: Tensor) -> Tensor:
-    """IMAGE [R H W 3] -> CLS of the fine-tuned encoder on the padded pictures [R C]."""
-    return cls_of_pixels(
-        clip_vision, adapter, torch.stack([object_pixels(i, adapter.config.image_size) for i in to_uint8(images[..., :3]).movedim(-1, 1)])
-    )
 
 
 def cls_of_pixels(clip_vision, adapter: MMDiffAdapter, pixels: Tensor) -> Tensor:

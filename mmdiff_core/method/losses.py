@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import full
+from .attention import full
 
 
 def denoising_target(

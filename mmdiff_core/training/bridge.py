@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from ..unet_layers import Slot, TransformerBlock
+from ..bases import Slot, TransformerBlock
 from .example import Example
 
 Grid = tuple[int, int]

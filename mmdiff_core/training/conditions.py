@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..adapter import key_value
+from ..bases import Slot
+from ..method.adapter import key_value
 from ..method.losses import masks_on_grid
-from ..unet_layers import Slot, transformer_blocks
 from .bridge import Bridge, Grid
 from .config import RunConfig
 from .example import Example
@@ -99,7 +99,7 @@ def make_conditions(
     text = bridge.conditioning(batch, fuse if fused else None)
     query, patches = _queries(batch, cls, patches, adapter, bridge)
     tokens, there = _subject_tokens(query, patches, layout, adapter)
-    keys = _keys(tokens, adapter, bridge, run) if run.adapter.subject_tokens else {}
+    keys = _keys(tokens, adapter, bridge) if run.adapter.subject_tokens else {}
     counts = torch.tensor([len(e.subjects) for e in batch], device=device)
     owner = torch.arange(layout.subjects, device=device).repeat_interleave(
         layout.references * adapter.config.tokens_per_reference
@@ -128,7 +128,7 @@ def _queries(
     These are CLS and the references themselves or, for a portrait adapter, face embeddings and
     aligned crops.
     """
-    if adapter.config.variant == "general":
+    if not adapter.config.variant.reads_faces:
         return cls, patches
     faces = [subject.faces for example in batch for subject in example.subjects]
     if any(found is None for found in faces):
@@ -162,14 +162,14 @@ def _subject_tokens(
 
 
 def _keys(
-    tokens: Tensor, adapter: TrainableAdapter, bridge: Bridge, run: RunConfig
+    tokens: Tensor, adapter: TrainableAdapter, bridge: Bridge
 ) -> dict[Slot, tuple[Tensor, Tensor]]:
-    """K and V of the subject tokens at every layer [B N D]; lambda is in V."""
+    """K and V of the subject tokens at every layer [B N D]."""
     view, keys = adapter.view(), {}
-    for block in transformer_blocks(adapter.config.base):
+    for block in adapter.config.base.blocks:
         to_k, to_v = bridge.projections(block)
         key, value = key_value(view, block, tokens, to_k, to_v, lora_strength=0)
-        keys[block.slot] = (key, value * run.objective.fuse_scale)
+        keys[block.slot] = (key, value)
     return keys
 
 

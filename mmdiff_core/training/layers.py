@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import full, probabilities, see_subjects, weigh
+from ..bases import Slot, TransformerBlock
 from ..method import losses
-from ..unet_layers import Slot, TransformerBlock
+from ..method.attention import add_image_branch, by_head, full, probabilities, weigh
 from .bridge import Grid
 from .conditions import Conditions
 
@@ -26,13 +26,15 @@ MEASURES = ("text_constraint", "image_constraint", "text_inside", "image_inside"
 class LayerAttention:
     """The cross-attention of one layer; a `SlotCall`.
 
-    attend    the text's attention: (q, k, v, heads) -> [B P HD]
-    measured  whether this layer's maps are constrained
+    attend      the text's attention: (q, k, v, heads) -> [B P HD]
+    fuse_scale  lambda
+    measured    whether this layer's maps are constrained
     """
 
     slot: Slot
     conditions: Conditions
     attend: Callable[..., Tensor]
+    fuse_scale: float
     measured: bool
 
     def __call__(
@@ -50,8 +52,9 @@ class LayerAttention:
         if conditions.held is not None:
             region_bias, region_gate = conditions.held(grid)
             bias, gate = bias + region_bias, gate * region_gate
-        seen = see_subjects(q, key.to(q), value.to(q), heads, bias.to(q), gate.to(q))
-        return out + seen, None
+        key, value = by_head(key.to(q), heads), by_head(value.to(q), heads)
+        bias, gate = bias.to(q), gate[:, None].to(q)
+        return add_image_branch(out, q, key, value, self.fuse_scale, bias, gate), None
 
     def _measure(
         self, q: Tensor, k: Tensor, v: Tensor, heads: int, grid: Grid
@@ -62,7 +65,7 @@ class LayerAttention:
         out = weigh(text, v)
         if image is not None:
             value = conditions.keys[self.slot][1].to(v)
-            out = out + weigh(image, value) * conditions.gate.to(v)
+            out = out + self.fuse_scale * weigh(image, value) * conditions.gate.to(v)
         masks, present = conditions.masks_at(grid), conditions.present
         terms, shares = [], []
         for probability in self._subject_maps(text, image):

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .. import checkpoint
-from ..lora import LowRank
+from ..checkpoints import checkpoint
+from ..method.lora import LowRank
 from .config import RunConfig
 
 OWN_FIELDS = ("format", "format_version", "config")     # of a header; `save_single` writes them

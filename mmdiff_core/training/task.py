@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..attention import attention_on
+from ..bases import TransformerBlock
 from ..method import losses
-from ..unet_layers import TransformerBlock, transformer_blocks
+from ..method.attention import attention_on
 from .bridge import Bridge, Grid
 from .conditions import Conditions, make_conditions
 from .config import RunConfig
@@ -29,7 +29,7 @@ class MMDiffTask(nn.Module):
         self.adapter = adapter
         self.bridge = bridge
         self.run = run
-        self.blocks = transformer_blocks(adapter.config.base)
+        self.blocks = adapter.config.base.blocks
         self.constrained = constrained_slots(self.blocks, run.constraint.layers)
         self.attend = attention_on(bridge.alphas.device)
 
@@ -120,4 +120,5 @@ class MMDiffTask(nn.Module):
 
     def _attention(self, block: TransformerBlock, conditions: Conditions) -> LayerAttention:
         measured = conditions.masks is not None and block.slot in self.constrained
-        return LayerAttention(block.slot, conditions, self.attend, measured)
+        fuse_scale = self.run.objective.fuse_scale
+        return LayerAttention(block.slot, conditions, self.attend, fuse_scale, measured)

@@ -6,10 +6,10 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from .. import official
-from ..adapter import MMDiffAdapter, SubjectModules, pair_keys
+from ..checkpoints import released, shapes
 from ..config import CONFIGS, MMDiffConfig
-from ..lora import LowRank
+from ..method.adapter import MMDiffAdapter, SubjectModules, pair_keys
+from ..method.lora import LowRank
 from .config import AdapterConfig
 
 DOT = "/"       # torch refuses dots in parameter names
@@ -40,7 +40,7 @@ class TrainableAdapter(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.subjects = SubjectModules(self.config)
-            self.unet = _start_pairs(official.unet_shapes(self.config, wanted.rank))
+            self.unet = _start_pairs(shapes.unet_shapes(self.config, wanted.rank))
             self.text = _start_pairs(_text_shapes(self.config, wanted.text_rank))
         tuned = {}
         for key, weight in vision.items():
@@ -67,17 +67,17 @@ class TrainableAdapter(nn.Module):
 
 
 def _text_shapes(config: MMDiffConfig, rank: int) -> Shapes:
-    shapes: Shapes = {}
-    for stem in official.text_keys(config) if rank else ():
-        rows, columns = official.text_shape(config, stem)
+    pairs: Shapes = {}
+    for stem in released.text_stems(config) if rank else ():
+        rows, columns = shapes.text_shape(config, stem)
         down, up = pair_keys(stem)
-        shapes |= {down: (rank, columns), up: (rows, rank)}
-    return shapes
+        pairs |= {down: (rank, columns), up: (rows, rank)}
+    return pairs
 
 
-def _start_pairs(shapes: Shapes) -> nn.ParameterDict:
+def _start_pairs(wanted: Shapes) -> nn.ParameterDict:
     pairs = {}
-    for key, shape in shapes.items():
+    for key, shape in wanted.items():
         zero = key.endswith(".up")
         start = torch.zeros(shape) if zero else torch.randn(shape) / shape[1] ** 0.5
         pairs[key.replace(".", DOT)] = nn.Parameter(start)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdiff_core import checkpoint, official
-from mmdiff_core.checkpoint import CheckpointError
+from mmdiff_core.bases import SD15, SDXL
+from mmdiff_core.checkpoints import checkpoint, released, shapes
+from mmdiff_core.checkpoints.checkpoint import CheckpointError
 from mmdiff_core.commands import convert, main
-from mmdiff_core.config import CONFIGS, GENERAL_SD15, GENERAL_SDXL, PORTRAIT_SDXL, MMDiffConfig
-from mmdiff_core.unet_layers import transformer_blocks
+from mmdiff_core.config import CONFIGS, PORTRAIT_SDXL, MMDiffConfig
 
 from support import make
 from support.cases import CHECKPOINT, OURS
@@ -39,18 +39,18 @@ def upstream(shapes: dict, table: dict) -> dict:
 
 
 def test_unet_keys_and_shapes_are_exactly_the_manifests():
-    found = upstream(official.unet_shapes(PORTRAIT_SDXL, 64), official.unet_keys(PORTRAIT_SDXL))
+    found = upstream(shapes.unet_shapes(PORTRAIT_SDXL, 64), released.unet_keys(PORTRAIT_SDXL))
     assert found == listed("unet_adapter_weights.bin")["keys"]
 
 
 @pytest.mark.parametrize("old_style", [False, True])
 def test_text_encoder_keys_and_shapes_are_exactly_the_manifests(old_style):
     file = listed("text_encoder_adapter_weights.bin")
-    shapes = {}
-    for stem in official.text_keys(PORTRAIT_SDXL):
-        rows, columns = official.text_shape(PORTRAIT_SDXL, stem)
-        shapes |= {f"{stem}.down": (64, columns), f"{stem}.up": (rows, 64)}
-    found = upstream(shapes, official.text_keys(PORTRAIT_SDXL, old_style))
+    sizes = {}
+    for stem in released.text_keys(PORTRAIT_SDXL):
+        rows, columns = shapes.text_shape(PORTRAIT_SDXL, stem)
+        sizes |= {f"{stem}.down": (64, columns), f"{stem}.up": (rows, 64)}
+    found = upstream(sizes, released.text_keys(PORTRAIT_SDXL, old_style))
     expected = file["keys"] | file["optional_mlp_keys"]
     names = file["old_style_names"] if old_style else {}
     assert found == {names.get(k, k): v for k, v in expected.items()}
@@ -58,19 +58,19 @@ def test_text_encoder_keys_and_shapes_are_exactly_the_manifests(old_style):
 
 def test_custom_weights_keys_and_shapes_are_exactly_the_manifests():
     groups = listed("custom_weights.bin")["groups"]
-    table, found = official.module_keys(PORTRAIT_SDXL), {name: {} for name in official.MODULES}
-    for key, shape in official.module_shapes(PORTRAIT_SDXL).items():
+    table, found = released.module_keys(PORTRAIT_SDXL), {name: {} for name in released.MODULES}
+    for key, shape in shapes.module_shapes(PORTRAIT_SDXL).items():
         stem, part = key.rsplit(".", 1)
         group, theirs = table[stem]
         found[group][f"{theirs}.{part}"] = list(shape)
-    assert found == {name: groups[name]["keys"] for name in official.MODULES}
-    assert {k: list(v) for k, v in official.vision_shapes(PORTRAIT_SDXL).items()} == groups[
+    assert found == {name: groups[name]["keys"] for name in released.MODULES}
+    assert {k: list(v) for k, v in shapes.vision_shapes(PORTRAIT_SDXL).items()} == groups[
         "image_encoder"
     ]["subset_of"]
 
 
 def test_the_processor_order_is_the_manifests():
-    blocks = transformer_blocks("sdxl")
+    blocks = SDXL.blocks
     for number, entry in MANIFEST["attn_processor_order"].items():
         block, attention = blocks[int(number) // 2], ("attn1", "attn2")[int(number) % 2]
         assert [*block.slot] == entry["comfyui_block"] and f"{block.path}.{attention}" == entry[
@@ -80,7 +80,7 @@ def test_the_processor_order_is_the_manifests():
 
 
 def test_sd15_has_its_sixteen_layers():
-    slots = [b.slot[:2] for b in transformer_blocks("sd15")]
+    slots = [b.slot[:2] for b in SD15.blocks]
     assert len(slots) == 16 and ("middle", 0) in slots
     assert {i for b, i in slots if b == "input"} == {1, 2, 4, 5, 7, 8}
     assert {i for b, i in slots if b == "output"} == set(range(3, 12))
@@ -91,11 +91,11 @@ def test_sd15_has_its_sixteen_layers():
 
 def test_a_full_size_checkpoint_fits_on_the_meta_device():
     """The released sizes, without their 1.2 GB: all keys and shapes pass the check."""
-    flat = {f"modules.{k}": v for k, v in official.module_shapes(PORTRAIT_SDXL).items()}
-    flat |= {f"unet.{k}": v for k, v in official.unet_shapes(PORTRAIT_SDXL, 64).items()}
-    flat |= {f"vision.{k}": v for k, v in official.vision_shapes(PORTRAIT_SDXL).items()}
-    for stem in official.text_keys(PORTRAIT_SDXL):
-        rows, columns = official.text_shape(PORTRAIT_SDXL, stem)
+    flat = {f"modules.{k}": v for k, v in shapes.module_shapes(PORTRAIT_SDXL).items()}
+    flat |= {f"unet.{k}": v for k, v in shapes.unet_shapes(PORTRAIT_SDXL, 64).items()}
+    flat |= {f"vision.{k}": v for k, v in shapes.vision_shapes(PORTRAIT_SDXL).items()}
+    for stem in released.text_keys(PORTRAIT_SDXL):
+        rows, columns = shapes.text_shape(PORTRAIT_SDXL, stem)
         flat |= {f"text.{stem}.down": (64, columns), f"text.{stem}.up": (rows, 64)}
     tensors = {k: torch.empty(v, dtype=torch.float16, device="meta") for k, v in flat.items()}
     checkpoint.check(PORTRAIT_SDXL, tensors, "full size")
@@ -117,7 +117,7 @@ def test_official_to_single_file_and_back_is_the_same_adapter(tmp_path):
             for k, v in first.unet.items()
         )
         assert set(again.text) == set(first.text) and set(again.vision) == set(first.vision)
-    for name in official.FILES:
+    for name in released.FILES:
         ours, theirs = (
             torch.load(p / name, weights_only=True) for p in (tmp_path / "again", CHECKPOINT)
         )
@@ -133,9 +133,7 @@ def test_the_single_file_holds_its_dtype_and_config(tmp_path, dtype):
     } and config.behaviour == "corrected"
 
 
-@pytest.mark.parametrize(
-    "config", [PORTRAIT_SDXL, GENERAL_SDXL, GENERAL_SD15], ids=lambda c: c.name
-)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=lambda c: c.name)
 def test_configs_survive_their_header(config):
     assert MMDiffConfig.from_json(config.to_json()) == config and CONFIGS[config.name] is config
 
@@ -150,10 +148,10 @@ def test_the_general_variant_and_sd15_save_and_load(tmp_path):
 
 def test_text_encoder_lora_in_upstreams_older_spelling_loads(tmp_path):
     copy_checkpoint(tmp_path)
-    new, old = (official.text_keys(checkpoint.load(CHECKPOINT).config, o) for o in (False, True))
+    new, old = (released.text_keys(checkpoint.load(CHECKPOINT).config, o) for o in (False, True))
     rename = {new[k]: old[k] for k in new}
     change(
-        tmp_path / official.TEXT_FILE,
+        tmp_path / released.TEXT_FILE,
         lambda sd: {
             f"{rename[k.rsplit('.', 2)[0]]}.{'.'.join(k.rsplit('.', 2)[1:])}": v
             for k, v in sd.items()
@@ -166,7 +164,7 @@ def test_text_encoder_lora_in_upstreams_older_spelling_loads(tmp_path):
 def test_text_encoder_families_that_were_not_trained_may_be_absent(tmp_path, drop):
     copy_checkpoint(tmp_path)
     change(
-        tmp_path / official.TEXT_FILE,
+        tmp_path / released.TEXT_FILE,
         lambda sd: {k: v for k, v in sd.items() if drop != "everything" and drop not in k},
     )
     assert (
@@ -178,7 +176,7 @@ def test_text_encoder_families_that_were_not_trained_may_be_absent(tmp_path, dro
 def test_the_image_encoder_may_be_any_part_of_the_tower(tmp_path):
     copy_checkpoint(tmp_path)
     change(
-        tmp_path / official.CUSTOM_FILE,
+        tmp_path / released.CUSTOM_FILE,
         lambda sd: (
             sd
             | {
@@ -196,7 +194,7 @@ def test_the_image_encoder_may_be_any_part_of_the_tower(tmp_path):
 
 
 def copy_checkpoint(target: Path) -> None:
-    for name in official.FILES:
+    for name in (*released.FILES, released.BASE_FILE):
         (target / name).write_bytes((CHECKPOINT / name).read_bytes())
 
 
@@ -219,57 +217,57 @@ KEY = "7.to_k_lora_image.down.weight"
     "file, edit, message",
     [
         (
-            official.UNET_FILE,
+            released.UNET_FILE,
             only(lambda key: key != KEY),
             r"missing key unet\.\S+to_k_image\.down",
         ),
         (
-            official.UNET_FILE,
+            released.UNET_FILE,
             lambda sd: sd | {"7.to_k_ip.weight": torch.zeros(2)},
             r"unknown key 7\.to_k_ip\.weight \(2,\)",
         ),
         (
-            official.UNET_FILE,
+            released.UNET_FILE,
             lambda sd: sd | {KEY: sd[KEY][:, :9]},
             r"to_k_image\.down has shape \(64, 9\), expected \(64, 256\)",
         ),
         (
-            official.UNET_FILE,
+            released.UNET_FILE,
             only(lambda key: int(key.split(".")[0]) < 20),
             "20? attention layers|known bases",
         ),
         (
-            official.TEXT_FILE,
+            released.TEXT_FILE,
             lambda sd: sd | {"lora_te_text_model.alpha": torch.ones(1)},
             r"unknown key lora_te_text_model\.alpha",
         ),
         (
-            official.TEXT_FILE,
+            released.TEXT_FILE,
             lambda sd: dict(list(sd.items())[:-1]),
             r"missing key text\.g\.layers\.2",
         ),
         (
-            official.CUSTOM_FILE,
+            released.CUSTOM_FILE,
             only(lambda key: key != "mm_fuse_two"),
             r"groups missing \['mm_fuse_two'\]",
         ),
         (
-            official.CUSTOM_FILE,
+            released.CUSTOM_FILE,
             changed_group("image_encoder", lambda g: g | {"text_model.x": torch.ones(1)}),
             r"unknown key vision\.text_model\.x",
         ),
         (
-            official.CUSTOM_FILE,
+            released.CUSTOM_FILE,
             changed_group("obj_embeds_proj", lambda g: g | {"fc3.weight": torch.ones(1)}),
             r"unknown key obj_embeds_proj\.fc3\.weight",
         ),
         (
-            official.CUSTOM_FILE,
+            released.CUSTOM_FILE,
             changed_group("mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(5)}),
             r"fuse\.l\.hidden\.bias has shape \(5,\)",
         ),
         (
-            official.CUSTOM_FILE,
+            released.CUSTOM_FILE,
             changed_group(
                 "mm_fuse_one", lambda g: g | {"fc1.bias": torch.ones(96, dtype=torch.int64)}
             ),
@@ -286,7 +284,7 @@ def test_wrong_keys_are_named_with_what_was_found_and_expected(tmp_path, file, e
 
 def test_a_missing_file_is_named(tmp_path):
     copy_checkpoint(tmp_path)
-    (tmp_path / official.TEXT_FILE).unlink()
+    (tmp_path / released.TEXT_FILE).unlink()
     with pytest.raises(FileNotFoundError, match="text_encoder_adapter_weights.bin not found"):
         checkpoint.load(tmp_path)
 
@@ -300,7 +298,7 @@ class Dangerous:
 
 def test_a_file_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_path):
     copy_checkpoint(tmp_path)
-    torch.save({"0.to_q_lora.up.weight": Dangerous()}, tmp_path / official.UNET_FILE)
+    torch.save({"0.to_q_lora.up.weight": Dangerous()}, tmp_path / released.UNET_FILE)
     with pytest.raises(
         CheckpointError, match="unet_adapter_weights.bin contains more than weights"
     ):
@@ -311,7 +309,7 @@ def test_a_file_that_would_run_code_is_refused_by_name_and_runs_nothing(tmp_path
 @pytest.mark.parametrize("damage", [b"", b"not a file of weights", None])
 def test_a_damaged_download_is_said_to_be_one(tmp_path, damage):
     copy_checkpoint(tmp_path)
-    path = tmp_path / official.CUSTOM_FILE
+    path = tmp_path / released.CUSTOM_FILE
     path.write_bytes(path.read_bytes()[:100_000] if damage is None else damage)
     with pytest.raises(CheckpointError, match="custom_weights.bin"):
         checkpoint.load(tmp_path)
@@ -331,7 +329,7 @@ def test_somebody_elses_safetensors_is_refused(tmp_path):
 def test_a_config_that_does_not_fit_its_tensors_is_refused(tmp_path):
     config, flat = checkpoint.read(CHECKPOINT)
     with pytest.raises(CheckpointError, match="does not fit"):
-        checkpoint.check(replace(config, context_width=512), flat, "x")
+        checkpoint.check(replace(config, base=replace(config.base, context_width=512)), flat, "x")
 
 
 def test_an_interrupted_write_leaves_no_file_under_its_name(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdiff_core import faces
+from mmdiff_core.references import faces
 
 from support.faces import THREE, picture
 from support.onnx_stand_ins import write_model_pack
@@ -105,7 +105,7 @@ WITHOUT = """
 import sys
 for name in {absent!r}:
     sys.modules[name] = None
-from mmdiff_core import faces
+from mmdiff_core.references import faces
 assert not faces.installed()
 try:
     faces.load_analyser(".", "buffalo_l")
@@ -130,7 +130,7 @@ def test_without_the_packages_importing_works_and_loading_says_what_to_install(a
 
 def test_importing_loads_neither_insightface_nor_onnxruntime():
     late = {"insightface", "onnxruntime", "cv2", "torch"}
-    code = f"import sys, mmdiff_core.faces; assert not {late} & set(sys.modules)"
+    code = f"import sys, mmdiff_core.references.faces; assert not {late} & set(sys.modules)"
     subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(PACK)}, check=True
     )

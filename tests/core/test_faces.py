@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from insightface.utils import face_align
 
-from mmdiff_core import faces
+from mmdiff_core.references import faces
 
 from support.faces import MAGENTA, THREE, middles, near, picture
 from support.onnx_stand_ins import write_model_pack

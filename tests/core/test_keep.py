@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import pytest
 import torch
 
-from mmdiff_core.mix import METHODS, blend, mix, slerp
-from mmdiff_core.subject_file import SubjectFileError, load_subject, save_subject
-from mmdiff_core.subjects import numbers
+from mmdiff_core.checkpoints.subject_file import SubjectFileError, load_subject, save_subject
+from mmdiff_core.method.subjects import (
+    ANYWHERE,
+    PromptSubject,
+    Region,
+    Subject,
+    add_subject,
+    numbers,
+)
+from mmdiff_core.references.mix import METHODS, blend, mix, slerp
 
 from support.subjects import ADAPTER, subject
+
+
+def tokenless(name: str = "tom", seed: int = 3) -> Subject:
+    """As clip_only makes them."""
+    return replace(subject(name, seed), tokens=torch.zeros(0, 16), identity=None)
+
 
 # ---------------------------------------------------------------- files
 
 
-def test_a_saved_subject_comes_back_bit_for_bit_without_region_and_picture_weights(tmp_path):
-    kept = replace(subject(), mask=torch.ones(4, 4), pictures=(1.0, 0.5))
-    save_subject(tmp_path / "family" / "ann.safetensors", kept)
+def test_a_saved_subject_comes_back_bit_for_bit(tmp_path):
+    kept = subject()
+    save_subject(tmp_path / "family" / "ann.safetensors", kept, 0.7)
     found = load_subject(tmp_path / "family" / "ann.safetensors", ADAPTER)
-    assert (found.name, found.references, found.weight, found.encoder) == ("ann", 2, 0.7, "feed")
+    assert (found.name, found.references, found.encoder) == ("ann", 2, "feed")
     assert torch.equal(found.tokens, kept.tokens) and all(
         torch.equal(found.words[k], v) for k, v in kept.words.items()
     )
     assert torch.equal(found.identity, kept.identity) and torch.equal(
-        found.pictures_seen, kept.pictures_seen
+        found.thumbnails, kept.thumbnails
     )
-    assert found.mask is None and found.pictures == () and not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_the_file_has_the_keys_that_earlier_versions_read(tmp_path):
+    from safetensors import safe_open
+
+    save_subject(tmp_path / "ann.safetensors", subject(), 0.7)
+    with safe_open(str(tmp_path / "ann.safetensors"), framework="pt") as file:
+        assert set(file.keys()) == {"tokens", "words.l", "words.g", "identity", "pictures_seen"}
+        assert file.metadata()["weight"] == "0.7" and file.metadata()["format_version"] == "1"
+
+
+def test_a_subject_without_tokens_is_saved_and_loaded(tmp_path):
+    save_subject(tmp_path / "ann.safetensors", tokenless("ann"))
+    assert load_subject(tmp_path / "ann.safetensors", ADAPTER).tokens.shape == (0, 16)
 
 
 def test_a_subject_of_another_adapter_is_refused_with_both_named(tmp_path):
@@ -106,8 +134,31 @@ def test_together_puts_all_references_side_by_side():
     assert (
         found.references == 3
         and torch.equal(found.tokens, torch.cat([a.tokens, b.tokens]))
-        and len(found.pictures_seen) == 3
+        and len(found.thumbnails) == 3
     )
+
+
+def test_a_mixture_has_nothing_of_what_a_prompt_did_with_its_first_subject():
+    """Region, noun and token holding, weights: they are the prompt's, not the subject's."""
+    fields = {f.name for f in dataclasses.fields(Subject)}
+    assert not fields & {f.name for f in dataclasses.fields(Region)} and "weight" not in fields
+    assert (
+        PromptSubject(mix([subject("a"), subject("b")], [1, 1], "average", "m")).region is ANYWHERE
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_subject_without_tokens_gives_a_mixture_its_words_and_leaves_the_others_tokens(method):
+    a, b, tom = subject("a", 1, references=1), subject("b", 2, references=1), tokenless()
+    found, without = mix([a, tom, b], [1, 2, 3], method, "m"), mix([a, b], [1, 3], method, "m")
+    assert (
+        torch.allclose(found.tokens, without.tokens, atol=1e-6)
+        and torch.isfinite(found.tokens).all()
+    )
+    assert not torch.allclose(found.words["l"], without.words["l"], atol=1e-3)
+    alone = mix([tom, tokenless("tim", 4)], [1, 1], method, "m")
+    assert alone.tokens.shape == (0, 16) and torch.isfinite(alone.words["l"]).all()
+    assert mix([a, tom], [0, 1], method, "m").tokens.shape[0] == (4 if method == "together" else 0)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +195,14 @@ def test_numbers_are_read_as_people_write_them():
     for text in ("1, a", "-1", "nan", "inf", "11"):
         with pytest.raises(ValueError, match="is not a number from 0"):
             numbers(text, "x", 10)
-    assert [replace(subject(), pictures=(1.0, 0.5)).at_picture(i) for i in (0, 1, 2)] == [
+    assert [PromptSubject(subject(), per_image=(1.0, 0.5)).at_image(i) for i in (0, 1, 2)] == [
         1.0,
         0.5,
         0.5,
     ]
+
+
+def test_names_are_the_same_whatever_their_case_and_outer_spaces():
+    chain = add_subject((), PromptSubject(subject("Ann")))
+    with pytest.raises(ValueError, match="already a subject named ' ann'"):
+        add_subject(chain, PromptSubject(subject(" ann")))

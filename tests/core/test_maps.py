@@ -7,12 +7,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmdiff_core import maps
-from mmdiff_core.attention import attend
-from mmdiff_core.layer_weights import named_layers
-from mmdiff_core.maps import AttentionMaps, Canvas, members, noun_map, owners, token_map
-from mmdiff_core.masks import noun_bias, token_bias
-from mmdiff_core.unet_layers import transformer_blocks
+from mmdiff_core.bases import SDXL
+from mmdiff_core.method.attention import attend
+from mmdiff_core.regions import attention_maps, map_images
+from mmdiff_core.regions.attention_bias import noun_bias, token_bias
+from mmdiff_core.regions.attention_maps import (
+    AttentionMaps,
+    Canvas,
+    members,
+    noun_map,
+    owners,
+    token_map,
+)
+from mmdiff_core.regions.layer_weights import named_layers
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -95,7 +102,7 @@ def two_blobs() -> torch.Tensor:
 
 
 def test_every_place_belongs_to_the_subject_that_is_read_there_most_for_its_own_measure():
-    found = maps.find_regions(two_blobs(), torch.full((1, 2, 8, 8), 0.5), 8.0)
+    found = attention_maps.find_regions(two_blobs(), torch.full((1, 2, 8, 8), 0.5), 8.0)
     assert found.amax(1).allclose(torch.ones(1, 8, 8))
     assert (
         found[0, 0, 3, 1] == 1
@@ -106,16 +113,18 @@ def test_every_place_belongs_to_the_subject_that_is_read_there_most_for_its_own_
 
 
 def test_without_sharpness_nobody_loses_a_place():
-    assert torch.equal(maps.find_regions(two_blobs(), two_blobs(), 0.0), torch.ones(1, 2, 8, 8))
+    assert torch.equal(
+        attention_maps.find_regions(two_blobs(), two_blobs(), 0.0), torch.ones(1, 2, 8, 8)
+    )
 
 
 def test_heat_overlays_and_strips_have_a_picture_for_every_subject():
     recorded = AttentionMaps(("ann", "bob"), torch.rand(3, 2, 2, 8, 12), torch.rand(3, 2, 2, 8, 12))
-    mean = maps.stretch(recorded.of("both").mean(0))
+    mean = map_images.stretch(recorded.of("both").mean(0))
     assert mean.amin() == 0 and mean.amax() == 1
-    over = maps.overlay(torch.rand(2, 64, 96, 3), mean)
+    over = map_images.overlay(torch.rand(2, 64, 96, 3), mean)
     assert over.shape == (2, 2, 64, 96, 3) and over.min() >= 0 and over.max() <= 1
-    drawn = maps.strip(maps.stretch(recorded.of("nouns")[:, 0]), side=96)
+    drawn = map_images.strip(map_images.stretch(recorded.of("nouns")[:, 0]), side=96)
     assert drawn.shape == (1, 2 * (64 + 4) + 4, 3 * (96 + 4) + 4, 3)
 
 
@@ -125,7 +134,7 @@ def test_an_unknown_kind_of_map_is_an_error():
 
 
 def test_layers_are_chosen_by_name_and_an_unknown_name_says_which_there_are():
-    blocks = transformer_blocks("sdxl")
+    blocks = SDXL.blocks
     assert {slot[0] for slot in named_layers("middle, output.1", blocks)} == {
         "middle",
         "output",
@@ -138,14 +147,14 @@ def test_layers_are_chosen_by_name_and_an_unknown_name_says_which_there_are():
 
 def test_when_nothing_was_recorded_the_message_says_what_to_connect():
     with pytest.raises(ValueError, match="no attention was recorded: connect `maps`"):
-        maps.show_maps([], torch.zeros(1, 8, 8, 3), "both", 0.5)
+        map_images.show_maps([], torch.zeros(1, 8, 8, 3), "both", 0.5)
 
 
 def test_pictures_of_another_run_are_refused_with_both_counts():
     recorded = [AttentionMaps(("ann",), torch.rand(1, 2, 1, 4, 4), torch.rand(1, 2, 1, 4, 4))]
     with pytest.raises(ValueError, match="generated 2 images, but 1 were given"):
-        maps.show_maps(recorded, torch.zeros(1, 8, 8, 3), "both", 0.5)
-    over, masks, steps, said = maps.show_maps(recorded, torch.zeros(2, 8, 8, 4), "both", 0.5)
+        map_images.show_maps(recorded, torch.zeros(1, 8, 8, 3), "both", 0.5)
+    over, masks, steps, said = map_images.show_maps(recorded, torch.zeros(2, 8, 8, 4), "both", 0.5)
     assert (
         over.shape == (2, 8, 8, 3)
         and masks.shape == (2, 8, 8)

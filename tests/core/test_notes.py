@@ -5,7 +5,6 @@ Blurred references, an unlike face, subjects that look alike.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mmdiff_core.config import GENERAL_SDXL, PORTRAIT_SDXL
-from mmdiff_core.notes import BLURRED, face_remarks, look_alike_notes, reference_notes, sharpness
-from mmdiff_core.subjects import Subject
-from mmdiff_core.vision import object_pixels
+from mmdiff_core.method.subjects import PromptSubject, Subject
+from mmdiff_core.references.notes import (
+    BLURRED,
+    face_remarks,
+    look_alike_notes,
+    reference_notes,
+    sharpness,
+)
+from mmdiff_core.references.pixels import object_pixels
 
 from support.paths import PACK
 
@@ -121,7 +126,7 @@ def test_the_encoder_tells_of_a_covered_face_also_under_another_name():
 
     mmdiff, vision, faces = load_mmdiff(CHECKPOINT), build.clip_vision(), Covered()
     for name in ("ann", "ben"):
-        _, _, notes, _ = encode_subject(mmdiff, vision, CASE.images(slot), faces, name)
+        notes = encode_subject(mmdiff, vision, CASE.images(slot), faces, name).notes
         assert any(
             note.startswith(f"{name}, image 1: the face is detected with a confidence of only 50%")
             for note in notes
@@ -157,8 +162,6 @@ def test_subjects_that_look_alike_are_told_with_what_to_do():
 def test_the_prompt_says_which_subjects_look_alike():
     from mmdiff_core.host.encode import EncodedPrompt
 
-    ann = subject("ann", torch.ones(8))
-    said = EncodedPrompt(
-        [], [], (("man", ann), ("man", replace(ann, name="bob"))), ("they look alike",)
-    ).describe()
+    ann, bob = (PromptSubject(subject(name, torch.ones(8))) for name in ("ann", "bob"))
+    said = EncodedPrompt([], [], (("man", ann), ("man", bob)), ("they look alike",)).describe()
     assert said.splitlines()[-1] == "note: they look alike" and len(said.splitlines()) == 3

@@ -8,12 +8,9 @@ import re
 import torch
 from PIL import ImageColor
 
-from mmdiff_core import shapes
-from mmdiff_core.shapes import (
-    Box,
-    box_mask,
-    preview,
-)
+from mmdiff_core.regions import preview
+from mmdiff_core.regions.boxes import MOST, Box, box_mask
+from mmdiff_core.regions.preview import COLOURS, middle
 
 from support.server import PACK
 from support.subjects import CANVAS, LEFT, NAMES, RIGHT, regions
@@ -27,7 +24,7 @@ def test_the_preview_shows_each_region_in_its_subjects_colour_and_is_small():
         128,
         3,
     )
-    for x, colour in ((20, shapes.COLOURS[0]), (490, shapes.COLOURS[1])):
+    for x, colour in ((20, COLOURS[0]), (490, COLOURS[1])):
         wanted = torch.tensor(ImageColor.getrgb(colour)) / 255
         assert torch.allclose(
             shown[0, 20, x], torch.lerp(torch.full((3,), 0.13), wanted, 0.65), atol=0.01
@@ -49,14 +46,14 @@ def test_a_name_stands_inside_its_region():
     corner = torch.zeros(64, 64)
     corner[:, :10] = corner[54:] = 1  # an L: its centre of mass is outside
     for mask in (corner, box_mask(Box(1, 0.8, 0.1, 0.1, 0.1), 64, 64)):
-        x, y = shapes.middle(mask)
+        x, y = middle(mask)
         assert mask[y, x] > 0
 
 
 def test_colours_are_six_and_distinct_and_the_page_has_the_same():
-    assert len(set(shapes.COLOURS)) == shapes.MOST == 6
+    assert len(set(COLOURS)) == MOST == 6
     found = re.search(
         r"export const COLOURS = (\[.*?\]);",
         (PACK / "web/box_maths.js").read_text(encoding="utf-8"),
     )
-    assert tuple(json.loads(found[1])) == shapes.COLOURS
+    assert tuple(json.loads(found[1])) == COLOURS

@@ -9,17 +9,14 @@ import json
 import pytest
 import torch
 
-from mmdiff_core import shapes
-from mmdiff_core.shapes import (
+from mmdiff_core.regions.boxes import Box, box_mask, boxes_of_pixels, parse_boxes
+from mmdiff_core.regions.shaping import (
     BACKGROUND,
-    Box,
     Shaping,
-    box_mask,
+    canvas_of,
     feather_inwards,
-    found_boxes,
     grow,
-    parse_boxes,
-    regions_of_subjects,
+    shape_regions,
 )
 
 from support.subjects import CANVAS, LEFT, NAMES, RIGHT, A, B, C, regions
@@ -99,7 +96,7 @@ def test_wrong_boxes_are_told_by_number(text, message):
     ],
 )
 def test_found_boxes_are_the_subjects_in_order(found, subjects):
-    boxes = found_boxes(found, 200, 100, 2)
+    boxes = boxes_of_pixels(found, 200, 100, 2)
     assert [box.subject for box in boxes] == subjects
     assert all(box.width == 0.25 and box.height == 1 for box in boxes)
 
@@ -120,7 +117,7 @@ def test_found_boxes_are_the_subjects_in_order(found, subjects):
 )
 def test_found_boxes_that_do_not_fit_are_told(found, message):
     with pytest.raises(ValueError, match=message):
-        found_boxes(found, 200, 100, 2)
+        boxes_of_pixels(found, 200, 100, 2)
 
 
 # ---------------------------------------------------------------- shapes
@@ -174,12 +171,11 @@ def test_a_subjects_mask_and_boxes_are_united():
 
 def test_a_mask_alone_stays_as_it_is():
     mask = torch.rand(20, 30)
-    assert shapes.canvas_of([mask, torch.ones(4, 4)], 64, 64) == (20, 30) and shapes.canvas_of(
-        [], 48, 64
-    ) == (48, 64)
-    assert torch.equal(
-        regions_of_subjects(NAMES[:1], {1: mask}, (), {}, (20, 30), Shaping())[0], mask
+    assert canvas_of([mask, torch.ones(4, 4)], 64, 64) == (20, 30) and canvas_of([], 48, 64) == (
+        48,
+        64,
     )
+    assert torch.equal(shape_regions(NAMES[:1], {1: mask}, (), {}, (20, 30), Shaping())[0], mask)
 
 
 def test_strength_leaves_the_subject_its_share_outside_and_all_inside():

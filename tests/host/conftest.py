@@ -26,7 +26,7 @@ def scene15():
 @pytest.fixture(scope="module")
 def model(scene):
     """The scene's model with the adapter applied."""
-    from mmdiff_core.host.unet import apply
+    from mmdiff_core.host.apply import apply
 
     from support.scene import BOTH
 

@@ -8,9 +8,9 @@ import comfy.samplers
 import pytest
 import torch
 
-from mmdiff_core.host import unet as host_unet
+from mmdiff_core.host.application import Application
+from mmdiff_core.host.apply import apply, check_unet
 from mmdiff_core.host.conditioning import BoundPrompt, carry
-from mmdiff_core.host.unet import apply
 
 from support import make
 from support.scene import BOTH, IMAGE_ONLY, SIGMAS
@@ -73,14 +73,12 @@ def test_user_lora_on_keys_acts_on_both_branches(scene):
     styled.add_patches({key: ("diff", (delta,))})
     model = apply(styled, scene.adapter, BOTH)
     comfy.model_management.load_model_gpu(model)
-    application = host_unet.Application(
-        scene.adapter, BOTH, host_unet.check_unet(model, scene.adapter)
-    )
+    application = Application(scene.adapter, BOTH, check_unet(model, scene.adapter))
     prompt = BoundPrompt(scene.subjects, scene.adapter.fingerprint)
     k, _ = application.make_state(
         prompt, model.model.diffusion_model, torch.float32, torch.device("cpu")
     ).keys["middle", 0, 0]
-    tokens = torch.cat([s.tokens for s in scene.subjects])
+    tokens = torch.cat([s.subject.tokens for s in scene.subjects])
     base = scene.model.model.state_dict()[key] if not model.backup else model.backup[key].weight
     image = scene.adapter.unet["middle_block.1.transformer_blocks.0.attn2.to_k_image"]
     assert torch.allclose(

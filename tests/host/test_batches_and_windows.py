@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from mmdiff_core.host import unet as host_unet
+from mmdiff_core.host.application import Strength
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import BoundPrompt
-from mmdiff_core.host.unet import Strength, apply
+from mmdiff_core.host.run import Window
 
 from support.scene import BOTH, IMAGE_ONLY, SIGMAS
 
@@ -65,7 +66,7 @@ def test_outside_its_window_the_image_branch_does_not_act(scene):
 
 
 def test_a_window_acts_from_its_start_to_its_end(scene):
-    window = host_unet.Window(2.0, 1.0)
+    window = Window(2.0, 1.0)
     assert [window.factor(torch.tensor([s])) for s in (2.5, 2.0, 1.5, 1.0, 0.5)] == [
         0.0,
         1.0,

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdiff_core.host import unet as host_unet
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import carry
-from mmdiff_core.host.unet import SubjectAttention, apply
+from mmdiff_core.host.run import Window
+from mmdiff_core.host.slot import SubjectAttention
 
 from support.scene import BOTH, SIGMAS, calls_of
 
@@ -38,7 +39,7 @@ def test_subject_keys_and_values_are_projected_once_per_run(scene):
         unet.get_submodule(f"{b.path}.attn2.{p}").register_forward_hook(
             lambda m, a, o, key=(b.slot, p): calls.setdefault(key, []).append(a[0].shape[1])
         )
-        for b in host_unet.transformer_blocks(scene.adapter.config.base)
+        for b in scene.adapter.config.base.blocks
         for p in ("to_k", "to_v")
     ]
     scene.sample(model, scene.bound())
@@ -96,7 +97,7 @@ def test_a_window_stays_a_tensor_on_an_accelerator():
 
     Here the meta device, which cannot be read at all.
     """
-    window = host_unet.Window(2.0, 1.0)
+    window = Window(2.0, 1.0)
     factor = window.factor(torch.empty(1, device="meta"))
     assert torch.is_tensor(factor) and factor.device.type == "meta"
 

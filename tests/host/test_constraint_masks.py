@@ -8,9 +8,8 @@ import sys
 import pytest
 import torch
 
-from mmdiff_core.shapes import (
-    feather_inwards,
-)
+from mmdiff_core.method.subjects import PromptSubject
+from mmdiff_core.regions.shaping import feather_inwards
 
 from support.server import PACK
 from support.subjects import A, B, subject
@@ -33,7 +32,7 @@ def run(node, tmp_path, monkeypatch):
 
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
     return lambda *names, feather=0.0, **inputs: node.execute(
-        tuple(subject(n) for n in names), feather, **inputs
+        tuple(PromptSubject(subject(n)) for n in names), feather, **inputs
     )
 
 
@@ -56,9 +55,9 @@ def test_the_node_gives_subjects_a_preview_and_a_mask_for_each(run, tmp_path):
         and masks.shape == (3, 48, 64)
     )
     assert (
-        torch.equal(chain[0].mask, half[0])
-        and torch.equal(chain[1].mask, 1 - half[0])
-        and chain[2].mask is None
+        torch.equal(chain[0].region.mask, half[0])
+        and torch.equal(chain[1].region.mask, 1 - half[0])
+        and chain[2].region.mask is None
     )
     assert torch.equal(masks[:2], torch.stack([half[0], 1 - half[0]])) and masks[2].all()
     assert out.ui.as_dict()["images"] and list(tmp_path.rglob("*.png"))
@@ -68,15 +67,17 @@ def test_a_graph_from_before_the_boxes_gives_what_it_gave(run):
     half = torch.zeros(1, 64, 64)
     half[..., :32] = 1
     chain = run("ann", "bob", feather=8.0, mask_2=half).args[0]
-    assert chain[0].mask is None and torch.equal(chain[1].mask, feather_inwards(half[0], 8.0))
+    assert chain[0].region.mask is None and torch.equal(
+        chain[1].region.mask, feather_inwards(half[0], 8.0)
+    )
 
 
 def test_found_boxes_are_read_in_pixels_of_width_and_height(run):
     chain, _, masks = run("ann", "bob", found_boxes=[[A, B]], width=200, height=100).args
     assert (
         masks.shape == (2, 100, 200)
-        and chain[0].mask[:, :50].all()
-        and chain[0].mask.sum() == chain[1].mask[:, 50:100].sum() == 5000
+        and chain[0].region.mask[:, :50].all()
+        and chain[0].region.mask.sum() == chain[1].region.mask[:, 50:100].sum() == 5000
     )
 
 

@@ -24,8 +24,8 @@ from comfy_extras import (
     nodes_tomesd,
 )
 
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import carry
-from mmdiff_core.host.unet import apply
 
 from support import make
 from support.neighbours import check_beside_ours, draw

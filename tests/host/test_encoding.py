@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmdiff_core import checkpoint
-from mmdiff_core.adapter import SubjectModules
+from mmdiff_core.checkpoints import checkpoint
+from mmdiff_core.config import GENERAL
 from mmdiff_core.host.encode import encode_subject
 from mmdiff_core.host.models import load_mmdiff
-from mmdiff_core.subjects import add_subject
+from mmdiff_core.method.adapter import SubjectModules
+from mmdiff_core.method.subjects import add_subject
 
 from support import make
-from support.cases import CASE, CHECKPOINT
+from support.cases import CASE, CHECKPOINT, cls_embeddings
 from support.recorded import load_world
 from tiny_model import build
 
@@ -25,11 +26,10 @@ def world():
 
 
 def test_a_general_adapter_needs_no_face(world):
-    config = replace(make.narrow_config("sdxl"), variant="general", query_width=96)
+    config = replace(make.narrow_config("sdxl"), variant=GENERAL)
     mmdiff = make.random_mmdiff(config)
-    subject, seen, *_ = encode_subject(
-        mmdiff, world["vision"], torch.rand(2, 30, 40, 3), None, "fox"
-    )
+    encoded = encode_subject(mmdiff, world["vision"], torch.rand(2, 30, 40, 3), None, "fox")
+    subject, seen = encoded.subject, encoded.seen
     assert (
         subject.tokens.shape == (8, make.CONTEXT)
         and subject.references == 2
@@ -45,12 +45,12 @@ def test_a_portrait_adapter_without_faces_says_what_to_install(world):
 def test_each_reference_adds_its_own_tokens_and_the_first_speaks_in_the_text(world):
     (slot,) = CASE.slots()
     image = CASE.images(slot)
-    one, *_ = encode_subject(world["mmdiff"], world["vision"], image, CASE.faces(slot), "a")
+    one = encode_subject(world["mmdiff"], world["vision"], image, CASE.faces(slot), "a").subject
     faces = CASE.faces(slot)
     faces.answers = faces.answers * 3
-    three, *_ = encode_subject(
+    three = encode_subject(
         world["mmdiff"], world["vision"], torch.cat([image, image.flip(1), image * 0.5]), faces, "a"
-    )
+    ).subject
     assert three.tokens.shape[0] == 12 and faces.calls == 3
     assert torch.allclose(three.tokens[:4], one.tokens, atol=1e-5)
     assert all(torch.allclose(three.words[e], one.words[e], atol=1e-5) for e in one.words)
@@ -66,17 +66,17 @@ def counted(world, monkeypatch):
     return runs
 
 
-def test_another_name_or_weight_encodes_no_picture_and_finds_no_face_again(world, counted):
+def test_another_name_encodes_no_picture_and_finds_no_face_again(world, counted):
     (slot,) = CASE.slots()
     mmdiff, images, faces = load_mmdiff(CHECKPOINT), CASE.images(slot), CASE.faces(slot)
-    first, seen, *_ = encode_subject(mmdiff, world["vision"], images, faces, "ann")
+    first = encode_subject(mmdiff, world["vision"], images, faces, "ann")
     runs = len(counted)
-    again, seen_again, *_ = encode_subject(
-        mmdiff, world["vision"], images.clone(), faces, "ben", 0.5
-    )
+    again = encode_subject(mmdiff, world["vision"], images.clone(), faces, "ben")
     assert runs > 0 and len(counted) == runs and faces.calls == 1
-    assert (again.name, again.weight, first.weight) == ("ben", 0.5, 1.0)
-    assert torch.equal(again.tokens, first.tokens) and torch.equal(seen, seen_again)
+    assert (again.subject.name, first.subject.name) == ("ben", "ann")
+    assert torch.equal(again.subject.tokens, first.subject.tokens) and torch.equal(
+        again.seen, first.seen
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,9 @@ def test_only_the_last_encodings_are_remembered_and_no_object_is_kept_alive():
 
 
 def test_an_image_encoder_of_another_size_is_refused(world):
-    mmdiff = make.random_mmdiff(replace(make.narrow_config("sdxl"), vision_width=32, cls_width=48))
+    narrow = make.narrow_config("sdxl")
+    other = replace(narrow.base, image=replace(narrow.base.image, width=32, cls_width=48))
+    mmdiff = make.random_mmdiff(replace(narrow, base=other))
     with pytest.raises(ValueError, match="width 64 and projection 96, narrow-sdxl needs 32 and 48"):
         encode_subject(mmdiff, world["vision"], torch.rand(1, 30, 40, 3), None, "a")
 
@@ -161,8 +163,6 @@ def test_the_fine_tuned_image_encoder_shares_its_weights_and_leaves_them_as_they
 
 def test_a_whole_fine_tuned_tower_is_applied_to_the_last_weight(world):
     """Also the class embedding and positions, which are bare parameters of the host's model."""
-    from mmdiff_core.host.vision import cls_embeddings
-
     state = world["vision"].model.state_dict()
     whole = {k: v + 0.1 for k, v in state.items()}
     adapter = replace(world["mmdiff"].adapter, vision=whole)

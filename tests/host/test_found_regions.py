@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from mmdiff_core.host import unet as host_unet
-from mmdiff_core.host.unet import apply
-from mmdiff_core.subjects import FindRegions
+from mmdiff_core.host.apply import apply
+from mmdiff_core.host.watch import Finder
+from mmdiff_core.method.subjects import FindRegions
 
 from support.scene import BOTH, half_masks
 from support.watching import NOUNS, prompt
@@ -20,7 +18,7 @@ LIKE = "sd15"  # fewer layers than SDXL, so more graphs
 
 
 def finding(scene, plan=FindRegions(settle=0.5, sharpness=8.0), **options):  # noqa: B008
-    return tuple(replace(s, find=plan, **options) for s in scene.subjects)
+    return tuple(s.within(find=plan, **options) for s in scene.subjects)
 
 
 def test_before_they_settle_subjects_are_free(scene, model):
@@ -45,7 +43,7 @@ def test_without_sharpness_found_regions_change_nothing(scene, model):
 
 def regions_of(scene, model, subjects, monkeypatch, **options) -> list[torch.Tensor]:
     """What the finder held, at each step where it was asked first."""
-    held, found = [], host_unet.Finder.found
+    held, found = [], Finder.regions
 
     def noted(self, step):
         out = found(self, step)
@@ -53,7 +51,7 @@ def regions_of(scene, model, subjects, monkeypatch, **options) -> list[torch.Ten
             held.append(out)
         return out
 
-    monkeypatch.setattr(host_unet.Finder, "found", noted)
+    monkeypatch.setattr(Finder, "regions", noted)
     scene.sample(model, prompt(scene, subjects), **options)
     return held
 
@@ -97,13 +95,13 @@ def test_a_noun_held_to_a_region_changes_the_picture_and_one_held_to_everywhere_
 ):
     left, right = half_masks(64)
     free = tuple(s.masked(m) for s, m in zip(scene.subjects, (left, right)))
-    held = tuple(replace(s, hold_nouns=True) for s in free)
+    held = tuple(s.within(hold_nouns=True) for s in free)
     assert not torch.allclose(
         scene.sample(model, prompt(scene, held)),
         scene.sample(model, prompt(scene, free)),
         atol=1e-3,
     )
-    everywhere = tuple(replace(s, mask=torch.ones(64, 64), hold_nouns=True) for s in scene.subjects)
+    everywhere = tuple(s.within(mask=torch.ones(64, 64), hold_nouns=True) for s in scene.subjects)
     assert torch.allclose(
         scene.sample(model, prompt(scene, everywhere)),
         scene.sample(model, prompt(scene)),
@@ -114,7 +112,7 @@ def test_a_noun_held_to_a_region_changes_the_picture_and_one_held_to_everywhere_
 def test_tokens_can_be_left_free_while_the_nouns_are_held(scene, model):
     left, right = half_masks(64)
     neither = tuple(
-        replace(s.masked(m), hold_tokens=False) for s, m in zip(scene.subjects, (left, right))
+        s.within(mask=m, hold_tokens=False) for s, m in zip(scene.subjects, (left, right))
     )
     assert torch.equal(
         scene.sample(model, prompt(scene, neither)), scene.sample(model, prompt(scene))
@@ -125,8 +123,6 @@ def test_nouns_cannot_be_held_where_another_pack_draws_the_text_and_that_is_said
     other = scene.model.clone()
     other.set_model_attn2_replace(lambda q, k, v, extra_options: q, "middle", 0)
     left, right = half_masks(64)
-    held = tuple(
-        replace(s.masked(m), hold_nouns=True) for s, m in zip(scene.subjects, (left, right))
-    )
+    held = tuple(s.within(mask=m, hold_nouns=True) for s, m in zip(scene.subjects, (left, right)))
     with pytest.raises(RuntimeError, match="another node replaced the text attention in 1 layers"):
         scene.sample(apply(other, scene.adapter, BOTH), prompt(scene, held))

@@ -6,63 +6,14 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from mmdiff_core.attention import see_subjects
-from mmdiff_core.host.unet import apply
-from mmdiff_core.masks import on_grid, regions
+from mmdiff_core.host.apply import apply
+from mmdiff_core.method.attention import add_image_branch, by_head
+from mmdiff_core.regions.attention_bias import mask_bias, on_grid
 
 from support import make
 from support.scene import BOTH, IMAGE_ONLY, Scene, half_masks, predict
 
 # ---------------------------------------------------------------- masks
-
-
-def test_a_subject_cannot_be_seen_from_outside_its_region():
-    generator = torch.Generator().manual_seed(0)
-    q = torch.randn(1, 64, 32, generator=generator)
-    k, v, other = (torch.randn(1, 8, 32, generator=generator) for _ in range(3))
-    bias, gate = regions(half_masks(), [4, 4], (8, 8), (8, 8), None, torch.float32, q.device)
-    before = see_subjects(q, k, v, 2, bias, gate)
-    changed_k, changed_v = k.clone(), v.clone()
-    changed_k[:, :4], changed_v[:, :4] = other[:, :4] * 9, other[:, 4:] * 9
-    after = see_subjects(q, changed_k, changed_v, 2, bias, gate)
-    right = half_masks()[1].flatten().bool()
-    assert torch.equal(before[:, right], after[:, right])
-    assert not torch.equal(before[:, ~right], after[:, ~right])
-
-
-def test_where_no_subject_may_act_the_plain_model_is_left_alone():
-    left, _ = half_masks()
-    q, k = torch.randn(1, 64, 32), torch.randn(1, 4, 32)
-    bias, gate = regions([left], [4], (8, 8), (8, 8), None, torch.float32, q.device)
-    seen = see_subjects(q, k, k, 2, bias, gate)
-    assert seen[:, ~left.flatten().bool()].abs().max() == 0 and torch.isfinite(seen).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_masks_hide_exactly_in_half_precision(dtype):
-    q, k = torch.randn(1, 64, 32).to(dtype), torch.randn(1, 8, 32).to(dtype)
-    bias, gate = regions(half_masks(), [4, 4], (8, 8), (8, 8), None, dtype, q.device)
-    seen = see_subjects(q, k, k, 2, bias, gate)
-    only = see_subjects(q, k[:, :4], k[:, :4], 2, None, None)
-    left = half_masks()[0].flatten().bool()
-    assert torch.isfinite(seen).all() and torch.allclose(
-        seen[:, left].float(), only[:, left].float(), atol=2e-2
-    )
-
-
-def test_masks_of_all_white_are_the_same_as_no_masks(scene):
-    model = apply(scene.model, scene.adapter, BOTH)
-    white = tuple(s.masked(torch.ones(16, 16)) for s in scene.subjects)
-    assert torch.allclose(
-        scene.sample(model, scene.bound(white)), scene.sample(model, scene.bound()), atol=1e-4
-    )
-
-
-def test_a_mask_is_cropped_to_the_area_a_cond_covers_not_squeezed():
-    left, _ = half_masks(16)
-    cropped = on_grid(left, (8, 4), (8, 8), (8, 4, 0, 4))
-    assert cropped.max() < 0.1  # the right half of the picture: the mask is not there
-    assert on_grid(left, (8, 4), (8, 8), (8, 4, 0, 0)).min() > 0.9
 
 
 def image_branch(model, sample) -> dict[str, torch.Tensor]:
@@ -153,7 +104,7 @@ def test_half_precision_models_show_subjects(dtype, tolerance):
 
 
 def test_rows_seen_by_head_are_the_rows_themselves_however_they_lie_in_memory():
-    from mmdiff_core.attention import by_head, rows_by_head
+    from mmdiff_core.method.attention import by_head, rows_by_head
 
     whole = torch.randn(4, 6, 24)
     for x in (
@@ -168,3 +119,60 @@ def test_rows_seen_by_head_are_the_rows_themselves_however_they_lie_in_memory():
             seen.zero_()
             assert not x[start:stop].any()
             x[start:stop] = 1.0
+
+
+def added_by_subjects(q, k, v, heads, bias, gate) -> torch.Tensor:
+    """What the subjects add at lambda 1, by the function that samples and trains."""
+    gate = None if gate is None else gate[:, None]
+    return add_image_branch(
+        torch.zeros_like(q), q, by_head(k, heads), by_head(v, heads), 1.0, bias, gate
+    )
+
+
+def test_a_subject_cannot_be_seen_from_outside_its_region():
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, 64, 32, generator=generator)
+    k, v, other = (torch.randn(1, 8, 32, generator=generator) for _ in range(3))
+    bias, gate = mask_bias(half_masks(), [4, 4], (8, 8), (8, 8), None, torch.float32, q.device)
+    before = added_by_subjects(q, k, v, 2, bias, gate)
+    changed_k, changed_v = k.clone(), v.clone()
+    changed_k[:, :4], changed_v[:, :4] = other[:, :4] * 9, other[:, 4:] * 9
+    after = added_by_subjects(q, changed_k, changed_v, 2, bias, gate)
+    right = half_masks()[1].flatten().bool()
+    assert torch.equal(before[:, right], after[:, right])
+    assert not torch.equal(before[:, ~right], after[:, ~right])
+
+
+def test_where_no_subject_may_act_the_plain_model_is_left_alone():
+    left, _ = half_masks()
+    q, k = torch.randn(1, 64, 32), torch.randn(1, 4, 32)
+    bias, gate = mask_bias([left], [4], (8, 8), (8, 8), None, torch.float32, q.device)
+    seen = added_by_subjects(q, k, k, 2, bias, gate)
+    assert seen[:, ~left.flatten().bool()].abs().max() == 0 and torch.isfinite(seen).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_masks_hide_exactly_in_half_precision(dtype):
+    q, k = torch.randn(1, 64, 32).to(dtype), torch.randn(1, 8, 32).to(dtype)
+    bias, gate = mask_bias(half_masks(), [4, 4], (8, 8), (8, 8), None, dtype, q.device)
+    seen = added_by_subjects(q, k, k, 2, bias, gate)
+    only = added_by_subjects(q, k[:, :4], k[:, :4], 2, None, None)
+    left = half_masks()[0].flatten().bool()
+    assert torch.isfinite(seen).all() and torch.allclose(
+        seen[:, left].float(), only[:, left].float(), atol=2e-2
+    )
+
+
+def test_masks_of_all_white_are_the_same_as_no_masks(scene):
+    model = apply(scene.model, scene.adapter, BOTH)
+    white = tuple(s.masked(torch.ones(16, 16)) for s in scene.subjects)
+    assert torch.allclose(
+        scene.sample(model, scene.bound(white)), scene.sample(model, scene.bound()), atol=1e-4
+    )
+
+
+def test_a_mask_is_cropped_to_the_area_a_cond_covers_not_squeezed():
+    left, _ = half_masks(16)
+    cropped = on_grid(left, (8, 4), (8, 8), (8, 4, 0, 4))
+    assert cropped.max() < 0.1  # the right half of the picture: the mask is not there
+    assert on_grid(left, (8, 4), (8, 8), (8, 4, 0, 0)).min() > 0.9

@@ -17,7 +17,8 @@ import comfy.samplers
 import pytest
 import torch
 
-from mmdiff_core.host.unet import Added, SubjectAttention, apply
+from mmdiff_core.host.apply import apply
+from mmdiff_core.host.slot import Added, SubjectAttention
 
 from support import make
 from support.neighbours import draw
@@ -179,7 +180,7 @@ def test_an_override_of_attention_serves_the_text_and_not_the_subjects(scene):
     ours.model_options["transformer_options"]["optimized_attention_override"] = override
     expected = draw(scene, apply(scene.model, scene.adapter, IMAGE_ONLY), scene.bound())
     assert torch.equal(draw(scene, ours, scene.bound()), expected)
-    tokens = sum(len(s.tokens) for s in scene.subjects)
+    tokens = sum(len(s.subject.tokens) for s in scene.subjects)
     assert lengths.count(77) == 16 and tokens not in lengths
 
 
@@ -222,3 +223,33 @@ def test_the_patch_holds_nothing_that_the_host_would_call_by_mistake():
     """Core calls `.to`, `.models` and `.cleanup` on patch objects that have them."""
     names = {name for name, _ in inspect.getmembers(SubjectAttention)}
     assert not names & {"to", "models", "cleanup", "get_models"}
+
+
+def test_a_function_that_calls_our_slot_in_some_steps_only_is_none_of_our_business(scene):
+    ours = apply(scene.model, scene.adapter, IMAGE_ONLY)
+    held = ours.model_options["transformer_options"]["patches_replace"]["attn2"]["middle", 0]
+
+    def late(q, k, v, extra_options):
+        return (
+            held(q, k, v, extra_options)
+            if float(extra_options["sigmas"][0]) < 1.0
+            else torch.zeros_like(q)
+        )
+
+    ours.set_model_attn2_replace(late, "middle", 0, 0)
+    assert torch.isfinite(
+        draw(scene, ours, scene.bound(), sigmas=torch.tensor([4.0, 0.5, 0.0]))
+    ).all()
+
+
+def test_a_function_that_holds_our_slot_but_never_calls_it_is_an_error_too(scene):
+    """What an object refers to says nothing: what counts is that our slot was called."""
+    ours = apply(scene.model, scene.adapter, IMAGE_ONLY)
+    held = ours.model_options["transformer_options"]["patches_replace"]["attn2"]["middle", 0]
+
+    def keeper(q, k, v, extra_options):
+        return torch.zeros_like(q) if extra_options is not None else held(q, k, v, extra_options)
+
+    ours.set_model_attn2_replace(keeper, "middle", 0, 0)
+    with pytest.raises(RuntimeError, match=r"1 of 16 cross-attention layers.*keeper"):
+        draw(scene, ours, scene.bound())

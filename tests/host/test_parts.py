@@ -9,14 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmdiff_core import checkpoint
-from mmdiff_core.heads import QueryTokens
+from mmdiff_core.checkpoints import checkpoint
 from mmdiff_core.host import text as text_side
+from mmdiff_core.host.application import Strength
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.encode import encode_prompt, encode_subject
 from mmdiff_core.host.models import LoadedMMDiff
-from mmdiff_core.host.unet import Strength, apply
-from mmdiff_core.lora import LowRank
-from mmdiff_core.refiner import SubjectRefiner
+from mmdiff_core.method.lora import LowRank
+from mmdiff_core.method.refiner import QueryTokens, SubjectRefiner
+from mmdiff_core.method.subjects import PromptSubject
 
 from support.cases import CASE, CHECKPOINT, OURS
 from support.recorded import load_world, probe, sized
@@ -73,7 +74,8 @@ def without(mmdiff: LoadedMMDiff, part: str) -> LoadedMMDiff:
 
 def noise_and_text(world, mmdiff, variant="official"):
     (slot,) = CASE.slots()
-    subject, *_ = encode_subject(mmdiff, world["vision"], CASE.images(slot), CASE.faces(slot), "a")
+    encoded = encode_subject(mmdiff, world["vision"], CASE.images(slot), CASE.faces(slot), "a")
+    subject = PromptSubject(encoded.subject)
     adapted = text_side.adapted_clip(
         world["clip"], mmdiff, "released" if variant == "official" else "corrected"
     )
@@ -149,7 +151,7 @@ def test_the_face_head_with_two_heads_is_the_recorded_one():
             if not k.startswith("refiner")
         }
     )
-    from mmdiff_core.official import MODULES
+    from mmdiff_core.checkpoints.released import MODULES
 
     table = {
         k.removeprefix("refiner."): v.removeprefix("refiner.")

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from mmdiff_core.host import text as text_side
-from mmdiff_core.host.unet import Strength, apply
-from mmdiff_core.host.vision import cls_embeddings, patch_embeddings
-from mmdiff_core.vision import normalise, object_pixels
+from mmdiff_core.host.application import Strength
+from mmdiff_core.host.apply import apply
+from mmdiff_core.host.vision import patch_embeddings
+from mmdiff_core.references.pixels import normalise, object_pixels
 
+from support.cases import cls_embeddings
 from support.recorded import (
     LAYER,
     NOISE,
@@ -67,10 +69,17 @@ def test_subjects_have_the_recorded_tokens_and_words(case, world, subjects):
     }
     columns = len(case["input/image_token_idx_mask"][0])
     for number, (slot, subject) in enumerate(zip(case.slots(), subjects, strict=True)):
-        close(subject.tokens, tokens[slot].flatten(0, 1), STAGE, f"face tokens of {subject.name}")
+        close(
+            subject.subject.tokens,
+            tokens[slot].flatten(0, 1),
+            STAGE,
+            f"face tokens of {subject.name}",
+        )
         row = number if columns == 1 else slot[0]
         for encoder, recorded in words.items():
-            close(subject.words[encoder], recorded[row], STAGE, f"object embedding {encoder}")
+            close(
+                subject.subject.words[encoder], recorded[row], STAGE, f"object embedding {encoder}"
+            )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -225,8 +234,9 @@ def test_subject_keys_and_values_are_the_recorded_ones(case, world, subjects, nu
         return
     import comfy.model_management
 
+    from mmdiff_core.host.application import Application
+    from mmdiff_core.host.apply import check_unet
     from mmdiff_core.host.conditioning import BoundPrompt
-    from mmdiff_core.host.unet import Application, check_unet
 
     adapter = world["mmdiff"].adapter
     model = apply(world["model"], adapter, Strength(fuse_scale=1.0))

@@ -7,8 +7,9 @@ import comfy.samplers
 import pytest
 import torch
 
+from mmdiff_core.host.application import Strength
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.encode import encode_prompt
-from mmdiff_core.host.unet import Strength, apply
 
 from support.recorded import (
     LATENTS,

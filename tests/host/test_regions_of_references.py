@@ -8,9 +8,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.encode import encode_prompt, encode_subject, find_faces
-from mmdiff_core.host.unet import apply
-from mmdiff_core.vision import cut_out, regions_of
+from mmdiff_core.method.subjects import PromptSubject
+from mmdiff_core.references.pixels import cut_out, reference_regions
 
 from support import make
 from support.cases import CASE, CHECKPOINT
@@ -42,7 +43,7 @@ def test_a_cut_out_is_the_region_on_black_with_a_margin():
     [BOX, [BOX], [[BOX]], [BOX, BOX], [[BOX, {"x": 0, "y": 0, "width": 1, "height": 1}], [BOX]]],
 )
 def test_boxes_come_as_nodes_send_them(boxes):
-    found = regions_of(PICTURES, None, boxes)
+    found = reference_regions(PICTURES, None, boxes)
     for mask in found:
         assert mask.sum() == 600 and mask[5:35, 10:30].all()
     assert len(found) == 2
@@ -52,11 +53,15 @@ def test_masks_come_in_any_size_one_or_one_for_each_picture():
     mask = torch.zeros(1, 20, 30)
     mask[:, :, 15:] = 1
     for given in (mask, mask[0], mask.repeat(2, 1, 1)):
-        found = regions_of(PICTURES, given, None)
+        found = reference_regions(PICTURES, given, None)
         assert len(found) == 2 and all(
             m.shape == (40, 60) and m[:, 30:].all() and not m[:, :30].any() for m in found
         )
-    assert regions_of(PICTURES, None, None) == [None, None] == regions_of(PICTURES, None, [])
+    assert (
+        reference_regions(PICTURES, None, None)
+        == [None, None]
+        == reference_regions(PICTURES, None, [])
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,7 @@ def test_masks_come_in_any_size_one_or_one_for_each_picture():
 )
 def test_regions_that_do_not_fit_are_told(mask, boxes, message):
     with pytest.raises(ValueError, match=message):
-        regions_of(PICTURES, mask, boxes)
+        reference_regions(PICTURES, mask, boxes)
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +105,13 @@ def test_what_lies_outside_the_region_does_not_reach_the_subject(world):
             return CASE.faces(slot).portrait(picture, which, label)
 
     words = [
-        encode_subject(mmdiff, clip_vision, x, Faces(), "ann", regions=[region] * len(x))[0].words[
-            "l"
-        ]
+        encode_subject(
+            mmdiff, clip_vision, x, Faces(), "ann", regions=[region] * len(x)
+        ).subject.words["l"]
         for x in (image, other)
     ]
     assert torch.equal(*words) and Faces.seen[0].shape == region.shape
-    whole = encode_subject(mmdiff, clip_vision, image, CASE.faces(slot), "ann")[0].words["l"]
+    whole = encode_subject(mmdiff, clip_vision, image, CASE.faces(slot), "ann").subject.words["l"]
     assert not torch.allclose(words[0], whole, atol=1e-4)
 
 
@@ -128,7 +133,7 @@ def test_found_faces_are_drawn_numbered_and_given_as_boxes(analyser):
     )
     edges = [box["x"] for box in boxes[0]]
     assert len(edges) == 3 and edges == sorted(edges)
-    assert all(regions_of(image, None, [[box]])[0].any() for box in boxes[0])
+    assert all(reference_regions(image, None, [[box]])[0].any() for box in boxes[0])
     assert find_faces(torch.zeros(1, 64, 64, 3), analyser)[2] == "image 1: no face"
 
 
@@ -138,16 +143,15 @@ def test_found_faces_are_drawn_numbered_and_given_as_boxes(analyser):
 def test_a_portrait_without_faces_is_carried_by_its_noun_alone_and_says_what_is_lost(world):
     mmdiff, clip_vision, clip = world
     image = torch.rand(2, 50, 40, 3, generator=torch.Generator().manual_seed(0))
-    subject, seen, notes, _ = encode_subject(
-        mmdiff, clip_vision, image, None, "ann", clip_only=True
-    )
+    encoded = encode_subject(mmdiff, clip_vision, image, None, "ann", clip_only=True)
+    subject, seen, notes = encoded.subject, encoded.seen, encoded.notes
     assert subject.tokens.shape == (0, mmdiff.config.context_width) and len(seen) == 2
     assert (
         len(notes) == 1
         and "facial identity is not preserved" in notes[0]
         and "insightface" in notes[0]
     )
-    fused = encode_prompt(clip, mmdiff, "a man<|subj|> reading", "", (subject,))
+    fused = encode_prompt(clip, mmdiff, "a man<|subj|> reading", "", (PromptSubject(subject),))
     plain = encode_prompt(clip, mmdiff, "a man reading", "")
     assert not torch.allclose(fused.positive[0][0], plain.positive[0][0], atol=1e-3)
     with pytest.raises(ValueError, match="turn on clip_only"):
@@ -158,13 +162,14 @@ def test_subjects_without_tokens_sample_alone_and_beside_others():
     from dataclasses import replace
 
     scene = Scene("sd15")
-    wordless = replace(scene.subjects[0], tokens=torch.zeros(0, make.CONTEXT))
+    subject = replace(scene.subjects[0].subject, tokens=torch.zeros(0, make.CONTEXT))
+    tokenless = replace(scene.subjects[0], subject=subject)
     model = apply(scene.model, scene.adapter, BOTH)
     steps = torch.tensor([4.0, 1.0, 0.0])
-    alone = scene.sample(model, scene.bound((wordless,)), sigmas=steps)
+    alone = scene.sample(model, scene.bound((tokenless,)), sigmas=steps)
     assert torch.equal(alone, scene.sample(model, scene.bound(()), sigmas=steps))
     beside = scene.sample(
-        model, scene.bound((wordless.masked(torch.ones(8, 8)), scene.subjects[1])), sigmas=steps
+        model, scene.bound((tokenless.masked(torch.ones(8, 8)), scene.subjects[1])), sigmas=steps
     )
     assert torch.allclose(
         beside, scene.sample(model, scene.bound(scene.subjects[1:]), sigmas=steps), atol=1e-4

@@ -13,8 +13,8 @@ import pytest
 import torch
 from comfy_extras import nodes_custom_sampler, nodes_model_advanced, nodes_perpneg
 
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import carry
-from mmdiff_core.host.unet import apply
 
 from support import make
 from support.scene import BOTH, IMAGE_ONLY, STEPS, close, count_calls, half_masks, predict

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmdiff_core.host.unet import Strength, apply
-from mmdiff_core.layer_weights import layer_factors, parse_layer_weights
-from mmdiff_core.unet_layers import transformer_blocks
+from mmdiff_core.bases import SD15, SDXL
+from mmdiff_core.host.application import Strength
+from mmdiff_core.host.apply import apply
+from mmdiff_core.regions.layer_weights import layer_factors, parse_layer_weights
 
 from support.scene import IMAGE_ONLY, STEPS, close, count_calls, predict
 
@@ -18,7 +19,7 @@ LIKE = "sd15"  # fewer layers than SDXL, so more graphs
 
 def test_each_picture_of_a_batch_can_have_its_own_subject(scene, model):
     ann_, bob_ = scene.subjects
-    own = scene.bound((replace(ann_, pictures=(1.0, 0.0)), replace(bob_, pictures=(0.0, 1.0))))
+    own = scene.bound((replace(ann_, per_image=(1.0, 0.0)), replace(bob_, per_image=(0.0, 1.0))))
     with count_calls(model) as calls:
         both = predict(scene, model, own, batch=3)
     assert calls == [3]
@@ -32,7 +33,7 @@ def test_each_picture_of_a_batch_can_have_its_own_subject(scene, model):
 
 
 def test_weights_per_picture_also_hold_with_guidance_and_in_split_calls(scene, model, monkeypatch):
-    own = scene.bound((replace(scene.subjects[0], pictures=(1.0, 0.3)),))
+    own = scene.bound((replace(scene.subjects[0], per_image=(1.0, 0.3)),))
     together = scene.sample(model, own, batch=2, sigmas=STEPS)
     monkeypatch.setattr(
         type(model.model), "memory_required", lambda self, shape, **kw: 0 if shape[0] == 2 else 1e18
@@ -45,7 +46,7 @@ def test_weights_per_picture_also_hold_with_guidance_and_in_split_calls(scene, m
 
 
 def test_layer_weights_name_parts_blocks_and_single_layers():
-    blocks = transformer_blocks("sdxl")
+    blocks = SDXL.blocks
     factors = layer_factors("input 0.5, middle: 0, output.3=1.2\noutput.3.1 0.1", blocks)
     assert (
         factors["input", 4, 0] == 0.5
@@ -71,7 +72,7 @@ def test_layer_weights_name_parts_blocks_and_single_layers():
 )
 def test_layer_weights_that_make_no_sense_are_told(text, message):
     with pytest.raises(ValueError, match=message):
-        layer_factors(text, transformer_blocks("sd15"))
+        layer_factors(text, SD15.blocks)
     assert parse_layer_weights("") == {}
 
 

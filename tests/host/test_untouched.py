@@ -10,7 +10,9 @@ import comfy.samplers
 import pytest
 import torch
 
-from mmdiff_core.host.unet import Strength, SubjectAttention, apply
+from mmdiff_core.host.application import Strength
+from mmdiff_core.host.apply import apply
+from mmdiff_core.host.slot import SubjectAttention
 
 from support.recorded import probe
 from support.scene import BOTH, IMAGE_ONLY, LORA_ONLY
@@ -101,7 +103,7 @@ def test_a_clone_shares_every_tensor_and_has_slots_of_its_own(scene):
         "attn2"
     ].items():
         own = clone.model_options["transformer_options"]["patches_replace"]["attn2"][key]
-        assert own is not patch and own.application is patch.application and own.slot == patch.slot
+        assert own is not patch and own.key == patch.key and own.slot == patch.slot
     for key, patches in model.patches.items():
         assert clone.patches[key][0][1] is patches[0][1]
     conditioning = scene.bound()

@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmdiff_core.bases import SD15, SDXL, SMALL_WORLD
 from mmdiff_core.host.live import live_view
-from mmdiff_core.host.watch import Progress, Recorder, WatchPlan, step_of, watch, watched_slots
-from mmdiff_core.unet_layers import transformer_blocks
+from mmdiff_core.host.watch import Recorder, StepCounter, WatchPlan, step_of, watch, watched_slots
 
 from support.scene import SIGMAS
 from support.watching import NOUNS, prompt, record
@@ -158,7 +158,7 @@ def test_an_exception_while_sampling_leaves_nothing_behind_and_keeps_what_was_se
 
 
 def test_the_step_is_told_by_the_samplers_callback_and_the_persons_own_is_called():
-    progress, told = Progress(), []
+    progress, told = StepCounter(), []
     counted = progress.counting(lambda *args: told.append(args))
     counted(0, "x")
     counted(1, "y")
@@ -181,6 +181,4 @@ def test_a_fraction_of_the_denoising_is_the_first_step_at_or_below_it(scene):
 
 
 def test_at_most_twelve_layers_are_watched_unless_named():
-    assert [
-        len(watched_slots(transformer_blocks(base))) for base in ("sdxl", "sd15", "small-world")
-    ] == [12, 8, 9]
+    assert [len(watched_slots(base.blocks)) for base in (SDXL, SD15, SMALL_WORLD)] == [12, 8, 9]

@@ -12,10 +12,10 @@ import comfy.patcher_extension
 import pytest
 import torch
 
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import BoundPrompt, Row, carry
 from mmdiff_core.host.encode import encode_prompt
 from mmdiff_core.host.models import load_mmdiff
-from mmdiff_core.host.unet import apply
 
 from support import make
 from support.cases import CHECKPOINT
@@ -107,7 +107,7 @@ def test_a_partly_loaded_model_draws_what_the_whole_one_draws(scene, share):
 
 
 def scene_blocks(model, scene):
-    from mmdiff_core.host.unet import check_unet
+    from mmdiff_core.host.apply import check_unet
 
     return check_unet(model, scene.adapter)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmdiff_core.shapes import COLOURS
+from mmdiff_core.regions.preview import COLOURS
 
 from support.page import SIZE, Editor, change_settings, close_to, open_page, shot
 from support.page_graphs import BUILD

@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmdiff_core import faces
+from mmdiff_core.checkpoints.released import FILES
 from mmdiff_core.commands import main
 from mmdiff_core.host import doctor, start
 from mmdiff_core.host.doctor import MISSING, NOTE, OK, SOURCES, Line
-from mmdiff_core.official import FILES
+from mmdiff_core.references import faces
 
 from support.paths import PACK
 from support.server import Server

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmdiff_core.config import GENERAL
 from mmdiff_core.host.encode import encode_subject, to_pick_from
 from mmdiff_core.host.models import load_mmdiff
 
@@ -54,9 +55,9 @@ def near(box, disc: tuple[int, int, int]) -> bool:
 @pytest.mark.parametrize("asked, used", [(0, 2), (1, 1), (2, 2), (3, 3)])
 def test_the_choice_is_told_with_all_it_was_made_from(analyser, vision, looks, asked, used):
     mmdiff = load_mmdiff(CHECKPOINT)
-    *_, (choice,) = encode_subject(
+    (choice,) = encode_subject(
         mmdiff, vision, images(picture(*THREE)), analyser, "ann", which_face=asked
-    )
+    ).faces
     assert choice.used == used and len(choice.boxes) == 3
     assert all(near(box, disc) for box, disc in zip(choice.boxes, THREE, strict=True))
     assert looks == ["ann, image 1 of 1"], "each picture is looked at once"
@@ -64,16 +65,16 @@ def test_the_choice_is_told_with_all_it_was_made_from(analyser, vision, looks, a
 
 def test_a_remembered_encoding_tells_its_choice_again_without_a_look(analyser, vision, looks):
     mmdiff, shown = load_mmdiff(CHECKPOINT), images(picture(*THREE), picture(THREE[1]))
-    *_, first = encode_subject(mmdiff, vision, shown, analyser, "ann")
+    first = encode_subject(mmdiff, vision, shown, analyser, "ann").faces
     assert [len(choice.boxes) for choice in first] == [3, 1] and len(looks) == 2
-    *_, again = encode_subject(mmdiff, vision, shown.clone(), analyser, "ben", 0.5)
+    again = encode_subject(mmdiff, vision, shown.clone(), analyser, "ben").faces
     assert again == first and len(looks) == 2
 
 
 def test_only_faces_in_the_region_are_to_choose_from(analyser, vision):
     region = torch.zeros(600, 900)
     region[:, 400:] = 1
-    *_, (choice,) = encode_subject(
+    (choice,) = encode_subject(
         load_mmdiff(CHECKPOINT),
         vision,
         images(picture(*THREE)),
@@ -81,17 +82,15 @@ def test_only_faces_in_the_region_are_to_choose_from(analyser, vision):
         "ann",
         which_face=2,
         regions=[region],
-    )
+    ).faces
     assert choice.used == 2 and [
         near(box, disc) for box, disc in zip(choice.boxes, THREE[1:], strict=True)
     ] == [True, True]
 
 
 def test_there_is_nothing_to_choose_without_faces(vision, analyser, looks):
-    general = make.random_mmdiff(
-        replace(make.narrow_config("sdxl"), variant="general", query_width=96)
-    )
-    assert encode_subject(general, vision, images(picture(*THREE)), analyser, "fox")[3] == ()
+    general = make.random_mmdiff(replace(make.narrow_config("sdxl"), variant=GENERAL))
+    assert encode_subject(general, vision, images(picture(*THREE)), analyser, "fox").faces == ()
     assert (
         encode_subject(
             load_mmdiff(CHECKPOINT),
@@ -100,7 +99,7 @@ def test_there_is_nothing_to_choose_without_faces(vision, analyser, looks):
             analyser,
             "ann",
             clip_only=True,
-        )[3]
+        ).faces
         == ()
     )
     assert looks == []

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmdiff_core.official import UNET_FILE
+from mmdiff_core.checkpoints.released import UNET_FILE
 
 from support.cases import CASE, CHECKPOINT, OURS, Case, brought_checkpoint
 from support.graphs import a_case_graph, executed, graph, node

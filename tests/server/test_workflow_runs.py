@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmdiff_core import checkpoint
+from mmdiff_core.checkpoints import checkpoint
+from mmdiff_core.config import GENERAL
 from mmdiff_core.small_world import scenes
 from mmdiff_core.small_world.scenes import Identity
 
@@ -47,9 +48,7 @@ def files_of_the_graphs(server: Server) -> None:
             )
     save_file(lora, server.loras / "pixel-art-xl.safetensors")
     portrait, _ = checkpoint.read(TESTS / "tiny/models/mmdiff/tiny-portrait")
-    general = replace(
-        portrait, variant="general", behaviour="corrected", query_width=portrait.cls_width
-    )
+    general = replace(portrait, variant=GENERAL, behaviour="corrected")
     checkpoint.save_single(
         server.models / "mm-diff-general.safetensors", general, make.random_tensors(general)
     )

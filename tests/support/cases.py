@@ -8,6 +8,8 @@ configs come from the case's folder where it brings them, else from ours.
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 # a test node in the server reads this file too, alone
 TESTS = Path(__file__).resolve().parents[1]
 OURS = TESTS / "reference"
+BASE_FILE = "base.json"
 CHECKPOINT = TESTS / "tiny/models/mmdiff/tiny-portrait"
 
 
@@ -45,7 +48,30 @@ def brought_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoint_folder(folder: Path) -> Path:
-    return brought_checkpoint(folder) or CHECKPOINT
+    """The case's own checkpoint, or ours.
+
+    A brought one is copied beside the record of the small base, which the official code does not
+    write.
+    """
+    brought = brought_checkpoint(folder)
+    if brought is None or (brought / BASE_FILE).is_file():
+        return brought or CHECKPOINT
+    copy = Path(tempfile.mkdtemp()) / brought.name
+    shutil.copytree(brought, copy)
+    shutil.copy(CHECKPOINT / BASE_FILE, copy / BASE_FILE)
+    return copy
+
+
+def cls_embeddings(clip_vision, adapter, images: torch.Tensor) -> torch.Tensor:
+    """CLS [R C] of the adapter's image encoder for IMAGE [R H W 3], on the images as the pack pads
+    them.
+    """
+    from mmdiff_core.host.vision import cls_of_pixels
+    from mmdiff_core.references.pixels import object_pixels, to_uint8
+
+    whole = to_uint8(images[..., :3]).movedim(-1, 1)
+    pixels = torch.stack([object_pixels(image, adapter.config.image_size) for image in whole])
+    return cls_of_pixels(clip_vision, adapter, pixels)
 
 
 class RecordedFaces:

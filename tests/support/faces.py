@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mmdiff_core import faces
+from mmdiff_core.references import faces
 
 GREY = (128, 128, 128)
 

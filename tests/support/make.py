@@ -12,42 +12,29 @@ import comfy.ops
 import comfy.supported_models
 import torch
 
-from mmdiff_core import checkpoint, official
-from mmdiff_core.config import GENERAL_SD15, PORTRAIT_SDXL, MMDiffConfig
+from mmdiff_core.bases import BASES, Base, ImageEncoder
+from mmdiff_core.checkpoints import checkpoint, released, shapes
+from mmdiff_core.config import CONFIGS, MMDiffConfig
 from mmdiff_core.host.models import LoadedMMDiff
-from mmdiff_core.subjects import Subject
-from mmdiff_core.unet_layers import LAYOUTS
+from mmdiff_core.method.subjects import PromptSubject, Subject
 
 WIDTH_DIVISOR = 10  # 640 -> 64, 1280 -> 128, 320 -> 32
 CONTEXT = 64
+TEXT_WIDTHS = {"l": 96, "g": 160, "h": 96}
 
 
-def narrow_base(like: str) -> str:
-    """Register SDXL's or SD1.5's layout with narrow layers as a base; returns its name."""
-    name = f"narrow-{like}"
-    LAYOUTS[name] = tuple(
-        (block, i, depth, width // WIDTH_DIVISOR) for block, i, depth, width in LAYOUTS[like]
-    )
-    for encoder in ("l", "g"):
-        official.TEXT_DEPTHS[name, encoder] = 3
-    official.MLP_RATIO[name], official.VISION_DEPTHS[name], official.VISION_PATCH[name] = 2, 3, 32
-    return name
+def narrow_base(like: str) -> Base:
+    """The record of a base with the layers of another one, a tenth as wide."""
+    full = BASES[like]
+    unet = tuple((block, i, depth, width // WIDTH_DIVISOR) for block, i, depth, width in full.unet)
+    text = tuple(replace(e, width=TEXT_WIDTHS[e.name], depth=3) for e in full.text)
+    image = ImageEncoder(width=64, cls_width=96, depth=3, patch=32)
+    return Base(f"narrow-{like}", unet, CONTEXT, text, image, mlp_ratio=2)
 
 
 def narrow_config(like: str) -> MMDiffConfig:
-    base = PORTRAIT_SDXL if like == "sdxl" else GENERAL_SD15
-    widths = (("l", 96), ("g", 160)) if like == "sdxl" else (("l", 96),)
-    return replace(
-        base,
-        name=f"narrow-{like}",
-        base=narrow_base(like),
-        query_width=512 if like == "sdxl" else 96,
-        cls_width=96,
-        vision_width=64,
-        context_width=CONTEXT,
-        text_widths=widths,
-        refiner_head_width=32,
-    )
+    full = CONFIGS["portrait-sdxl" if like == "sdxl" else f"general-{like}"]
+    return replace(full, name=f"narrow-{like}", base=narrow_base(like), refiner_head_width=32)
 
 
 def random_tensors(
@@ -55,14 +42,14 @@ def random_tensors(
 ) -> dict[str, torch.Tensor]:
     """A whole checkpoint's tensors, random, of a size that moves outputs visibly but not wildly."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {f"modules.{k}": v for k, v in official.module_shapes(config).items()}
-    shapes |= {f"unet.{k}": v for k, v in official.unet_shapes(config, rank).items()}
-    for stem in official.text_keys(config) if text else ():
-        rows, columns = official.text_shape(config, stem)
-        shapes |= {f"text.{stem}.down": (rank, columns), f"text.{stem}.up": (rows, rank)}
+    sizes = {f"modules.{k}": v for k, v in shapes.module_shapes(config).items()}
+    sizes |= {f"unet.{k}": v for k, v in shapes.unet_shapes(config, rank).items()}
+    for stem in released.text_stems(config) if text else ():
+        rows, columns = shapes.text_shape(config, stem)
+        sizes |= {f"text.{stem}.down": (rank, columns), f"text.{stem}.up": (rows, rank)}
     out = {
         key: torch.randn(shape, generator=generator) * (shape[-1] ** -0.5)
-        for key, shape in shapes.items()
+        for key, shape in sizes.items()
     }
     return {k: 1 + v if v.ndim == 1 and k.endswith("weight") else v for k, v in out.items()}
 
@@ -75,15 +62,17 @@ def random_mmdiff(config: MMDiffConfig, seed: int = 0) -> LoadedMMDiff:
 
 def random_subject(
     mmdiff: LoadedMMDiff, name: str = "someone", seed: int = 0, references: int = 1
-) -> Subject:
+) -> PromptSubject:
     generator = torch.Generator().manual_seed(seed)
     config = mmdiff.config
-    return Subject(
-        name=name,
-        tokens=torch.randn(4 * references, config.context_width, generator=generator),
-        words={e: torch.randn(w, generator=generator) for e, w in config.text_widths},
-        references=references,
-        adapter=mmdiff.adapter.fingerprint,
+    return PromptSubject(
+        Subject(
+            name=name,
+            tokens=torch.randn(4 * references, config.context_width, generator=generator),
+            words={e: torch.randn(w, generator=generator) for e, w in config.text_widths.items()},
+            references=references,
+            adapter=mmdiff.adapter.fingerprint,
+        )
     )
 
 
@@ -121,16 +110,21 @@ UNETS = {
         "adm_in_channels": None,
     },
 }
+UNETS["sd2"] = UNETS["sd15"] | {"use_linear_in_transformer": True}
+FAMILIES = {
+    "sdxl": comfy.supported_models.SDXL,
+    "sd15": comfy.supported_models.SD15,
+    "sd2": comfy.supported_models.SD20,
+}
 
 
 def narrow_model(like: str, dtype: torch.dtype = torch.float32, operations=None):
-    """MODEL with all layers of SDXL (70) or SD1.5 (16), a tenth as wide, with random weights.
+    """MODEL with all layers of SDXL (70), SD1.5 or SD2 (16), a tenth as wide, random weights.
 
     `operations` as in comfy.ops.
     """
     config = SHARED | UNETS[like]
-    kind = comfy.supported_models.SDXL if like == "sdxl" else comfy.supported_models.SD15
-    supported = kind(dict(config))
+    supported = FAMILIES[like](dict(config))
     supported.unet_config.clear()
     supported.unet_config.update(config | {"dtype": dtype})
     supported.set_inference_dtype(dtype, None)

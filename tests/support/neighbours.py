@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmdiff_core.host.unet import apply
+from mmdiff_core.host.apply import apply
 
 from support.scene import IMAGE_ONLY, ONE_STEP, STEPS
 

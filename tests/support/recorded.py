@@ -11,6 +11,7 @@ from mmdiff_core.host import text as text_side
 from mmdiff_core.host.conditioning import delayed
 from mmdiff_core.host.encode import encode_prompt, encode_subject
 from mmdiff_core.host.models import load_mmdiff
+from mmdiff_core.method.subjects import PromptSubject
 
 from support.cases import Case, checkpoint_folder, weights_folder
 from tiny_model import build
@@ -47,12 +48,12 @@ def load_world(case: Case) -> dict:
 
 def encode_subjects(case: Case, world: dict) -> tuple:
     """One subject for each slot of the case, from the recorded faces."""
-    return tuple(
-        encode_subject(
-            world["mmdiff"], world["vision"], case.images(slot), case.faces(slot), f"subject {i}"
-        )[0]
-        for i, slot in enumerate(case.slots(), 1)
-    )
+    found = []
+    for i, slot in enumerate(case.slots(), 1):
+        images, faces = case.images(slot), case.faces(slot)
+        encoding = encode_subject(world["mmdiff"], world["vision"], images, faces, f"subject {i}")
+        found.append(PromptSubject(encoding.subject))
+    return tuple(found)
 
 
 def recorded_prompt(case: Case) -> str:

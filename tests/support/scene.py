@@ -11,8 +11,8 @@ import comfy.sample
 import comfy.samplers
 import torch
 
+from mmdiff_core.host.application import Strength
 from mmdiff_core.host.conditioning import BoundPrompt, carry
-from mmdiff_core.host.unet import Strength
 
 from support import make
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from mmdiff_core.shapes import (
-    Box,
-    Shaping,
-    regions_of_subjects,
-)
-from mmdiff_core.subjects import Subject
+from mmdiff_core.method.subjects import Subject
+from mmdiff_core.regions.boxes import Box
+from mmdiff_core.regions.shaping import Shaping, shape_regions
 
 ADAPTER = "0123456789abcdef"
 
@@ -23,12 +20,9 @@ def subject(name: str = "ann", seed: int = 0, references: int = 2) -> Subject:
         words={"l": torch.randn(8, generator=g), "g": torch.randn(12, generator=g)},
         references=references,
         adapter=ADAPTER,
-        weight=0.7,
         encoder="feed",
         identity=F.normalize(torch.randn(8, generator=g), dim=0),
-        pictures_seen=torch.randint(
-            0, 256, (references, 64, 64, 3), dtype=torch.uint8, generator=g
-        ),
+        thumbnails=torch.randint(0, 256, (references, 64, 64, 3), dtype=torch.uint8, generator=g),
     )
 
 
@@ -42,7 +36,7 @@ CANVAS = (32, 32)
 def regions(
     boxes=(), masks=None, kept=None, names=NAMES[:2], **shaping
 ) -> list[torch.Tensor | None]:
-    return regions_of_subjects(names, masks or {}, boxes, kept or {}, CANVAS, Shaping(**shaping))
+    return shape_regions(names, masks or {}, boxes, kept or {}, CANVAS, Shaping(**shaping))
 
 
 A, B, C = ({"x": x, "y": 0, "width": 50, "height": 100} for x in (0, 50, 100))

@@ -43,10 +43,10 @@ def build():
     import comfy.ops
     import torch
 
-    from mmdiff_core import official
-    from mmdiff_core.adapter import MMDiffAdapter, SubjectModules
+    from mmdiff_core.checkpoints import shapes
     from mmdiff_core.config import PORTRAIT_SDXL
     from mmdiff_core.host.models import LoadedMMDiff
+    from mmdiff_core.method.adapter import MMDiffAdapter, SubjectModules
 
     clip_vision = comfy.clip_vision.ClipVisionModel(
         str(Path(comfy.clip_vision.__file__).with_name("clip_vision_config_vitl.json"))
@@ -58,7 +58,7 @@ def build():
             parameter.requires_grad_(False).normal_(0, 0.02, generator=generator)
     vision = {
         key: torch.randn(shape, generator=generator) * 0.02
-        for key, shape in official.vision_shapes(PORTRAIT_SDXL).items()
+        for key, shape in shapes.vision_shapes(PORTRAIT_SDXL).items()
     }
     adapter = MMDiffAdapter(
         PORTRAIT_SDXL, modules.eval(), {}, {}, vision, "benchmark", "random adapter"
@@ -113,8 +113,8 @@ class Measure:
         from mmdiff_core.host.encode import encode_subject
 
         images, begun = self.pictures[first : first + count], time.perf_counter()
-        subject, *_ = encode_subject(self.mmdiff, self.clip_vision, images, self.faces, name)
-        return time.perf_counter() - begun, subject
+        found = encode_subject(self.mmdiff, self.clip_vision, images, self.faces, name)
+        return time.perf_counter() - begun, found.subject
 
 
 def print_references(measure: Measure, args: argparse.Namespace) -> None:
@@ -139,7 +139,7 @@ def print_references(measure: Measure, args: argparse.Namespace) -> None:
 
 
 def print_subjects(measure: Measure, args: argparse.Namespace) -> None:
-    from mmdiff_core.subjects import add_subject
+    from mmdiff_core.method.subjects import add_subject
 
     print(
         "\n| subjects of one reference | seconds | tokens | peak, MB |\n| --- | --- | --- | --- |"

@@ -16,7 +16,6 @@ import argparse
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[2]
@@ -30,14 +29,14 @@ import comfy.sample  # noqa: E402
 import torch  # noqa: E402
 
 from mmdiff_core.host import small_world  # noqa: E402
+from mmdiff_core.host.apply import Strength, apply  # noqa: E402
 from mmdiff_core.host.encode import encode_prompt, encode_subject  # noqa: E402
 from mmdiff_core.host.evaluate import SEED, asked, load_reader  # noqa: E402
 from mmdiff_core.host.models import load_mmdiff  # noqa: E402
-from mmdiff_core.host.unet import Strength, apply  # noqa: E402
-from mmdiff_core.shapes import Shaping, regions_of_subjects  # noqa: E402
+from mmdiff_core.method.subjects import FindRegions, PromptSubject  # noqa: E402
+from mmdiff_core.regions.shaping import Shaping, shape_regions  # noqa: E402
 from mmdiff_core.small_world import sizes  # noqa: E402
 from mmdiff_core.small_world.trials import count, make_trial  # noqa: E402
-from mmdiff_core.subjects import FindRegions  # noqa: E402
 from mmdiff_core.training.noise import draw_noise  # noqa: E402
 
 
@@ -56,9 +55,8 @@ class World:
         found = []
         for i, shown in enumerate(example.subjects):
             references = shown.references.movedim(1, -1)
-            found.append(
-                encode_subject(self.mmdiff, self.clip_vision, references, None, f"s{i}")[0]
-            )
+            made = encode_subject(self.mmdiff, self.clip_vision, references, None, f"s{i}")
+            found.append(PromptSubject(made.subject))
         return tuple(found)
 
     def draw(self, settings: str) -> torch.Tensor:
@@ -102,7 +100,7 @@ def with_regions(example, subjects: tuple, settings: str) -> tuple:
         return with_drawn_regions(example, subjects, settings.split(":")[1:])
     settle, sharpness, image_share, *flags = settings.split(":")
     find = FindRegions(float(settle), "u" in flags, float(sharpness), float(image_share))
-    return tuple(replace(subject, find=find, hold_nouns="n" in flags) for subject in subjects)
+    return tuple(s.within(find=find, hold_nouns="n" in flags) for s in subjects)
 
 
 def with_drawn_regions(example, subjects: tuple, flags: list[str]) -> tuple:
@@ -110,9 +108,9 @@ def with_drawn_regions(example, subjects: tuple, flags: list[str]) -> tuple:
     true = {i: subject.mask for i, subject in enumerate(example.subjects, 1)}
     shaping = Shaping(grow=larger, exclusive=True)
     names = [subject.name for subject in subjects]
-    regions = regions_of_subjects(names, true, (), {}, (32, 32), shaping)
+    regions = shape_regions(names, true, (), {}, (32, 32), shaping)
     pairs = zip(subjects, regions, strict=True)
-    return tuple(replace(s.masked(region), hold_nouns="n" in flags) for s, region in pairs)
+    return tuple(s.within(mask=mask, hold_nouns="n" in flags) for s, mask in pairs)
 
 
 def main() -> None:

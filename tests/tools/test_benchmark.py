@@ -13,10 +13,10 @@ from benchmark import read_arguments
 from cost.arms import make_world
 from cost.counting import OperationCounter
 from cost.report import make_line, state_bytes
-from cost.setting import SCALES, Scale, layout
+from cost.setting import SCALES, Scale
 from cost.timing import Meter, Timing, count_arm, sample
 
-from mmdiff_core.unet_layers import transformer_blocks
+from mmdiff_core.bases import SDXL
 
 SMALL = Scale(channels=32, context=256, head=16, rank=2)
 SIZE, CFG = 64, 5.0
@@ -30,7 +30,7 @@ def counted():
     """
     meter, threads = Meter("cpu"), torch.get_num_threads()
     torch.set_num_threads(1)
-    with layout(SMALL), torch.inference_mode():
+    with torch.inference_mode():
         world = make_world(SMALL, SIZE, torch.float32, meter)
         arms = [world.plain(), world.ours(1, False), world.ours(2, True, lora=0.0)]
         yield world, arms, meter, [count_arm(arm, meter, SIZE, CFG) for arm in arms]
@@ -44,7 +44,7 @@ def branch_flop(tokens: int) -> int:
     sixteenth.
     """
     latent = (SIZE // 8) ** 2
-    blocks = transformer_blocks("sdxl")
+    blocks = SDXL.blocks
     return sum(
         4 * tokens * (b.width * SMALL.channels // 320) * latent // (4 if b.width == 640 else 16)
         for b in blocks
@@ -157,15 +157,9 @@ def test_a_line_compares_each_step_with_its_own_bare_run(counted):
     assert sum(line.extra_operations.values()) == one.total - plain.total
 
 
-def test_the_layout_is_gone_afterwards_and_arguments_are_checked(capsys):
-    from mmdiff_core.unet_layers import LAYOUTS
-
-    before = set(LAYOUTS)
-    scale = SCALES["reduced"]
-    with layout(scale):
-        widths = [b.width for b in transformer_blocks(scale.config.base)]
-        assert widths == [b.width // 5 for b in transformer_blocks("sdxl")]
-    assert set(LAYOUTS) == before
+def test_the_reduced_base_is_a_fifth_as_wide_and_arguments_are_checked(capsys):
+    widths = [b.width for b in SCALES["reduced"].config.base.blocks]
+    assert widths == [b.width // 5 for b in SDXL.blocks]
     assert read_arguments(["--subjects", "1,3"]).subjects == [1, 3]
     with pytest.raises(SystemExit):
         read_arguments(["--size", "100"])

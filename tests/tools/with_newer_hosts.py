@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmdiff_core.host.unet import apply
+from mmdiff_core.host.apply import apply
 
 from support import make
 from support.neighbours import check_beside_ours

@@ -18,8 +18,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from mmdiff_core.host.unet import apply
-from mmdiff_core.unet_layers import transformer_blocks
+from mmdiff_core.host.apply import apply
 
 from support import make
 from support.scene import IMAGE_ONLY, SIGMAS, Scene
@@ -92,7 +91,7 @@ def theirs(packs, name: str, model, scene):
     adapter = SimpleNamespace(
         ip_layers=SimpleNamespace(to_kvs=layers), get_multigpu_clone=lambda device: adapter
     )
-    for number, block in enumerate(transformer_blocks(scene.adapter.config.base)):
+    for number, block in enumerate(scene.adapter.config.base.blocks):
         for kind in ("k", "v"):
             layer = torch.nn.Linear(make.CONTEXT, block.width, bias=False)
             layer.weight.data = (

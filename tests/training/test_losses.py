@@ -115,8 +115,8 @@ def test_the_subjects_weight_fades_to_one_and_follows_from_the_examples_number()
 
 
 def test_a_lower_rank_keeps_the_nearest_product_and_the_file_can_be_trained_on(task, tmp_path):
-    from mmdiff_core import checkpoint
-    from mmdiff_core.lora import LowRank
+    from mmdiff_core.checkpoints import checkpoint
+    from mmdiff_core.method.lora import LowRank
     from mmdiff_core.training.shrink import shrink, truncate
 
     torch.manual_seed(0)

@@ -21,11 +21,12 @@ def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg
     """The picture that the graph's own functions sample from an adapter exported by the trainer."""
     import comfy.sample
 
-    from mmdiff_core import checkpoint
+    from mmdiff_core.checkpoints import checkpoint
     from mmdiff_core.host import small_world
+    from mmdiff_core.host.apply import Strength, apply
     from mmdiff_core.host.encode import encode_prompt, encode_subject
     from mmdiff_core.host.models import load_mmdiff
-    from mmdiff_core.host.unet import Strength, apply
+    from mmdiff_core.method.subjects import PromptSubject
 
     path = tmp_path / "trained.safetensors"
     checkpoint.save_single(
@@ -34,7 +35,9 @@ def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg
     mmdiff = load_mmdiff(path)
     model, clip, clip_vision, _ = small_world.load()
     subjects = tuple(
-        encode_subject(mmdiff, clip_vision, refs.movedim(1, -1), None, f"s{i}")[0]
+        PromptSubject(
+            encode_subject(mmdiff, clip_vision, refs.movedim(1, -1), None, f"s{i}").subject
+        )
         for i, refs in enumerate(scene_subjects)
     )
     prompt = encode_prompt(clip, mmdiff, caption, "", subjects)
@@ -129,7 +132,7 @@ def test_only_tuned_layers_of_the_image_encoder_run_twice_and_give_what_the_whol
     vision,
 ):
     from mmdiff_core.host.frozen_base.encoders import vision_states
-    from mmdiff_core.vision import normalise
+    from mmdiff_core.references.pixels import normalise
 
     own = build(
         dataclasses.replace(RUN, adapter=dataclasses.replace(RUN.adapter, vision=tuple(vision)))
@@ -150,7 +153,7 @@ def test_only_tuned_layers_of_the_image_encoder_run_twice_and_give_what_the_whol
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_the_attention_for_training_on_the_cpu_is_the_same_attention(kind):
-    from mmdiff_core.attention import attend, attention_on, probabilities, weigh
+    from mmdiff_core.method.attention import attend, attention_on, probabilities, weigh
 
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 64, 128, dtype=kind) for _ in range(3))
@@ -168,7 +171,7 @@ def test_the_attention_for_training_on_the_cpu_is_the_same_attention(kind):
 
 
 def test_an_exported_adapter_comes_back_unchanged(task, tmp_path):
-    from mmdiff_core import checkpoint
+    from mmdiff_core.checkpoints import checkpoint
 
     path = tmp_path / "adapter.safetensors"
     flat = to_flat(task.adapter.state_dict())

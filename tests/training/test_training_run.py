@@ -105,7 +105,7 @@ def test_the_constraint_raises_a_trained_adapters_image_map_inside_the_own_mask(
     """
     from safetensors import safe_open
 
-    from mmdiff_core import checkpoint
+    from mmdiff_core.checkpoints import checkpoint
     from mmdiff_core.host.frozen_base.build import build_task
     from mmdiff_core.host.frozen_base.run import load_data
     from mmdiff_core.host.small_world import WEIGHTS
@@ -129,14 +129,15 @@ def test_the_result_loads_and_samples_through_the_nodes(trained):
     import comfy.sample
 
     from mmdiff_core.host import small_world
+    from mmdiff_core.host.apply import Strength, apply
     from mmdiff_core.host.encode import encode_prompt, encode_subject
     from mmdiff_core.host.models import load_mmdiff
-    from mmdiff_core.host.unet import Strength, apply
+    from mmdiff_core.method.subjects import PromptSubject
 
     mmdiff = load_mmdiff(trained[WEIGHT][2] / "adapter.safetensors")
     model, clip, clip_vision, vae = small_world.load()
     refs = small_world.draw_references("ghost", 0.7, 0.2, "stripes", "white", "crown", 2)
-    subject, *_ = encode_subject(mmdiff, clip_vision, refs, None, "ghost")
+    subject = PromptSubject(encode_subject(mmdiff, clip_vision, refs, None, "ghost").subject)
     prompt = encode_prompt(clip, mmdiff, "a ghost<|subj|> at night", "", (subject,))
     noise = torch.randn(1, 12, 16, 16, generator=torch.Generator().manual_seed(0))
     pictures = []

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from comfy.model_base import ModelType
 from torch import Tensor, nn
 
+from ...bases import Slot, TransformerBlock
+from ...references.pixels import normalise
 from ...training.bridge import Conditioning, Fuse, Linear, Prediction, SlotCall
 from ...training.example import Example
 from ...training.trainable import TrainableAdapter
-from ...unet_layers import Slot, TransformerBlock
-from ...vision import normalise
 from ..text import MARKER, find_nouns
 from .base import BaseModels
 from .encoders import VisionCLS, text_states

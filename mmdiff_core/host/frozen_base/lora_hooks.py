@@ -4,8 +4,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...bases import SELF_PROJECTIONS
 from ...training.trainable import TrainableAdapter, live_pair, pair_stems
-from ...unet_layers import SELF_PROJECTIONS, transformer_blocks
 
 # values of a matrix up to which its LoRA is added into it for a step: cheaper than beside it
 MERGED = 2 ** 16
@@ -22,7 +22,7 @@ class LoRAHooks:
         self.strength = 1.0
         self._handles: list = []
         self._merged: list[nn.Module] = []
-        for block in transformer_blocks(adapter.config.base):
+        for block in adapter.config.base.blocks:
             for attention in ("attn1", "attn2"):
                 for projection in SELF_PROJECTIONS:
                     path = f"{block.path}.{attention}.{projection}"

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ... import checkpoint
-from ...faces import load_analyser
+from ...checkpoints import checkpoint
+from ...references.faces import load_analyser
 from ...small_world.examples import SmallWorldExamples
 from ...training.config import RunConfig
 from ...training.data.config import DataConfig

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...references.pixels import object_pixels
 from ...small_world import scenes, sizes
 from ...training.example import Example, ExampleSubject
 from ...training.noise import draw_noise
-from ...vision import object_pixels
 from ..evaluate import load_task
 from ..sampling import decode, sample_latents
 from ..small_world import WEIGHTS

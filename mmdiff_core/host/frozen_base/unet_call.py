@@ -14,9 +14,9 @@ from comfy.ldm.modules.attention import BasicTransformerBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...attention import attend_by_products
+from ...bases import Slot
+from ...method.attention import attend_by_products
 from ...training.bridge import SlotCall
-from ...unet_layers import Slot
 
 MEASURES = "mmdiff_measures"        # transformer_options: what the slots measured
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -13,11 +13,12 @@ import comfy.sample
 import comfy.samplers
 import torch
 
-from mmdiff_core.adapter import MMDiffAdapter
+from mmdiff_core.host.application import Strength
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import BoundPrompt, carry
-from mmdiff_core.host.unet import Strength, apply
 from mmdiff_core.host.watch import Recorder, WatchPlan, watch
-from mmdiff_core.subjects import FindRegions, Subject
+from mmdiff_core.method.adapter import MMDiffAdapter
+from mmdiff_core.method.subjects import FindRegions, PromptSubject
 
 from .arm import Arm
 from .peer import peer_layers
@@ -54,13 +55,12 @@ class World:
         """
         each_step, settled = FindRegions(settle=0.01, update=True), FindRegions(settle=0.01)
         masked = [
-            replace(s, hold_nouns=True)
-            for s in make_subjects(self.adapter, make_masks(2, self.size))
+            s.within(hold_nouns=True) for s in make_subjects(self.adapter, make_masks(2, self.size))
         ]
         free = make_subjects(self.adapter, [None, None])
         model = apply(self.model, self.adapter, Strength())
 
-        def arm(name: str, subjects: Sequence[Subject], model=model) -> Arm:
+        def arm(name: str, subjects: Sequence[PromptSubject], model=model) -> Arm:
             prompt = BoundPrompt(tuple(subjects), self.adapter.fingerprint, NOUNS)
             return Arm(
                 f"2 subjects, {name}",
@@ -69,8 +69,8 @@ class World:
                 carry(self.negative, None),
             )
 
-        def finding(find: FindRegions, hold_nouns: bool = False) -> list[Subject]:
-            return [replace(s, find=find, hold_nouns=hold_nouns) for s in free]
+        def finding(find: FindRegions, hold_nouns: bool = False) -> list[PromptSubject]:
+            return [s.within(find=find, hold_nouns=hold_nouns) for s in free]
 
         return [
             arm("masked, nouns held too", masked),

@@ -14,7 +14,7 @@ from .arms import make_arms, make_world
 from .counting import Counts
 from .peer import read_peer
 from .report import Line, machine, make_line, markdown, state_bytes
-from .setting import SCALES, Scale, layout
+from .setting import SCALES, Scale
 from .timing import Meter, count_arm, say, time_all
 
 
@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace) -> None:
     """Measure, print the table, write the file."""
     scale = SCALES[args.scale]
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    with layout(scale), torch.inference_mode():
+    with torch.inference_mode():
         lines, plain_ms, plain = run(args, scale)
     sizes = {n: state_bytes(n) for n in args.subjects}
     print(markdown(lines, plain_ms, plain))

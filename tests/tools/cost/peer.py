@@ -13,8 +13,6 @@ import torch
 from benchmark_host import BenchmarkError
 from torch import Tensor, nn
 
-from mmdiff_core import unet_layers
-
 from .setting import TOKENS, Scale
 
 
@@ -25,7 +23,7 @@ class PeerAdapter(nn.Module):
         super().__init__()
         self.ip_layers = nn.Module()
         self.ip_layers.to_kvs = nn.ModuleDict()
-        for number, block in enumerate(unet_layers.transformer_blocks(scale.config.base)):
+        for number, block in enumerate(scale.config.base.blocks):
             for part in ("k", "v"):
                 linear = nn.Linear(
                     scale.context, block.width, bias=False, dtype=dtype, device=device
@@ -62,7 +60,7 @@ def peer_layers(
         "sigma_start": sampling.percent_to_sigma(0.0),
         "sigma_end": sampling.percent_to_sigma(1.0),
     }
-    for number, block in enumerate(unet_layers.transformer_blocks(scale.config.base)):
+    for number, block in enumerate(scale.config.base.blocks):
         key = ("middle", 1, block.index) if block.block == "middle" else block.slot
         yield key, {**shared, "module_key": str(2 * number + 1)}
 

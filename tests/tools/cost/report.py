@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mmdiff_core import unet_layers
+from mmdiff_core.bases import SDXL, Base
 
 from .arm import Arm
 from .counting import Counts
@@ -88,12 +88,9 @@ def make_line(
     )
 
 
-def state_bytes(subjects: int, bytes_per_number: int = 2, base: str = "sdxl") -> int:
+def state_bytes(subjects: int, bytes_per_number: int = 2, base: Base = SDXL) -> int:
     """K and V of all layers for subjects with one reference each, at SDXL's true widths in fp16."""
-    return sum(
-        2 * TOKENS * subjects * block.width * bytes_per_number
-        for block in unet_layers.transformer_blocks(base)
-    )
+    return sum(2 * TOKENS * subjects * block.width * bytes_per_number for block in base.blocks)
 
 
 def machine(device: str) -> dict[str, Any]:

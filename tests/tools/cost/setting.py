@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,11 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from mmdiff_core import official, unet_layers
-from mmdiff_core.adapter import MMDiffAdapter, SubjectModules, collect_pairs
+from mmdiff_core.bases import SDXL
+from mmdiff_core.checkpoints import shapes
 from mmdiff_core.config import PORTRAIT_SDXL, MMDiffConfig
-from mmdiff_core.subjects import Subject
+from mmdiff_core.method.adapter import MMDiffAdapter, SubjectModules, collect_pairs
+from mmdiff_core.method.subjects import PromptSubject, Region, Subject
 
 from tiny_model import build
 
@@ -75,30 +75,16 @@ class Scale:
     def config(self) -> MMDiffConfig:
         if self.channels == TRUE_CHANNELS:
             return PORTRAIT_SDXL
-        base = f"sdxl-{self.channels}"
-        return dataclasses.replace(
-            PORTRAIT_SDXL, name=f"portrait-{base}", base=base, context_width=self.context
+        unet = tuple(
+            (b, i, n, width * self.channels // TRUE_CHANNELS) for b, i, n, width in SDXL.unet
         )
+        base = dataclasses.replace(
+            SDXL, name=f"sdxl-{self.channels}", unet=unet, context_width=self.context
+        )
+        return dataclasses.replace(PORTRAIT_SDXL, name=f"portrait-{base.name}", base=base)
 
 
 SCALES = {"full": Scale(TRUE_CHANNELS, 2048, 64, 64), "reduced": Scale(64, 256, 16, 8)}
-
-
-@contextlib.contextmanager
-def layout(scale: Scale) -> Iterator[None]:
-    """The scaled layer table among the pack's layouts, for as long as the block lasts."""
-    base = scale.config.base
-    if base in unet_layers.LAYOUTS:
-        yield
-        return
-    rows = unet_layers.LAYOUTS["sdxl"]
-    unet_layers.LAYOUTS[base] = tuple(
-        (b, i, n, width * scale.channels // TRUE_CHANNELS) for b, i, n, width in rows
-    )
-    try:
-        yield
-    finally:
-        del unet_layers.LAYOUTS[base]
 
 
 def make_model(scale: Scale, dtype: torch.dtype):
@@ -123,10 +109,10 @@ def make_adapter(scale: Scale, dtype: torch.dtype) -> MMDiffAdapter:
     What encodes photographs has no part in it: no weights there.
     """
     generator = torch.Generator().manual_seed(1)
-    shapes = official.unet_shapes(scale.config, scale.rank)
+    sizes = shapes.unet_shapes(scale.config, scale.rank)
     pairs = {
         key: (torch.randn(shape, generator=generator) * 0.02).to(dtype)
-        for key, shape in shapes.items()
+        for key, shape in sizes.items()
     }
     with torch.device("meta"):
         modules = SubjectModules(scale.config)
@@ -144,20 +130,17 @@ def make_masks(count: int, size: int) -> list[Tensor]:
     return masks
 
 
-def make_subjects(adapter: MMDiffAdapter, masks: Sequence[Tensor | None]) -> tuple[Subject, ...]:
+def make_subjects(
+    adapter: MMDiffAdapter, masks: Sequence[Tensor | None]
+) -> tuple[PromptSubject, ...]:
     """Subjects of random tokens, one reference each."""
     generator = torch.Generator().manual_seed(2)
-    return tuple(
-        Subject(
-            f"subject {i}",
-            torch.randn(TOKENS, adapter.config.context_width, generator=generator),
-            {},
-            1,
-            adapter.fingerprint,
-            mask=mask,
-        )
-        for i, mask in enumerate(masks, 1)
-    )
+    made = []
+    for number, mask in enumerate(masks, 1):
+        tokens = torch.randn(TOKENS, adapter.config.context_width, generator=generator)
+        subject = Subject(f"subject {number}", tokens, {}, 1, adapter.fingerprint)
+        made.append(PromptSubject(subject, region=Region(mask)))
+    return tuple(made)
 
 
 def make_text(scale: Scale, seed: int) -> list:

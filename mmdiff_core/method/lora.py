@@ -1,4 +1,5 @@
-"""A low-rank pair and what it adds: delta = up @ down (rank r, no alpha: the release scales by 1)."""
+"""A low-rank pair and what it adds: delta = up @ down (rank r, no alpha: the release scales by
+1)."""
 from __future__ import annotations
 
 from dataclasses import dataclass

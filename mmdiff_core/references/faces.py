@@ -1,6 +1,8 @@
-"""Faces in pictures: detection, embedding and aligned crops by InsightFace, from models that are already on the disk.
+"""Faces in pictures: detection, embedding and aligned crops by InsightFace, from models that are
+already on the disk.
 
-The only module that touches insightface and onnxruntime, and only when a function needs them. Nothing is downloaded.
+The only module that touches insightface and onnxruntime, and only when a function needs them.
+Nothing is downloaded.
 """
 from __future__ import annotations
 
@@ -19,19 +21,23 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 DETECTOR_SIZES = (640, 512, 384, 320, 256, 192, 128)    # tried in turn until a face is found
-BORDERS = (0.25, 0.5, 1.0)                              # then black borders, as parts of the longer side
+# then black borders, as parts of the longer side
+BORDERS = (0.25, 0.5, 1.0)
 THRESHOLD = 0.5                                         # lowest detector confidence that counts
 CROP_SIZE = 224
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
-# Left out: TensorRT and MIGraphX compile anew for every detector size; CoreML can end the process when it changes.
+# Left out: TensorRT and MIGraphX compile anew for every detector size; CoreML can end the process
+# when it changes.
 AUTOMATIC_PROVIDERS = (CUDA, "ROCMExecutionProvider", "DmlExecutionProvider", CPU)
 DEVICES = ("auto", "cuda", "cpu")
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-rocm", "onnxruntime-migraphx",
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-rocm",
+            "onnxruntime-migraphx",
             "onnxruntime-openvino", "onnxruntime-silicon")
 TASKS = ("detection", "recognition")
 KNOWN_FILES = {"buffalo_l": ("det_10g.onnx", "w600k_r50.onnx")}
-LICENCE = "The pretrained InsightFace models (buffalo_l too) are licensed for non-commercial research only."
+LICENCE = ("The pretrained InsightFace models (buffalo_l too) are licensed for non-commercial "
+           "research only.")
 
 
 Box = tuple[float, float, float, float]                 # x1 y1 x2 y2
@@ -45,7 +51,8 @@ class Face:
     score: float                                # detector confidence 0..1
     landmarks: np.ndarray                       # [5 2] eyes, nose, mouth corners as (x, y)
     embedding: np.ndarray                       # [512] unit length ArcFace embedding
-    among: tuple[Box, ...] = ()                 # of a picked face: all that could have been picked, from left to right, itself too
+    # of a picked face: all that could have been picked, from left to right, itself too
+    among: tuple[Box, ...] = ()
 
     @property
     def area(self) -> float:
@@ -68,17 +75,21 @@ class FaceAnalyser:
         return f"FaceAnalyser({self.name}, {', '.join(self.providers)})"
 
     def detect(self, image: np.ndarray, label: str = "image") -> tuple[Face, ...]:
-        """All faces of a uint8 RGB picture [H W 3] from left to right; empty when every attempt found none."""
+        """All faces of a uint8 RGB picture [H W 3] from left to right; empty when every attempt
+        found none."""
         _check_image(image, label)
         bgr = np.ascontiguousarray(image[..., ::-1])
         for boxes, landmarks in self._attempts(bgr):
             if len(boxes):
-                faces = [self._face(bgr, box, points) for box, points in zip(boxes, landmarks, strict=True)]
+                faces = [self._face(bgr, box, points)
+                         for box, points in zip(boxes, landmarks, strict=True)]
                 return tuple(sorted(faces, key=lambda face: face.box[0] + face.box[2]))
         return ()
 
-    def pick(self, image: np.ndarray, which: int = 0, label: str = "image", region: np.ndarray | None = None) -> Face:
-        """One face: the largest for 0, the n-th from the left for n >= 1; of those with their middle in `region` [H W] if there is one."""
+    def pick(self, image: np.ndarray, which: int = 0, label: str = "image",
+             region: np.ndarray | None = None) -> Face:
+        """One face: the largest for 0, the n-th from the left for n >= 1; of those with their
+        middle in `region` [H W] if there is one."""
         if which < 0:
             raise ValueError(f"{label}: face {which} was requested; 0 is the largest face, 1 the "
                              "leftmost.")
@@ -99,14 +110,17 @@ class FaceAnalyser:
         picked = faces[which - 1] if which else max(faces, key=lambda face: face.area)
         return replace(picked, among=tuple(face.box for face in faces))
 
-    def portrait(self, image: np.ndarray, which: int = 0, label: str = "image", region: np.ndarray | None = None
+    def portrait(self, image: np.ndarray, which: int = 0, label: str = "image",
+                 region: np.ndarray | None = None
                  ) -> tuple[np.ndarray, np.ndarray, Face]:
-        """The picked face's embedding [512], its aligned crop, uint8 RGB [224 224 3], and the face."""
+        """The picked face's embedding [512], its aligned crop, uint8 RGB [224 224 3], and the
+        face."""
         face = self.pick(image, which, label, region)
         return face.embedding, align(image, face.landmarks), face
 
     def _attempts(self, bgr: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Boxes with scores [n 5] and landmarks [n 5 2] of each attempt, in coordinates of the picture itself."""
+        """Boxes with scores [n 5] and landmarks [n 5 2] of each attempt, in coordinates of the
+        picture itself."""
         for border in (0.0, *BORDERS):
             pixels = round(border * max(bgr.shape[:2]))
             padded = np.pad(bgr, ((pixels, pixels), (pixels, pixels), (0, 0)))
@@ -140,7 +154,9 @@ class FaceAnalyser:
 
 def _inside(face: Face, region: np.ndarray) -> bool:
     x1, y1, x2, y2 = face.box
-    row, column = (min(max(int(middle), 0), size - 1) for middle, size in zip(((y1 + y2) / 2, (x1 + x2) / 2), region.shape, strict=True))
+    row, column = (min(max(int(middle), 0), size - 1)
+                   for middle, size in zip(((y1 + y2) / 2, (x1 + x2) / 2), region.shape,
+                                           strict=True))
     return bool(region[row, column] > 0.5)
 
 
@@ -168,12 +184,14 @@ def draw(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
         for x, y in face.landmarks:
             cv2.circle(canvas, (round(float(x)), round(float(y))), 2 * line, (255, 255, 0), -1)
         origin = (max(x1, 0) + 2 * line, max(y1, 0) + 12 * line)
-        cv2.putText(canvas, str(number), origin, cv2.FONT_HERSHEY_SIMPLEX, 0.45 * line, (0, 255, 0), line)
+        cv2.putText(canvas, str(number), origin, cv2.FONT_HERSHEY_SIMPLEX, 0.45 * line, (0, 255, 0),
+                    line)
     return canvas
 
 
 def load_analyser(root: Path, name: str = "buffalo_l", device: str = "auto") -> FaceAnalyser:
-    """Loads the detector and the recogniser of <root>/models/<name>; device is auto, cuda or cpu."""
+    """Loads the detector and the recogniser of <root>/models/<name>; device is auto, cuda or
+    cpu."""
     require_packages()
     root = Path(root)
     check_files(root, name)
@@ -195,29 +213,36 @@ def available_providers() -> tuple[str, ...]:
     return tuple(importlib.import_module("onnxruntime").get_available_providers())
 
 
-def choose_providers(device: str, available: Sequence[str], distributions: Mapping[str, str]) -> tuple[str, ...]:
+def choose_providers(device: str, available: Sequence[str],
+                     distributions: Mapping[str, str]) -> tuple[str, ...]:
     """The providers to ask for, best first."""
     if device not in DEVICES:
-        raise ValueError(f"Unknown device {device!r} for faces; choose one of {', '.join(DEVICES)}.")
+        raise ValueError(f"Unknown device {device!r} for faces; choose one of "
+                         f"{', '.join(DEVICES)}.")
     if device == "cpu":
         return (CPU,)
     if device == "cuda" and CUDA not in available:
         advice = provider_advice(distributions, available, cuda_wanted=True)
-        raise RuntimeError(f"CUDA was chosen for faces; onnxruntime offers none. {advice}\nOr choose auto or cpu.")
+        raise RuntimeError(f"CUDA was chosen for faces; onnxruntime offers none. {advice}\nOr "
+                           f"choose auto or cpu.")
     offered = tuple(p for p in AUTOMATIC_PROVIDERS if p in available)
     return tuple(p for p in offered if p in (CUDA, CPU)) if device == "cuda" else offered
 
 
-def provider_advice(distributions: Mapping[str, str], available: Sequence[str], cuda_wanted: bool) -> str | None:
-    """What is wrong with the installed onnxruntime packages, and what to run; None if nothing is."""
+def provider_advice(distributions: Mapping[str, str], available: Sequence[str],
+                    cuda_wanted: bool) -> str | None:
+    """What is wrong with the installed onnxruntime packages, and what to run; None if nothing
+    is."""
     if CUDA in available:
         return None
     gpu = distributions.get("onnxruntime-gpu")
-    found = f"Installed: {', '.join(f'{n} {v}' for n, v in distributions.items()) or 'no onnxruntime package'}; " \
-            f"offered: {', '.join(available) or 'nothing'}."
+    installed = ", ".join(f"{n} {v}" for n, v in distributions.items())
+    found = (f"Installed: {installed or 'no onnxruntime package'}; "
+             f"offered: {', '.join(available) or 'nothing'}.")
     if gpu:
         repair = _pip("install --force-reinstall --no-deps onnxruntime-gpu")
-        return (f"{found} The files of onnxruntime-gpu were overwritten, most likely by the CPU package onnxruntime, "
+        return (f"{found} The files of onnxruntime-gpu were overwritten, most likely by the CPU "
+                f"package onnxruntime, "
                 f"which insightface asks for. Repair: {repair}=={gpu}")
     if cuda_wanted:
         return f"{found} For an NVIDIA GPU run: {_pip('install')} onnxruntime-gpu"
@@ -225,7 +250,8 @@ def provider_advice(distributions: Mapping[str, str], available: Sequence[str], 
 
 
 def list_models(roots: Sequence[Path]) -> dict[str, Path]:
-    """Model packs (name -> root) in the folders <root>/models/<name>/*.onnx; of two of one name the first counts."""
+    """Model packs (name -> root) in the folders <root>/models/<name>/*.onnx; of two of one name the
+    first counts."""
     found: dict[str, Path] = {}
     for root in map(Path, roots):
         for folder in _subfolders(root / "models"):
@@ -235,13 +261,16 @@ def list_models(roots: Sequence[Path]) -> dict[str, Path]:
 
 
 def _open(root: Path, name: str, providers: Sequence[str]) -> Any:
-    """InsightFace's FaceAnalysis. Its name is the folder itself, so it never looks elsewhere, let alone downloads."""
+    """InsightFace's FaceAnalysis. Its name is the folder itself, so it never looks elsewhere, let
+    alone downloads."""
     folder = _home(root, name).resolve()
     _preload_gpu_libraries(providers)
     analysis = importlib.import_module("insightface.app").FaceAnalysis
     try:
-        # One session serves every detector size; InsightFace 2 would otherwise open another for each.
-        app = analysis(name=str(folder), root=str(root), allowed_modules=list(TASKS), providers=list(providers),
+        # One session serves every detector size; InsightFace 2 would otherwise open another for
+        # each.
+        app = analysis(name=str(folder), root=str(root), allowed_modules=list(TASKS),
+                       providers=list(providers),
                        static_shape_sessions=False)
     except AssertionError:
         raise FileNotFoundError(_wrong_models(root, name, TASKS[:1])) from None
@@ -252,13 +281,15 @@ def _open(root: Path, name: str, providers: Sequence[str]) -> Any:
     if absent:
         raise FileNotFoundError(_wrong_models(root, name, absent))
     if not app.models["detection"].use_kps:
-        raise RuntimeError(f"The detector of {name} finds no landmarks, which alignment needs: {_sizes(folder)}.")
+        raise RuntimeError(f"The detector of {name} finds no landmarks, which alignment needs: "
+                           f"{_sizes(folder)}.")
     app.prepare(ctx_id=0, det_thresh=THRESHOLD, det_size=(DETECTOR_SIZES[0],) * 2)
     return app
 
 
 def _preload_gpu_libraries(providers: Sequence[str]) -> None:
-    """Lets onnxruntime find the CUDA and cuDNN libraries of torch's packages, as InsightFace 2 does by itself."""
+    """Lets onnxruntime find the CUDA and cuDNN libraries of torch's packages, as InsightFace 2 does
+    by itself."""
     if importlib.util.find_spec("insightface.model_zoo.onnxruntime_utils"):
         return
     preload = getattr(importlib.import_module("onnxruntime"), "preload_dlls", None)
@@ -270,8 +301,10 @@ def _report_providers(device: str, wanted: Sequence[str], analyser: FaceAnalyser
     """One warning when the GPU was asked for, or could have been, and is not used."""
     advice = provider_advice(runtimes(), available_providers(), cuda_wanted=device == "cuda")
     if CUDA in wanted and CUDA not in analyser.providers:
-        log.warning("Faces run on %s: onnxruntime offers CUDA but could not start it. Its own message above says why; "
-                    "usually there is no NVIDIA GPU, or CUDA or cuDNN is not the version that onnxruntime-gpu needs. "
+        log.warning("Faces run on %s: onnxruntime offers CUDA but could not start it. Its own "
+                    "message above says why; "
+                    "usually there is no NVIDIA GPU, or CUDA or cuDNN is not the version that "
+                    "onnxruntime-gpu needs. "
                     "Choose device cpu to load without trying.", ", ".join(analyser.providers))
     elif advice and device != "cpu":
         log.warning("Faces run on %s. %s", ", ".join(analyser.providers), advice)
@@ -287,9 +320,12 @@ def _detector_sizes(detector: Any) -> tuple[tuple[int, int], ...]:
 
 
 def _check_image(image: np.ndarray, label: str) -> None:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"{label}: expected a uint8 RGB array [height width 3], got {found}")
+    found = type(image).__name__
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+            return
+        found = f"{image.dtype} {list(image.shape)}"
+    raise ValueError(f"{label}: expected a uint8 RGB array [height width 3], got {found}")
 
 
 def _count(faces: int) -> str:
@@ -309,7 +345,8 @@ def _onnx_files(folder: Path) -> list[str]:
 
 
 def _sizes(folder: Path) -> str:
-    return ", ".join(f"{name} ({(folder / name).stat().st_size:,} bytes)" for name in _onnx_files(folder))
+    return ", ".join(f"{name} ({(folder / name).stat().st_size:,} bytes)"
+                     for name in _onnx_files(folder))
 
 
 def check_files(root: Path, name: str) -> None:
@@ -319,7 +356,8 @@ def check_files(root: Path, name: str) -> None:
     if have and not lacking:
         return
     here = f"has {', '.join(have)} but not {', '.join(lacking)}" if have else "has no .onnx file"
-    elsewhere = "".join(f" Found {files}: move them into that folder." for files in _misplaced(root, name))
+    elsewhere = "".join(f" Found {files}: move them into that folder."
+                        for files in _misplaced(root, name))
     raise FileNotFoundError(
         f"The face models {name} were not found: the folder {_home(root, name)} {here}. Expected "
         f"files: {_expected(name)}.{elsewhere} Nothing is downloaded: get the pack {name} from the "
@@ -329,14 +367,16 @@ def check_files(root: Path, name: str) -> None:
 
 
 def _expected(name: str) -> str:
-    return " and ".join(KNOWN_FILES.get(name, ("a detection model and a recognition model (*.onnx)",)))
+    return " and ".join(KNOWN_FILES.get(name,
+                                        ("a detection model and a recognition model (*.onnx)",)))
 
 
 def _misplaced(root: Path, name: str) -> list[str]:
     """Where a pack ends up that was unpacked one folder too deep or too shallow, or not at all."""
     home = _home(root, name)
     places = (*_subfolders(home), home.parent, root / name, root / name / name, root)
-    found = [f"{', '.join(_onnx_files(place))} in {place}" for place in places if _onnx_files(place)]
+    found = [f"{', '.join(_onnx_files(place))} in {place}" for place in places
+             if _onnx_files(place)]
     zips = [place / f"{name}.zip" for place in (home, home.parent, root)]
     return found + [f"{path} still packed" for path in zips if path.is_file()]
 
@@ -348,7 +388,8 @@ def _wrong_models(root: Path, name: str, absent: Sequence[str]) -> str:
 
 
 def runtimes() -> dict[str, str]:
-    """Installed onnxruntime packages and their versions; they all share one folder, and the last one installed wins."""
+    """Installed onnxruntime packages and their versions; they all share one folder, and the last
+    one installed wins."""
     found = {}
     for name in RUNTIMES:
         try:
@@ -363,17 +404,21 @@ def _pip(command: str) -> str:
 
 
 def _missing_packages(*names: str) -> list[str]:
-    return [name for name in names or ("insightface", "onnxruntime") if importlib.util.find_spec(name) is None]
+    return [name for name in names or ("insightface", "onnxruntime")
+            if importlib.util.find_spec(name) is None]
 
 
 def require_packages(*names: str) -> None:
-    """ImportError that says what to run, unless these packages (insightface and onnxruntime) are there and can be imported."""
+    """ImportError that says what to run, unless these packages (insightface and onnxruntime) are
+    there and can be imported."""
     names = names or ("insightface", "onnxruntime")
     missing = _missing_packages(*names)
     if missing:
         raise ImportError(
-            f"Faces need the Python package {' and '.join(missing)}, which this Python does not have. Run: "
-            f"{_pip('install')} {' '.join(missing)}\nThen put the models ({_expected('buffalo_l')}) into "
+            f"Faces need the Python package {' and '.join(missing)}, which this Python does not "
+            f"have. Run: "
+            f"{_pip('install')} {' '.join(missing)}\nThen put the models "
+            f"({_expected('buffalo_l')}) into "
             f"ComfyUI's folder models/insightface/models/buffalo_l. {LICENCE}"
         )
     for name in names:
@@ -384,5 +429,6 @@ def _import(name: str) -> None:
     try:
         importlib.import_module(name)
     except Exception as error:
-        raise ImportError(f"The Python package {name} is installed but cannot be imported: {error}. Try: "
+        raise ImportError(f"The Python package {name} is installed but cannot be imported: "
+                          f"{error}. Try: "
                           f"{_pip('install --force-reinstall --no-deps')} {name}") from error

@@ -1,4 +1,5 @@
-"""Key knowledge of the released checkpoint (three .bin files) as tables, with one reader in each direction.
+"""Key knowledge of the released checkpoint (three .bin files) as tables, with one reader in each
+direction.
 
 Upstream's spellings live here and nowhere else. Groups of our flat layout:
     modules.<SubjectModules key>          unet.<path>.<attn>.<projection>.down|up
@@ -7,17 +8,15 @@ Upstream's spellings live here and nowhere else. Groups of our flat layout:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 
-from .config import MMDiffConfig
-from .unet_layers import LAYOUTS, layer_pairs, projection_shape
-
-Shape = tuple[int, ...]
+from ..bases import layer_pairs
+from ..config import MMDiffConfig
 
 UNET_FILE = "unet_adapter_weights.bin"
 TEXT_FILE = "text_encoder_adapter_weights.bin"
 CUSTOM_FILE = "custom_weights.bin"
 FILES = (UNET_FILE, TEXT_FILE, CUSTOM_FILE)
+BASE_FILE = "base.json"     # beside them, the record of a base that `bases.BASES` does not have
 
 # custom_weights.bin: group -> {upstream module: ours}; {} runs over the refiner's blocks
 MODULES: dict[str, dict[str, str]] = {
@@ -47,8 +46,10 @@ UNET_PROJECTIONS = {
     "to_q": "to_q_lora", "to_k": "to_k_lora", "to_v": "to_v_lora", "to_out": "to_out_lora",
     "to_k_image": "to_k_lora_image", "to_v_image": "to_v_lora_image",
 }
+# the layout has room for these two
 TEXT_ENCODERS = {"l": "text_encoder", "g": "text_encoder_2"}
-# projection -> (upstream's newer stem, older stem), within "<encoder>.text_model.encoder.layers.<i>."
+# projection -> (upstream's newer stem, older stem), within
+# "<encoder>.text_model.encoder.layers.<i>."
 TEXT_PROJECTIONS = {
     "self_attn.q_proj": ("self_attn.q_proj.lora_linear_layer", "self_attn.to_q_lora"),
     "self_attn.k_proj": ("self_attn.k_proj.lora_linear_layer", "self_attn.to_k_lora"),
@@ -61,23 +62,21 @@ TEXT_FAMILIES = {
     "attention": tuple(p for p in TEXT_PROJECTIONS if p.startswith("self_attn")),
     "mlp": tuple(p for p in TEXT_PROJECTIONS if p.startswith("mlp")),
 }
-TEXT_DEPTHS = {("sdxl", "l"): 12, ("sdxl", "g"): 32, ("sd15", "l"): 12, ("tiny", "l"): 3, ("tiny", "g"): 3,
-               ("small-world", "l"): 3}
-MLP_RATIO = {"sdxl": 4, "sd15": 4, "tiny": 2, "small-world": 4}
 
 # transformers' CLIP vision tower below "vision_model.": what may be fine-tuned
 VISION_KEYS = (
     "vision_model.embeddings.class_embedding", "vision_model.embeddings.patch_embedding.weight",
     "vision_model.embeddings.position_embedding.weight",
     "vision_model.pre_layrnorm.weight", "vision_model.pre_layrnorm.bias",
-    "vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias", "visual_projection.weight",
-    *(f"vision_model.encoder.layers.{{}}.{module}.{part}" for part in ("weight", "bias") for module in (
+    "vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias",
+    "visual_projection.weight",
+    *(f"vision_model.encoder.layers.{{}}.{module}.{part}" for part in ("weight", "bias")
+      for module in (
         "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
         "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")),
 )
-VISION_DEPTHS = {"sdxl": 24, "sd15": 24, "tiny": 3, "small-world": 4}
-VISION_PATCH = {"sdxl": 14, "sd15": 14, "tiny": 32, "small-world": 4}
-VISION_IGNORED = ("vision_model.embeddings.position_ids",)     # a buffer of older transformers, not a weight
+# a buffer of older transformers, not a weight
+VISION_IGNORED = ("vision_model.embeddings.position_ids",)
 
 
 def module_keys(config: MMDiffConfig) -> dict[str, tuple[str, str]]:
@@ -103,82 +102,26 @@ def unet_keys(config: MMDiffConfig) -> dict[str, str]:
     }
 
 
+def text_stems(config: MMDiffConfig) -> list[str]:
+    """Our "text." stems: attention and mlp of every layer of every text encoder."""
+    return [
+        f"{encoder.name}.layers.{i}.{projection}"
+        for encoder in config.base.text for i in range(encoder.depth)
+        for projection in TEXT_PROJECTIONS
+    ]
+
+
 def text_keys(config: MMDiffConfig, old_style: bool = False) -> dict[str, str]:
-    """Our "text." stem -> upstream stem, attention and mlp of every layer of every text encoder."""
-    return {
-        f"{encoder}.layers.{i}.{projection}":
-            f"{TEXT_ENCODERS[encoder]}.text_model.encoder.layers.{i}.{stems[old_style]}"
-        for encoder in config.encoders
-        for i in range(TEXT_DEPTHS[config.base, encoder])
-        for projection, stems in TEXT_PROJECTIONS.items()
-    }
+    """Our "text." stem -> upstream stem, in upstream's newer or older spelling."""
+    keys = {}
+    for stem in text_stems(config):
+        encoder, _, layer, projection = stem.split(".", 3)
+        theirs = TEXT_PROJECTIONS[projection][old_style]
+        keys[stem] = f"{TEXT_ENCODERS[encoder]}.text_model.encoder.layers.{layer}.{theirs}"
+    return keys
 
 
 def vision_keys(config: MMDiffConfig) -> tuple[str, ...]:
     """Every image encoder weight that a checkpoint may bring."""
-    layers = range(VISION_DEPTHS[config.base])
+    layers = range(config.base.image.depth)
     return tuple(key.format(i) for key in VISION_KEYS for i in (layers if "{}" in key else (0,)))
-
-
-def module_shapes(config: MMDiffConfig) -> dict[str, Shape]:
-    """Our "modules." keys with shapes, from the modules themselves (built on the meta device)."""
-    import torch
-
-    from .adapter import SubjectModules
-    with torch.device("meta"):
-        return {key: tuple(t.shape) for key, t in SubjectModules(config).state_dict().items()}
-
-
-def unet_shapes(config: MMDiffConfig, rank: int) -> dict[str, Shape]:
-    """Our "unet." keys with shapes at a rank."""
-    shapes: dict[str, Shape] = {}
-    for _, block, attention, projection in layer_pairs(config.base):
-        rows, columns = projection_shape(block, attention, projection, config.context_width)
-        stem = f"{block.path}.{attention}.{projection}"
-        shapes |= {f"{stem}.down": (rank, columns), f"{stem}.up": (rows, rank)}
-    return shapes
-
-
-def text_shape(config: MMDiffConfig, stem: str) -> Shape:
-    """(out, in) of the text encoder weight that a pair adds to."""
-    encoder, projection = stem.split(".", 1)[0], stem.rsplit(".", 1)[1]
-    width = dict(config.text_widths)[encoder]
-    inner = width * MLP_RATIO[config.base]
-    return {"fc1": (inner, width), "fc2": (width, inner)}.get(projection, (width, width))
-
-
-def vision_shapes(config: MMDiffConfig) -> dict[str, Shape]:
-    """Image encoder weights with shapes."""
-    width, patch = config.vision_width, VISION_PATCH[config.base]
-    inner, positions = width * MLP_RATIO[config.base], (config.image_size // patch) ** 2 + 1
-    special: dict[str, Shape] = {
-        "patch_embedding.weight": (width, 3, patch, patch), "position_embedding.weight": (positions, width),
-        "visual_projection.weight": (config.cls_width, width), "fc1.weight": (inner, width), "fc1.bias": (inner,),
-        "fc2.weight": (width, inner),
-    }
-
-    def shape(key: str) -> Shape:
-        for ending, found in special.items():
-            if key.endswith(ending):
-                return found
-        return (width, width) if re.search(r"_proj\.weight$", key) else (width,)
-
-    return {key: shape(key) for key in vision_keys(config)}
-
-
-def guess_base(shapes: Mapping[str, Shape]) -> str:
-    """The base whose layer widths are those of a unet_adapter_weights.bin. ValueError with both sides when none is."""
-    found = tuple(shapes[key][0] for key in (f"{i}.to_q_lora.up.weight" for i in range(len(shapes))) if key in shapes)
-    for base in LAYOUTS:
-        widths = tuple(b.width for number, b, _, projection in layer_pairs(base) if projection == "to_q")
-        if widths == found:
-            return base
-    counts = {base: sum(1 for *_, p in layer_pairs(base) if p == "to_q") for base in LAYOUTS}
-    raise ValueError(
-        f"{UNET_FILE} has {len(found)} attention layers of widths {sorted(set(found))}; known bases have {counts}. "
-        "Is it an adapter for another base model, or another adapter's file?"
-    )
-
-
-def with_parts(stems: Iterable[str], parts: Iterable[str]) -> list[str]:
-    return [f"{stem}.{part}" for stem in stems for part in parts]

@@ -11,24 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import MMDiffConfig
-from .heads import QueryTokens, SubjectToText, WordFusion
+from ..bases import TransformerBlock
+from ..config import MMDiffConfig
+from .fusion import SubjectToText, WordFusion
 from .lora import LoRAPairs, LowRank
-from .refiner import SubjectRefiner
-from .subjects import Subject, VisionFeatures
-from .unet_layers import TransformerBlock
+from .refiner import QueryTokens, SubjectRefiner
+from .subjects import PromptSubject, Subject, VisionFeatures, count_tokens
 
 
 class SubjectModules(nn.Module):
-    """Projection, refiner and fusion of one adapter. The same class is trained and run; `ops` makes its layers."""
+    """Projection, refiner and fusion of one adapter. The same class is trained and run; `ops` makes
+    its layers."""
 
     def __init__(self, config: MMDiffConfig, ops=nn):
         super().__init__()
-        widths = dict(config.text_widths)
+        widths = config.text_widths
         self.subject_to_text = SubjectToText(config.cls_width, widths, ops)
-        self.query = QueryTokens(config.query_width, config.context_width, config.tokens_per_reference, ops)
+        self.query = QueryTokens(config.query_width, config.context_width,
+                                 config.tokens_per_reference, ops)
         self.refiner = SubjectRefiner(
-            config.context_width, config.vision_width, config.refiner_depth, config.refiner_head_width, ops
+            config.context_width, config.vision_width, config.refiner_depth,
+            config.refiner_head_width, ops
         )
         self.fuse = nn.ModuleDict({name: WordFusion(width, ops) for name, width in widths.items()})
 
@@ -42,7 +45,8 @@ class SubjectModules(nn.Module):
         return self.subject_to_text(cls)
 
     def fuse_words(self, encoder: str, words: Tensor, subjects: Tensor) -> Tensor:
-        """Class nouns' embeddings and their subjects [S width] -> what replaces the nouns [S width]."""
+        """Class nouns' embeddings and their subjects [S width] -> what replaces the nouns [S
+        width]."""
         return self.fuse[encoder](words, subjects)
 
 
@@ -63,19 +67,21 @@ class MMDiffAdapter:
     fingerprint: str
     source: str
 
-    def make_subject(self, features: VisionFeatures, name: str, weight: float = 1.0) -> Subject:
-        """Features of one subject's references -> the subject. Only the first
-        reference affects the prompt embedding, as in the official code."""
+    def make_subject(self, features: VisionFeatures, name: str) -> Subject:
+        """Features of one subject's references -> the subject. As released, only the first
+        reference affects the prompt embedding."""
         tokens = self.modules.subject_tokens(features.query, features.patches)
         words = self.modules.subject_words(features.cls[:1])
         return Subject(
-            name=name, tokens=tokens.flatten(0, 1).cpu(), words={k: v[0].cpu() for k, v in words.items()},
-            references=len(features.cls), adapter=self.fingerprint, weight=weight,
+            name=name, tokens=tokens.flatten(0, 1).cpu(),
+            words={k: v[0].cpu() for k, v in words.items()},
+            references=len(features.cls), adapter=self.fingerprint,
             identity=F.normalize(F.normalize(features.query.float(), dim=-1).mean(0), dim=0).cpu(),
         )
 
 
-def key_value(adapter: MMDiffAdapter, block: TransformerBlock, tokens: Tensor, to_k: Callable[[Tensor], Tensor],
+def key_value(adapter: MMDiffAdapter, block: TransformerBlock, tokens: Tensor,
+              to_k: Callable[[Tensor], Tensor],
               to_v: Callable[[Tensor], Tensor], lora_strength: float) -> tuple[Tensor, Tensor]:
     """K and V of subject tokens [1 N D] at one layer.
 
@@ -92,17 +98,22 @@ def key_value(adapter: MMDiffAdapter, block: TransformerBlock, tokens: Tensor, t
     return project(to_k, "to_k"), project(to_v, "to_v")
 
 
-def join_tokens(subjects: Sequence[Subject]) -> tuple[Tensor, Tensor]:
+def join_tokens(subjects: Sequence[PromptSubject]) -> tuple[Tensor, Tensor]:
     """All subjects' tokens [1 N D] and each token's weight [1 N 1]."""
-    tokens = torch.cat([s.tokens for s in subjects])[None]
-    weights = torch.cat([torch.full((len(s.tokens),), float(s.weight)) for s in subjects])
+    tokens = torch.cat([s.subject.tokens for s in subjects])[None]
+    weights = _per_token([float(s.weight) for s in subjects], count_tokens(subjects))
     return tokens, weights[None, :, None]
 
 
-def picture_weights(subjects: Sequence[Subject], pictures: int) -> Tensor:
-    """Each token's further factor for each picture of a batch [B 1 N 1]."""
-    rows = [torch.cat([torch.full((len(s.tokens),), s.at_picture(i)) for s in subjects]) for i in range(pictures)]
+def image_weights(subjects: Sequence[PromptSubject], images: int) -> Tensor:
+    """Each token's further factor for each image of a batch [B 1 N 1]."""
+    counts = count_tokens(subjects)
+    rows = [_per_token([s.at_image(i) for s in subjects], counts) for i in range(images)]
     return torch.stack(rows)[:, None, :, None]
+
+
+def _per_token(factors: Sequence[float], counts: Sequence[int]) -> Tensor:
+    return torch.tensor(factors).repeat_interleave(torch.tensor(counts))
 
 
 def pair_keys(path: str) -> tuple[str, str]:

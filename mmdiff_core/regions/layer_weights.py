@@ -1,32 +1,36 @@
-"""Factors on single layers' image branch, as a person writes them: "input 0.5, middle 0, output.3 1.2".
+"""Factors on single layers' image branch, as a person writes them: "input 0.5, middle 0, output.3
+1.2".
 
-A name is a part (input, middle, output), a block of it (output.3), or one layer of a block (output.3.1); "all" is every layer. The most
-exact name counts; layers that no name covers have 1.
+A name is a part (input, middle, output), a block of it (output.3), or one layer of a block
+(output.3.1); "all" is every layer. The most exact name counts; layers that no name covers have 1.
 """
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
 
-from .unet_layers import Slot, TransformerBlock
+from ..bases import Slot, TransformerBlock
 
 MAX_FACTOR = 10.0
 ENTRY = re.compile(r"\s*([a-z]+(?:\.\d+){0,2})\s*[:=\s]\s*([+-]?\d*\.?\d+)\s*")
 
 
 def parse_layer_weights(text: str) -> dict[str, float]:
-    """Names and factors (0..10) separated by commas or lines. ValueError names the entry that cannot be read."""
+    """Names and factors (0..10) separated by commas or lines. ValueError names the entry that
+    cannot be read."""
     found: dict[str, float] = {}
     for entry in re.split(r"[,;\n]", text):
         if not entry.strip():
             continue
         match = ENTRY.fullmatch(entry)
         if not match:
-            raise ValueError(f"layer weight {entry.strip()!r} is not understood; write a name and a number: "
+            raise ValueError(f"layer weight {entry.strip()!r} is not understood; write a name and "
+                             f"a number: "
                              '"input 0.5, middle 0, output.3 1.2"')
         name, factor = match[1], float(match[2])
         if not 0 <= factor <= MAX_FACTOR:
-            raise ValueError(f"layer weight {entry.strip()!r}: expected a number from 0 to {MAX_FACTOR:g}")
+            raise ValueError(f"layer weight {entry.strip()!r}: expected a number from 0 to "
+                             f"{MAX_FACTOR:g}")
         if name in found:
             raise ValueError(f"layer weight {name!r} is given twice; write it once")
         found[name] = factor
@@ -35,7 +39,8 @@ def parse_layer_weights(text: str) -> dict[str, float]:
 
 def layer_names(blocks: Sequence[TransformerBlock]) -> dict[Slot, tuple[str, ...]]:
     """What every layer can be called, from the widest name to the most exact."""
-    return {block.slot: ("all", block.block, f"{block.block}.{block.id}", f"{block.block}.{block.id}.{block.index}") for block in blocks}
+    return {block.slot: ("all", block.block, f"{block.block}.{block.id}",
+                         f"{block.block}.{block.id}.{block.index}") for block in blocks}
 
 
 def check_names(wanted: Collection[str], blocks: Sequence[TransformerBlock], what: str) -> None:
@@ -43,20 +48,24 @@ def check_names(wanted: Collection[str], blocks: Sequence[TransformerBlock], wha
     known = {name for own in layer_names(blocks).values() for name in own}
     if unknown := sorted(set(wanted) - known):
         short = sorted(name for name in known if name.count(".") < 2)
-        raise ValueError(f"{what} {unknown[0]!r}: this model has no such layer; it has {', '.join(short)}, and single layers as "
+        raise ValueError(f"{what} {unknown[0]!r}: this model has no such layer; it has "
+                         f"{', '.join(short)}, and single layers as "
                          f"{'.'.join(map(str, blocks[-1].slot))}")
 
 
 def named_layers(text: str, blocks: Sequence[TransformerBlock]) -> frozenset[Slot]:
-    """The layers that a list of names covers: "middle, output.1". ValueError for a name that no layer has."""
+    """The layers that a list of names covers: "middle, output.1". ValueError for a name that no
+    layer has."""
     wanted = {name.strip() for name in re.split(r"[,;\n]", text) if name.strip()}
     check_names(wanted, blocks, "layer")
     return frozenset(slot for slot, own in layer_names(blocks).items() if wanted & set(own))
 
 
 def layer_factors(text: str, blocks: Sequence[TransformerBlock]) -> dict[Slot, float]:
-    """The factor of every layer. ValueError for a name that no layer of this model has, with those it has."""
+    """The factor of every layer. ValueError for a name that no layer of this model has, with those
+    it has."""
     wanted = parse_layer_weights(text)
     check_names(wanted, blocks, "layer weight")
     names = layer_names(blocks)
-    return {slot: next((wanted[name] for name in reversed(own) if name in wanted), 1.0) for slot, own in names.items()}
+    return {slot: next((wanted[name] for name in reversed(own) if name in wanted), 1.0)
+            for slot, own in names.items()}

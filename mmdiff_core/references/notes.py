@@ -1,6 +1,8 @@
-"""What a person should know about their references and subjects before they wonder at the picture: the card's failure modes.
+"""What a person should know about their references and subjects before they wonder at the picture:
+the card's failure modes.
 
-Shapes   R references · S side of what the encoder looked at · Q width of what subjects are compared by
+Shapes   R references · S side of what the encoder looked at · Q width of what subjects are compared
+         by
 """
 from __future__ import annotations
 
@@ -11,31 +13,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import MMDiffConfig
-from .subjects import Subject
+from ..config import MMDiffConfig
+from ..method.subjects import Subject
 
-# Below this sharpness a picture has no more detail than one about 60 px wide: the demo photographs have 0.12 to 0.41 at 224 px, the same
+# Below this sharpness a picture has no more detail than one about 60 px wide: the demo photographs
+# have 0.12 to 0.41 at 224 px, the same
 # photographs made 64 px wide and enlarged again 0.005 to 0.014 (tests/core/test_notes.py).
 BLURRED = 0.015
-SMALLEST = 112                              # sides below this are pixel art, where sharpness says nothing
-# cosine between unit identities above which two subjects are taken for one another, by what they are compared with
-LOOK_ALIKE = {"portrait": 0.5, "general": 0.92}
-UNLIKE = 0.25                               # an ArcFace cosine between pictures of one person is rarely lower
+# sides below this are pixel art, where sharpness says nothing
+SMALLEST = 112
+# an ArcFace cosine between pictures of one person is rarely lower
+UNLIKE = 0.25
 # of a found face; not calibrated on photographs here
-UNSURE = 0.65                               # detector confidence of a plain view is mostly above 0.75; 0.5 is no face at all
-TINY_FACE = 56                              # its shorter side in pixels: half of what ArcFace reads, a quarter of what CLIP is shown
-TURNED = 0.15                               # the nose this near to the line through one eye, as a share of the eyes' distance
+# detector confidence of a plain view is mostly above 0.75; 0.5 is no face at all
+UNSURE = 0.65
+# its shorter side in pixels: half of what ArcFace reads, a quarter of what CLIP is shown
+TINY_FACE = 56
+# the nose this near to the line through one eye, as a share of the eyes' distance
+TURNED = 0.15
 
 
 def sharpness(picture: Tensor) -> float:
-    """Variance of the Laplacian over variance of the brightness of a picture [3 S S] in 0..1; near 0 = blurred or flat."""
-    grey = (picture.float() * torch.tensor([0.299, 0.587, 0.114], device=picture.device).view(3, 1, 1)).sum(0)[None, None]
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=picture.device).view(1, 1, 3, 3)
+    """Variance of the Laplacian over variance of the brightness of a picture [3 S S] in 0..1; near
+    0 = blurred or flat."""
+    grey = (picture.float() * torch.tensor([0.299, 0.587, 0.114],
+                                           device=picture.device).view(3, 1, 1)).sum(0)[None, None]
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]],
+                          device=picture.device).view(1, 1, 3, 3)
     return float(F.conv2d(grey, kernel).var() / grey.var().clamp_min(1e-4))
 
 
 def reference_notes(name: str, seen: Tensor, query: Tensor, config: MMDiffConfig) -> list[str]:
-    """A sentence for each reference that is blurred or tiny, or whose face is unlike the others': seen [R 3 S S] in 0..1, query [R Q]."""
+    """A sentence for each reference that is blurred or tiny, or whose face is unlike the others':
+    seen [R 3 S S] in 0..1, query [R Q]."""
     found = []
     if seen.shape[-1] >= SMALLEST:
         for i, picture in enumerate(seen, 1):
@@ -43,7 +53,7 @@ def reference_notes(name: str, seen: Tensor, query: Tensor, config: MMDiffConfig
                 found.append(f"{name}, image {i}: blurred or too small; the encoder receives no "
                              "more detail than from an image about 60 px wide. Use a sharper or "
                              "closer one.")
-    if config.variant == "portrait" and len(query) > 2:
+    if config.variant.reads_faces and len(query) > 2:
         unit = F.normalize(query.float(), dim=-1)
         for i in range(len(unit)):
             others = F.normalize((unit.sum(0) - unit[i]), dim=0)
@@ -55,8 +65,9 @@ def reference_notes(name: str, seen: Tensor, query: Tensor, config: MMDiffConfig
 
 
 def face_remarks(number: int, box: Sequence[float], score: float, landmarks: Tensor) -> list[str]:
-    """What is wrong with the face found on picture `number`, told without the subject's name: box x1 y1 x2 y2 in pixels, detector
-    confidence 0..1, landmarks [5 2] (left eye, right eye, nose, mouth corners)."""
+    """What is wrong with the face found on picture `number`, told without the subject's name: box
+    x1 y1 x2 y2 in pixels, detector confidence 0..1, landmarks [5 2] (left eye, right eye, nose,
+    mouth corners)."""
     found, side = [], min(box[2] - box[0], box[3] - box[1])
     eyes = landmarks[1] - landmarks[0]
     nose = float((landmarks[2] - landmarks[0]) @ eyes / (eyes @ eyes).clamp_min(1e-6))
@@ -78,12 +89,17 @@ def similarity(a: Subject, b: Subject) -> float | None:
     return float(a.identity @ b.identity)
 
 
+def look_alike_note(a: Subject, b: Subject, config: MMDiffConfig) -> str | None:
+    """A sentence when the adapter may take two subjects for one another."""
+    alike, least = similarity(a, b), config.variant.look_alike
+    if alike is None or alike <= least:
+        return None
+    return (f"{a.name} and {b.name} look alike (similarity {alike:.2f}, reported above {least:g}): "
+            "they may blend. Restrict each to a region with Multi-Subject Constraint Masks, and "
+            "describe in the prompt how they differ.")
+
+
 def look_alike_notes(subjects: Sequence[Subject], config: MMDiffConfig) -> list[str]:
     """A sentence for each pair of subjects that the adapter may take for one another."""
-    least = LOOK_ALIKE[config.variant]
-    return [
-        f"{a.name} and {b.name} look alike (similarity {alike:.2f}, reported above {least:g}): "
-        "they may blend. Restrict each to a region with Multi-Subject Constraint Masks, and "
-        "describe in the prompt how they differ."
-        for a, b in combinations(subjects, 2) if (alike := similarity(a, b)) is not None and alike > least
-    ]
+    notes = (look_alike_note(a, b, config) for a, b in combinations(subjects, 2))
+    return [note for note in notes if note]

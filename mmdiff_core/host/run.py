@@ -1,0 +1,214 @@
+"""What one sampling run makes before its loop, and what one model call and one layer read of it.
+
+    Run         the prompts' states, when the image branch acts, how far the sampler is
+    ModelCall   which rows of one call of the model show which subjects
+    LayerView   what one layer of that call needs to put a region on its own grid
+
+All of it lives in the run's transformer_options and is gone with the run.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..bases import Slot
+from ..method.subjects import PromptSubject, count_tokens
+from ..regions.attention_bias import Area, crop_to_grid, noun_bias, shares, token_bias
+from .conditioning import BoundPrompt
+from .watch import Columns, Finder, StepCounter, Watcher
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """When the image branch acts, as sigmas. first >= sigma > last."""
+
+    first: float
+    last: float
+
+    @classmethod
+    def of(cls, sampling, start: float, end: float) -> Window:
+        """From fractions of the denoising, by the schedule the model has when it samples."""
+        first = math.inf if start <= 0 else float(sampling.percent_to_sigma(start))
+        return cls(first, -1.0 if end >= 1 else float(sampling.percent_to_sigma(end)))
+
+    def factor(self, sigmas: Tensor) -> float | Tensor:
+        """1 inside, 0 outside. On a GPU it stays there as a tensor: reading it would stop the
+        sampling loop."""
+        if math.isinf(self.first) and self.last <= 0:
+            return 1.0
+        sigma = sigmas[:1]
+        inside = (sigma <= self.first) & (sigma > self.last)
+        return float(inside) if sigma.device.type == "cpu" else inside
+
+
+@dataclass(frozen=True, eq=False)
+class LayerView:
+    """What one layer reads for one group of rows.
+
+    grid    height and width of the layer's positions
+    latent  height and width of the whole latent
+    area    the part of it that the rows' cond covers, or None = all
+    first   number of the first row in the latent batch
+    rows    number of rows
+    regions the regions found so far [images S h w], or None
+    """
+
+    grid: tuple[int, int]
+    latent: tuple[int, int]
+    area: Area | None
+    first: int
+    rows: int
+    regions: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Which subjects a side of the constraint (tokens, or nouns in the text) holds, and to what."""
+
+    held: tuple[bool, ...]
+    masks: tuple[Tensor | None, ...]        # of the held ones, on the device
+    any: bool
+    given: bool                             # whether one of them has a mask
+
+    @classmethod
+    def of(cls, held: Sequence[bool], masks: Sequence[Tensor | None]) -> Side:
+        kept = tuple(mask if hold else None for mask, hold in zip(masks, held, strict=True))
+        return cls(tuple(held), kept, any(held), any(mask is not None for mask in kept))
+
+    @classmethod
+    def both(cls, subjects: Sequence[PromptSubject], device: torch.device) -> dict[str, Side]:
+        """The sides of a prompt, by name: made once a run, for the loop asks for them at every
+        layer and step."""
+        regions = [s.region for s in subjects]
+        masks = [None if r.mask is None else r.mask.to(device) for r in regions]
+        held = {"tokens": [r.hold_tokens for r in regions],
+                "nouns": [r.hold_nouns for r in regions]}
+        return {side: cls.of(which, masks) for side, which in held.items()}
+
+    def shares(self, view: LayerView, device: torch.device) -> tuple[Tensor, Tensor]:
+        """How far each position is open to each subject [1|B S P], by masks and found regions; and
+        the gate [1 1 P 1] of the masks alone."""
+        open_to = shares(self.masks, view.grid, view.latent, view.area, device)
+        gate = open_to.amax(1)[:, None, :, None]
+        if view.regions is None:
+            return open_to, gate
+        own = view.regions[view.first:view.first + view.rows]
+        own = crop_to_grid(own, view.grid, view.latent, view.area).flatten(2).unbind(1)
+        found = [r if hold else torch.ones_like(r) for r, hold in zip(own, self.held, strict=True)]
+        return open_to * torch.stack(found, 1), gate
+
+
+@dataclass(frozen=True, eq=False)
+class PromptState:
+    """One bound prompt during one run: K [1 H N D] and V by slot, the subjects' weights in V ([B H
+    N D] where they differ between the images of a batch)."""
+
+    prompt: BoundPrompt
+    keys: dict[Slot, tuple[Tensor, Tensor]]
+    sides: Mapping[str, Side]               # "tokens" and "nouns"
+    # of their nouns and tokens, where the prompt knows its nouns
+    columns: Columns | None = None
+    finder: Finder | None = None
+    made: dict[tuple, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> PromptState:
+        """The same on another device."""
+        keys = {slot: (k.to(device), v.to(device)) for slot, (k, v) in self.keys.items()}
+        columns = None if self.columns is None else self.columns.to(device)
+        finder = None if self.finder is None else self.finder.on(device, columns)
+        return PromptState(self.prompt, keys, Side.both(self.prompt.subjects, device), columns,
+                           finder)
+
+    def regions(self, steps: StepCounter) -> Tensor | None:
+        """The found regions [images S h w] by now, where they are looked for and settled. The step
+        is read by whoever needs it alone: a compiled model would be compiled anew for each."""
+        return None if self.finder is None else self.finder.regions(steps.step)
+
+    @property
+    def holds_nouns(self) -> bool:
+        return self.columns is not None and self.sides["nouns"].any
+
+    def token_region(self, view: LayerView, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Bias [1|B 1 P N] and gate [1 1 P 1] that hold the subjects' tokens to their regions; made
+        once per grid."""
+        tokens = count_tokens(self.prompt.subjects)
+
+        def make(open_to: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+            return token_bias(open_to, tokens, like.dtype), gate.to(like.dtype)
+
+        return self._made("tokens", view, like, make)
+
+    def noun_region(self, view: LayerView, like: Tensor) -> Tensor | None:
+        """Bias [1|B 1 P T] that holds the subjects' nouns to their regions; T as the prompt was
+        encoded."""
+        def make(open_to: Tensor, _gate: Tensor) -> tuple[Tensor, None]:
+            return noun_bias(open_to, self.columns.nouns, like.dtype), None
+
+        return self._made("nouns", view, like, make)[0]
+
+    def _made(self, what: str, view: LayerView, like: Tensor, make: Callable) -> tuple:
+        found, side = view.regions, self.sides[what]
+        if not (side.given if found is None else side.any):
+            return None, None
+        rows = found is not None and (view.first, view.rows)
+        key = what, view.grid, view.area, like.dtype, like.device, rows
+        if self.made.get(key, (None,))[0] is not found or key not in self.made:
+            self.made[key] = found, make(*side.shares(view, like.device))
+        return self.made[key][1]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one sampling run of one application made before its loop.
+
+    states      by id of the bound prompt; the state holds the prompt, so ids stay taken
+    copies      of the states, for each device of a multi-GPU sampling
+    uncalled    slots that another pack holds and where ours was not called yet, and its name
+    """
+
+    states: dict[int, PromptState]
+    copies: dict[torch.device, dict[int, PromptState]]
+    window: Window
+    latent: tuple[int, int]
+    uncalled: dict[Slot, str]
+    steps: StepCounter = field(default_factory=StepCounter)
+
+    def __deepcopy__(self, memo: dict) -> Run:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Neighbouring rows of one model call that show the same subjects.
+
+    factor      1 or 0: whether the image branch acts at this sigma
+    image       number of the first row in the latent batch, where weights differ between images
+    regions     the found regions [images S h w], once they are settled
+    watchers    who records attention during this call
+    """
+
+    start: int
+    stop: int
+    state: PromptState
+    area: Area | None
+    latent: tuple[int, int]
+    factor: float | Tensor
+    image: int | None
+    regions: Tensor | None = None
+    watchers: tuple[Watcher, ...] = ()
+
+    def view(self, grid: tuple[int, int]) -> LayerView:
+        return LayerView(grid, self.latent, self.area, self.image or 0, self.stop - self.start,
+                         self.regions)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCall:
+    """One call of the model: its groups, and the run's slots that are still uncalled."""
+
+    groups: tuple[Group, ...]
+    uncalled: dict[Slot, str]
