@@ -4,6 +4,7 @@
 
 All arguments go to `mmdiff_core.host.evaluate`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -12,7 +13,7 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Everything is passed on."""
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
-    parser.prefix_chars = "\0"      # also what begins with a dash
+    parser.prefix_chars = "\0"  # also what begins with a dash
 
 
 def run(args: argparse.Namespace) -> int:

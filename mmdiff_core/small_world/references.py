@@ -1,4 +1,5 @@
 """Reference pictures of an individual as a person might give them: other sizes, sides, tilts and lights, partly covered."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from .scenes import BLANK, SIDE, TALL, Array, Identity, reference, sprite
 from .sprites import WIDTH
 
 SUPERSAMPLE = 2
-SOFTENING = (0.125, 0.75, 0.125)    # what resizing a 128 px picture to 32 does to its dots
+SOFTENING = (0.125, 0.75, 0.125)  # what resizing a 128 px picture to 32 does to its dots
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,15 @@ def random_look(rng: np.random.Generator, covered: float | None = None) -> Look:
     """A look as in training; `covered` None = nothing hidden two times in three, else 0.2 to 0.5 of it."""
     hidden = float(rng.uniform(0.2, 0.5)) if rng.random() < 1 / 3 else 0.0
     return Look(
-        scale=float(rng.uniform(1.3, 2.3)), tilt=float(rng.normal(0, 0.12)), shift=tuple(rng.uniform(-2.5, 2.5, 2).tolist()),
-        flipped=bool(rng.random() < 0.5), light=float(rng.uniform(0.85, 1.1)),
-        blank=BLANK if rng.random() < 0.7 else float(rng.uniform(0, 1)), softened=bool(rng.random() < 0.4),
-        covered=hidden if covered is None else covered, cover_angle=float(rng.uniform(0, 2 * np.pi)),
+        scale=float(rng.uniform(1.3, 2.3)),
+        tilt=float(rng.normal(0, 0.12)),
+        shift=tuple(rng.uniform(-2.5, 2.5, 2).tolist()),
+        flipped=bool(rng.random() < 0.5),
+        light=float(rng.uniform(0.85, 1.1)),
+        blank=BLANK if rng.random() < 0.7 else float(rng.uniform(0, 1)),
+        softened=bool(rng.random() < 0.4),
+        covered=hidden if covered is None else covered,
+        cover_angle=float(rng.uniform(0, 2 * np.pi)),
     )
 
 
@@ -77,7 +83,9 @@ def soften(image: Array) -> Array:
     return a * rows[:, :-2] + b * rows[:, 1:-1] + c * rows[:, 2:]
 
 
-def augmented(rng: np.random.Generator, kind: str, identity: Identity, covered: float | None = None) -> Array:
+def augmented(
+    rng: np.random.Generator, kind: str, identity: Identity, covered: float | None = None
+) -> Array:
     """A reference picture as in training: clean one time in five."""
     if covered is None and rng.random() < 0.2:
         clean = reference(kind, identity)

@@ -1,4 +1,5 @@
 """Contact sheets: what a run draws, and the attention maps of its subjects."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from ...training.noise import draw_noise
 from ...training.task import MMDiffTask
 from ..sampling import decode, sample_latents
 
-NAMES = 130         # pixels to the left for the names of rows
-MAPS_AT = 0.6       # noise level, as fraction of the timesteps, at which maps are shown
+NAMES = 130  # pixels to the left for the names of rows
+MAPS_AT = 0.6  # noise level, as fraction of the timesteps, at which maps are shown
 
 
 def tile(
@@ -34,7 +35,7 @@ def tile(
         for x, image in enumerate(row):
             scaled = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
             top, left = gap + y * (side + gap), margin + gap + x * (side + gap)
-            sheet[top:top + side, left:left + side] = np.asarray(scaled)
+            sheet[top : top + side, left : left + side] = np.asarray(scaled)
     out = Image.fromarray(sheet)
     for y, name in enumerate(names):
         middle = gap + y * (side + gap) + side // 2
@@ -59,7 +60,11 @@ def heat(probability: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def maps_at(
-    task: MMDiffTask, latents: Tensor, noise: Tensor, conditions: Conditions, level: float,
+    task: MMDiffTask,
+    latents: Tensor,
+    noise: Tensor,
+    conditions: Conditions,
+    level: float,
     grid: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Attention maps of text and image branch [B S h w] at a noise level, 0..1 of the timesteps."""

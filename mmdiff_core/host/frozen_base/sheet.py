@@ -1,4 +1,5 @@
 """A contact sheet of the small world: the references, several seeds, and the subjects' maps."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,9 +20,9 @@ from ..small_world import WEIGHTS
 from ..text import MARKER
 from .contact import heat, maps_at, tile, to_bytes
 
-MAPS_AT = 0.5           # noise level, as fraction of the timesteps
-SIDE = 128              # of the sheet's images, in pixels
-GRID = (16, 16)         # of the latents
+MAPS_AT = 0.5  # noise level, as fraction of the timesteps
+SIDE = 128  # of the sheet's images, in pixels
+GRID = (16, 16)  # of the latents
 
 
 def read_reference(path: Path) -> Tensor:

@@ -13,6 +13,7 @@ Paths are relative to the JSON-lines file. A segment without `id` has its number
 KEY.npy (JSON lines: "segmap": PATH) holds the id of the segment at every pixel, 0 = background.
 Boxes are in pixels, x1 and y1 just outside.
 """
+
 from __future__ import annotations
 
 import logging
@@ -102,6 +103,7 @@ def check_share(broken: Sequence[tuple[str, str]], total: int, source: str) -> N
 
 # ---------------------------------------------------------------- JSON lines
 
+
 def _lines(path: Path) -> Makers:
     offset = 0
     with path.open("rb") as file:
@@ -138,6 +140,7 @@ def _run_lengths(given: Any, record: Stored, number: int) -> RunLengthMask:
 
 
 # ---------------------------------------------------------------- shards
+
 
 def _members(path: Path) -> Makers:
     """Records by key: as in WebDataset, a file's name up to its first dot."""
