@@ -58,8 +58,8 @@ class MMDiffConfig:
             raise ValueError(f"behaviour is {self.behaviour!r}, expected one of {BEHAVIOURS}")
         if self.context_width % self.refiner_head_width:
             raise ValueError(
-                f"context width {self.context_width} is not a multiple of the "
-                f"refiner's head width {self.refiner_head_width}"
+                f"context width {self.context_width} is not a multiple of the refiner's head width "
+                f"{self.refiner_head_width}"
             )
 
     @property
@@ -136,16 +136,16 @@ def _header(config: MMDiffConfig) -> dict[str, Any]:
 def _check_names(fields: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     if unknown := sorted(set(fields) - set(known)):
         raise ValueError(
-            f"the config in the header has unknown fields {unknown}: was it written "
-            "by a newer version?"
+            f"the config in the header has unknown fields {unknown}: was it written by a newer "
+            "version?"
         )
     optional = {
         f.name for f in dataclasses.fields(MMDiffConfig) if f.default is not dataclasses.MISSING
     } | {"image_size"}
     if missing := sorted(set(known) - set(fields) - optional):
         raise ValueError(
-            f"the config in the header lacks the fields {missing}: the file is damaged, or was "
-            "not written by this pack"
+            f"the config in the header lacks the fields {missing}: the file is damaged, or was not "
+            "written by this pack"
         )
 
 
@@ -153,8 +153,8 @@ def _check_widths(fields: Mapping[str, Any], expected: Mapping[str, Any]) -> Non
     for name in (*WIDTHS, "text_widths"):
         if name in fields and fields[name] != expected[name]:
             raise ValueError(
-                f"the header says {name} {fields[name]}, but adapters of this variant "
-                f"for {expected['base']} have {expected[name]}: is it another base?"
+                f"the header says {name} {fields[name]}, but adapters of this variant for "
+                f"{expected['base']} have {expected[name]}: is it another base?"
             )
 
 

@@ -142,8 +142,8 @@ class SubjectEncoder(io.ComfyNode):
 
     @classmethod
     def _to_pick_from(cls, image, choices) -> list[dict]:
-        """What the page's face picker shows: each picture's faces, and a file of the picture where there are several; nothing where no
-        picture has a second face."""
+        """What the page's face picker shows: each picture's faces, and a file of the picture where
+        there are several; nothing where no picture has a second face."""
         if all(len(choice.boxes) < 2 for choice in choices):
             return []
         height, width = image.shape[1:3]

@@ -129,8 +129,8 @@ def _read_bin(path: Path) -> dict:
         )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path.name} contains more than weights ({_reason(error)}); "
-            "loading it could run code, so it is refused"
+            f"{path.name} contains more than weights ({_reason(error)}); loading it could run "
+            "code, so it is refused"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise CheckpointError(
@@ -152,8 +152,8 @@ def _custom_groups(custom: Mapping) -> dict[str, Tensors]:
     if set(custom) != expected:
         missing, unknown = sorted(expected - set(custom)), sorted(set(custom) - expected)
         raise CheckpointError(
-            f"{CUSTOM_FILE}: groups missing {missing}, unknown {unknown}; "
-            f"expected {sorted(expected)}. {LIKELY}"
+            f"{CUSTOM_FILE}: groups missing {missing}, unknown {unknown}; expected "
+            f"{sorted(expected)}. {LIKELY}"
         )
     if wrong := sorted(k for k, v in custom.items() if not isinstance(v, Mapping)):
         raise CheckpointError(f"{CUSTOM_FILE}: {wrong} should each be a dictionary of weights")

@@ -64,26 +64,25 @@ def load_subject(
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError) as error:
         raise SubjectFileError(
-            f"{path.name} cannot be read as a subject ({error}); save it again "
-            f"with Save MM-Diff Subject"
+            f"{path.name} cannot be read as a subject ({error}); save it again with Save MM-Diff "
+            "Subject"
         ) from error
     if header.get("format") != FORMAT or "tokens" not in tensors:
         raise SubjectFileError(
-            f"{path.name} is not a subject (its format is "
-            f"{header.get('format')!r}); expected a file written by "
-            "Save MM-Diff Subject"
+            f"{path.name} is not a subject (its format is {header.get('format')!r}); expected a "
+            "file written by Save MM-Diff Subject"
         )
     if header.get("format_version") != VERSION:
         version = header.get("format_version")
         raise SubjectFileError(
-            f"{path.name} has subject format {version!r}, this pack reads "
-            f"{VERSION!r}; update the pack"
+            f"{path.name} has subject format {version!r}, this pack reads {VERSION!r}; update the "
+            "pack"
         )
     if header["adapter"] != adapter:
         raise SubjectFileError(
-            f"{path.name} was encoded with another MM-Diff checkpoint "
-            f"({header['adapter']}) than {adapter_name} ({adapter}); load the "
-            "checkpoint it was encoded with, or encode its references again"
+            f"{path.name} was encoded with another MM-Diff checkpoint ({header['adapter']}) than "
+            f"{adapter_name} ({adapter}); load the checkpoint it was encoded with, or encode its "
+            "references again"
         )
     words = {key.removeprefix(WORD): v for key, v in tensors.items() if key.startswith(WORD)}
     if not all(torch.isfinite(t.float()).all() for t in (tensors["tokens"], *words.values())):

@@ -122,7 +122,7 @@ class Application:
         ]
         if others:
             raise RuntimeError(
-                f"MM-Diff: hold_nouns is on, but another node replaced the text attention in "
+                "MM-Diff: hold_nouns is on, but another node replaced the text attention in "
                 f"{len(others)} layers ({_name_of(others[0])}); turn hold_nouns off, or remove "
                 "that node"
             )
@@ -216,8 +216,9 @@ class Application:
             )
         if len(mine) != batch:
             raise RuntimeError(
-                f"MM-Diff: the model was called with {batch} rows, but the conditioning describes {len(mine)}; a node between "
-                "sampler and model splits the batch so that its rows can no longer be matched"
+                f"MM-Diff: the model was called with {batch} rows, but the conditioning describes "
+                f"{len(mine)}; a node between sampler and model splits the batch so that its rows "
+                "can no longer be matched"
             )
         factor = run.window.factor(transformer_options["sigmas"])
         if isinstance(factor, float) and factor == 0:

@@ -31,8 +31,8 @@ def apply(model, adapter: MMDiffAdapter, strength: Strength):
     application = Application(adapter, strength, blocks)
     if application.key in model.wrappers.get(Wrappers.SAMPLER_SAMPLE, {}):
         raise ValueError(
-            f"{adapter.source} is already applied to this model; use one Apply "
-            "MM-Diff Attention per adapter"
+            f"{adapter.source} is already applied to this model; use one Apply MM-Diff Attention "
+            "per adapter"
         )
     patched = model.clone()
     if CLONE_KEY not in patched.callbacks.get(Callbacks.ON_CLONE, {}):
@@ -54,9 +54,8 @@ def check_unet(model, adapter: MMDiffAdapter) -> tuple[TransformerBlock, ...]:
     unet, base = model.model.diffusion_model, adapter.config.base
     if not isinstance(unet, UNetModel):
         raise ValueError(
-            f"MM-Diff works on Stable Diffusion UNets (SDXL, SD1.5); this model is a "
-            f"{type(model.model).__name__} with a "
-            f"{type(unet).__name__}. Load an SDXL checkpoint."
+            "MM-Diff works on Stable Diffusion UNets (SDXL, SD1.5); this model is a "
+            f"{type(model.model).__name__} with a {type(unet).__name__}. Load an SDXL checkpoint."
         )
     there = {
         name: m
@@ -72,8 +71,7 @@ def check_unet(model, adapter: MMDiffAdapter) -> tuple[TransformerBlock, ...]:
     if wrong or len(there) != len(base.blocks):
         raise ValueError(
             f"the adapter {adapter.source} is for {base.name} with {len(base.blocks)} "
-            f"cross-attention layers; this model "
-            f"has {len(there)}"
+            f"cross-attention layers; this model has {len(there)}"
             + (f", and {wrong[0].path} is not as expected" if wrong else "")
             + ". Use a checkpoint of the adapter's base model."
         )

@@ -45,8 +45,8 @@ class Source:
 
     def __str__(self) -> str:
         return (
-            f"Get {self.what} from {self.page}, put it into models/{self.place}. "
-            f"Licence: {self.licence}."
+            f"Get {self.what} from {self.page}, put it into models/{self.place}. Licence: "
+            f"{self.licence}."
         )
 
 
@@ -124,8 +124,8 @@ def version_lines(versions: Mapping[str, str | None], device: str) -> list[Line]
         first = Line(
             NOTE,
             "Versions",
-            f"ComfyUI {comfyui} is older than {OLDEST_COMFYUI}, the "
-            "oldest version that the pack supports",
+            f"ComfyUI {comfyui} is older than {OLDEST_COMFYUI}, the oldest version that the pack "
+            "supports",
         )
     else:
         first = Line(OK, "Versions", f"ComfyUI {comfyui}")
@@ -216,8 +216,8 @@ def kind_lines(
             Line(
                 NOTE,
                 part,
-                f"{', '.join(unread[:3])}: only .safetensors files can "
-                f"be identified; if none of these is {kind}: {source}",
+                f"{', '.join(unread[:3])}: only .safetensors files can be identified; if none of "
+                f"these is {kind}: {source}",
             ),
         ]
     return [

@@ -306,8 +306,7 @@ def _describe(word: str, bound: PromptSubject) -> str:
     plural = "s" * (references != 1)
     return (
         f"{word} → {bound.name} ({references} reference{plural}, {len(bound.subject.tokens)} "
-        f"tokens, "
-        f"weight {bound.weight:g})"
+        f"tokens, weight {bound.weight:g})"
     )
 
 
@@ -337,8 +336,8 @@ def encode_prompt(
     _, stray = text_side.find_nouns(adapted.tokenize, negative)
     if stray:
         raise ValueError(
-            f"the negative prompt contains {len(stray)} {text_side.MARKER}; markers "
-            "belong in the positive prompt only"
+            f"the negative prompt contains {len(stray)} {text_side.MARKER}; markers belong in the "
+            "positive prompt only"
         )
     bound = text_side.bind(nouns, subjects)
     missed, subjects = (
@@ -390,6 +389,5 @@ def _check_adapter(mmdiff: LoadedMMDiff, subjects: Sequence[PromptSubject]) -> N
         if subject.subject.adapter != mmdiff.adapter.fingerprint:
             raise ValueError(
                 f"subject {subject.name!r} was encoded with another MM-Diff checkpoint than "
-                f"{mmdiff.adapter.source}; connect the same "
-                "Load MM-Diff node to both"
+                f"{mmdiff.adapter.source}; connect the same Load MM-Diff node to both"
             )

@@ -91,8 +91,7 @@ def find_subject(name: str) -> Path:
             return path
     raise FileNotFoundError(
         f"there is no saved subject {name!r}. Searched: {', '.join(map(str, roots(SUBJECTS)))}; "
-        f"found there: "
-        f"{list_subjects() or 'nothing'}. Save one with Save MM-Diff Subject."
+        f"found there: {list_subjects() or 'nothing'}. Save one with Save MM-Diff Subject."
     )
 
 

@@ -130,6 +130,6 @@ def add_patches_strictly(
     matched = set(patcher.add_patches(dict(patches), strength))
     if lost := sorted(set(patches) - matched):
         raise ValueError(
-            f"{what} has no weight {lost[0]!r} (and {len(lost) - 1} more) that the MM-Diff adapter changes; "
-            "is it the base model that the adapter was trained for?"
+            f"{what} has no weight {lost[0]!r} (and {len(lost) - 1} more) that the MM-Diff adapter "
+            "changes; is it the base model that the adapter was trained for?"
         )

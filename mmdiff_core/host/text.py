@@ -54,8 +54,8 @@ def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[N
             )
         if glued := re.match(r"[A-Za-z0-9_]+", text[marker.end() :]):
             raise ValueError(
-                f"{marker[0]} is followed directly by {glued[0]!r}; put a space or "
-                f"punctuation after the marker"
+                f"{marker[0]} is followed directly by {glued[0]!r}; put a space or punctuation "
+                "after the marker"
             )
     clean = MARKERS.sub(lambda m: " " if re.match(r"\w", text[m.end() : m.end() + 1]) else "", text)
     if not MARKERS.search(text):
@@ -77,8 +77,8 @@ def _word_before(text: str, marker: str) -> str:
     directly = re.sub(r"[\s()\[\]{}:.,]+$", "", text)
     if match is None or directly.endswith("|>"):
         raise ValueError(
-            f"a {marker} has no word before it; write it right after the class noun, "
-            f"as in 'a man{marker}'"
+            f"a {marker} has no word before it; write it right after the class noun, as in 'a "
+            f"man{marker}'"
         )
     return match[1]
 
@@ -96,9 +96,8 @@ def _places(
             count += 1
         else:
             raise ValueError(
-                "the prompt is tokenized differently with and without its markers "
-                f"(encoder {encoder}); put spaces around the words next to the "
-                "markers"
+                "the prompt is tokenized differently with and without its markers (encoder "
+                f"{encoder}); put spaces around the words next to the markers"
             )
     return places
 
@@ -146,8 +145,8 @@ def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[PromptSubject, ...]
         words = ", ".join(n.word for n in inorder) or "none"
         rest = " not named by a marker" if named else ""
         raise ValueError(
-            f"the prompt has {len(inorder)} {MARKER} marker{'s' * (len(inorder) != 1)} (after: {words}) "
-            f"for {len(left)} subject{'s' * (len(left) != 1)}{rest} "
+            f"the prompt has {len(inorder)} {MARKER} marker{'s' * (len(inorder) != 1)} (after: "
+            f"{words}) for {len(left)} subject{'s' * (len(left) != 1)}{rest} "
             f"({', '.join(s.name for s in left) or 'none'}); write one {MARKER} right after each "
             "subject's noun, or the subject's name as in 'a man<|alan|>'"
         )
@@ -249,9 +248,9 @@ def encode(clip, tokens: Tokens) -> list:
 def _pooled_at(clip, encoder: str, chunk: list, position: int) -> Tensor:
     """The projected state at a position of the chunk, [1 width].
 
-    The host counts every tensor token as text, so a fused row in the padding would move the place it reads. Only the released
-    behaviour puts one there: its negative prompt is fused at the positive's token positions,
-    whatever token is there, as in the official code.
+    The host counts every tensor token as text, so a fused row in the padding would move the place
+    it reads. Only the released behaviour puts one there: its negative prompt is fused at the
+    positive's token positions, whatever token is there, as in the official code.
     """
     model = getattr(clip.cond_stage_model, f"clip_{encoder}")
     with torch.no_grad():

@@ -32,8 +32,7 @@ def check_encoder(clip_vision, config: MMDiffConfig) -> None:
     if (cls, width) != (config.cls_width, config.vision_width):
         raise ValueError(
             f"the image encoder has width {width} and projection {cls}, {config.name} needs "
-            f"{config.vision_width} and "
-            f"{config.cls_width}"
+            f"{config.vision_width} and {config.cls_width}"
             + (
                 ": load CLIP ViT-L/14 (224 px) with Load CLIP Vision"
                 if config.cls_width == 768

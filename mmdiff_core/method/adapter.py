@@ -97,10 +97,10 @@ def key_value(
 ) -> tuple[Tensor, Tensor]:
     """K and V of subject tokens [1 N D] at one layer.
 
-    The paper's K_i = (W + dW_i) e uses the base weight without the text LoRA, as does
-    the official code. `to_k` and `to_v` are the
-    layer as it is in the model, with the text LoRA patched in at `lora_strength`, so that part is taken off again:
-    whatever else the layer carries (a user's own LoRA, offloading, fp8 storage) acts on both branches alike.
+    The paper's K_i = (W + dW_i) e uses the base weight without the text LoRA, as does the official
+    code. `to_k` and `to_v` are the layer as it is in the model, with the text LoRA patched in at
+    `lora_strength`, so that part is taken off again: whatever else the layer carries (a user's own
+    LoRA, offloading, fp8 storage) acts on both branches alike.
     """
 
     def project(layer: Callable[[Tensor], Tensor], name: str) -> Tensor:

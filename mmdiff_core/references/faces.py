@@ -44,8 +44,8 @@ RUNTIMES = (
 TASKS = ("detection", "recognition")
 KNOWN_FILES = {"buffalo_l": ("det_10g.onnx", "w600k_r50.onnx")}
 LICENCE = (
-    "The pretrained InsightFace models (buffalo_l too) are licensed for non-commercial "
-    "research only."
+    "The pretrained InsightFace models (buffalo_l too) are licensed for non-commercial research "
+    "only."
 )
 
 
@@ -117,16 +117,14 @@ class FaceAnalyser:
             inside = tuple(face for face in faces if _inside(face, region))
             if not inside:
                 raise ValueError(
-                    f"{label}: none of the faces in the image ({len(faces)}) has its "
-                    "centre in the region. Make the region cover the face, or choose "
-                    "the face by its number."
+                    f"{label}: none of the faces in the image ({len(faces)}) has its centre in the "
+                    "region. Make the region cover the face, or choose the face by its number."
                 )
             faces = inside
         if which > len(faces):
             raise ValueError(
                 f"{label}: face {which} from the left was requested, but there "
-                f"{_count(len(faces))}. "
-                f"Choose 1 to {len(faces)}, or 0 for the largest."
+                f"{_count(len(faces))}. Choose 1 to {len(faces)}, or 0 for the largest."
             )
         picked = faces[which - 1] if which else max(faces, key=lambda face: face.area)
         return replace(picked, among=tuple(face.box for face in faces))
@@ -162,9 +160,8 @@ class FaceAnalyser:
         length = float(np.linalg.norm(embedding))
         if not np.isfinite(length) or length == 0:
             raise RuntimeError(
-                f"The recognition model of {self.name} returned an embedding of "
-                f"length {length}. The file may be damaged: reinstall the files "
-                f"under {_home(self.root, self.name)}."
+                f"The recognition model of {self.name} returned an embedding of length {length}. "
+                f"The file may be damaged: reinstall the files under {_home(self.root, self.name)}."
             )
         x1, y1, x2, y2, score = (float(v) for v in box)
         return Face((x1, y1, x2, y2), score, np.asarray(landmarks, np.float32), embedding / length)
@@ -174,11 +171,10 @@ class FaceAnalyser:
         sizes = ", ".join(str(w) if w == h else f"{w} x {h}" for w, h in self._sizes)
         borders = ", ".join(f"{border:.0%}" for border in BORDERS)
         return (
-            f"{label}: no face found in this image of {width} x {height} pixels. Tried "
-            f"{self.name} at detector sizes {sizes}, on the image itself and with black "
-            f"borders of {borders} of its longer side; lowest confidence {THRESHOLD}. Use an "
-            "upright image in which eyes, nose and mouth are visible and the face is at least "
-            "about 30 pixels wide."
+            f"{label}: no face found in this image of {width} x {height} pixels. Tried {self.name} "
+            f"at detector sizes {sizes}, on the image itself and with black borders of {borders} "
+            f"of its longer side; lowest confidence {THRESHOLD}. Use an upright image in which "
+            "eyes, nose and mouth are visible and the face is at least about 30 pixels wide."
         )
 
 
@@ -276,15 +272,14 @@ def provider_advice(
     gpu = distributions.get("onnxruntime-gpu")
     installed = ", ".join(f"{n} {v}" for n, v in distributions.items())
     found = (
-        f"Installed: {installed or 'no onnxruntime package'}; "
-        f"offered: {', '.join(available) or 'nothing'}."
+        f"Installed: {installed or 'no onnxruntime package'}; offered: "
+        f"{', '.join(available) or 'nothing'}."
     )
     if gpu:
         repair = _pip("install --force-reinstall --no-deps onnxruntime-gpu")
         return (
             f"{found} The files of onnxruntime-gpu were overwritten, most likely by the CPU "
-            f"package onnxruntime, "
-            f"which insightface asks for. Repair: {repair}=={gpu}"
+            f"package onnxruntime, which insightface asks for. Repair: {repair}=={gpu}"
         )
     if cuda_wanted:
         return f"{found} For an NVIDIA GPU run: {_pip('install')} onnxruntime-gpu"
@@ -322,8 +317,8 @@ def _open(root: Path, name: str, providers: Sequence[str]) -> Any:
         raise FileNotFoundError(_wrong_models(root, name, TASKS[:1])) from None
     except Exception as error:
         raise RuntimeError(
-            f"The model pack {name} could not be loaded: {error}. Files in {folder}: {_sizes(folder)}. "
-            "A file may be damaged or incomplete: reinstall it."
+            f"The model pack {name} could not be loaded: {error}. Files in {folder}: "
+            f"{_sizes(folder)}. A file may be damaged or incomplete: reinstall it."
         ) from error
     absent = [task for task in TASKS if task not in app.models]
     if absent:
@@ -351,11 +346,9 @@ def _report_providers(device: str, wanted: Sequence[str], analyser: FaceAnalyser
     advice = provider_advice(runtimes(), available_providers(), cuda_wanted=device == "cuda")
     if CUDA in wanted and CUDA not in analyser.providers:
         log.warning(
-            "Faces run on %s: onnxruntime offers CUDA but could not start it. Its own "
-            "message above says why; "
-            "usually there is no NVIDIA GPU, or CUDA or cuDNN is not the version that "
-            "onnxruntime-gpu needs. "
-            "Choose device cpu to load without trying.",
+            "Faces run on %s: onnxruntime offers CUDA but could not start it. Its own message "
+            "above says why; usually there is no NVIDIA GPU, or CUDA or cuDNN is not the version "
+            "that onnxruntime-gpu needs. Choose device cpu to load without trying.",
             ", ".join(analyser.providers),
         )
     elif advice and device != "cpu":
@@ -440,8 +433,9 @@ def _misplaced(root: Path, name: str) -> list[str]:
 def _wrong_models(root: Path, name: str, absent: Sequence[str]) -> str:
     folder = _home(root, name)
     return (
-        f"The model pack {name} has no {' and no '.join(absent)} model that InsightFace recognises. "
-        f"Files under {folder}: {_sizes(folder)}. Expected files: {_expected(name)}. {LICENCE}"
+        f"The model pack {name} has no {' and no '.join(absent)} model that InsightFace "
+        f"recognises. Files under {folder}: {_sizes(folder)}. Expected files: {_expected(name)}. "
+        f"{LICENCE}"
     )
 
 
@@ -477,10 +471,9 @@ def require_packages(*names: str) -> None:
     if missing:
         raise ImportError(
             f"Faces need the Python package {' and '.join(missing)}, which this Python does not "
-            f"have. Run: "
-            f"{_pip('install')} {' '.join(missing)}\nThen put the models "
-            f"({_expected('buffalo_l')}) into "
-            f"ComfyUI's folder models/insightface/models/buffalo_l. {LICENCE}"
+            f"have. Run: {_pip('install')} {' '.join(missing)}\n"
+            f"Then put the models ({_expected('buffalo_l')}) into ComfyUI's folder "
+            f"models/insightface/models/buffalo_l. {LICENCE}"
         )
     for name in names:
         _import(name)
@@ -491,7 +484,6 @@ def _import(name: str) -> None:
         importlib.import_module(name)
     except Exception as error:
         raise ImportError(
-            f"The Python package {name} is installed but cannot be imported: "
-            f"{error}. Try: "
+            f"The Python package {name} is installed but cannot be imported: {error}. Try: "
             f"{_pip('install --force-reinstall --no-deps')} {name}"
         ) from error

@@ -73,8 +73,8 @@ def mix(
     if len(weights) != len(subjects):
         names = ", ".join(s.name for s in subjects)
         raise ValueError(
-            f"{len(weights)} weights for {len(subjects)} subjects ({names}); give one "
-            "weight per subject"
+            f"{len(weights)} weights for {len(subjects)} subjects ({names}); give one weight per "
+            "subject"
         )
     if min(weights) < 0 or sum(weights) <= 0:
         raise ValueError(
@@ -82,8 +82,8 @@ def mix(
         )
     if len({s.adapter for s in subjects}) > 1:
         raise ValueError(
-            "the subjects were encoded with different MM-Diff adapters; encode them "
-            "with the same Load MM-Diff node"
+            "the subjects were encoded with different MM-Diff adapters; encode them with the same "
+            "Load MM-Diff node"
         )
     shares = [w / sum(weights) for w in weights]
     words = {

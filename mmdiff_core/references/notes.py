@@ -18,15 +18,15 @@ from ..config import MMDiffConfig
 from ..method.subjects import Subject
 
 # Below this sharpness a picture has no more detail than one about 60 px wide: the demo photographs
-# have 0.12 to 0.41 at 224 px, the same
-# photographs made 64 px wide and enlarged again 0.005 to 0.014 (tests/core/test_notes.py).
+# have 0.12 to 0.41 at 224 px, the same photographs made 64 px wide and enlarged again 0.005 to
+# 0.014 (tests/core/test_notes.py).
 BLURRED = 0.015
 # sides below this are pixel art, where sharpness says nothing
 SMALLEST = 112
 # an ArcFace cosine between pictures of one person is rarely lower
 UNLIKE = 0.25
-# of a found face; not calibrated on photographs here
-# detector confidence of a plain view is mostly above 0.75; 0.5 is no face at all
+# of a found face; not calibrated on photographs here detector confidence of a plain view is mostly
+# above 0.75; 0.5 is no face at all
 UNSURE = 0.65
 # its shorter side in pixels: half of what ArcFace reads, a quarter of what CLIP is shown
 TINY_FACE = 56
@@ -54,9 +54,8 @@ def reference_notes(name: str, seen: Tensor, query: Tensor, config: MMDiffConfig
         for i, picture in enumerate(seen, 1):
             if sharpness(picture) < BLURRED:
                 found.append(
-                    f"{name}, image {i}: blurred or too small; the encoder receives no "
-                    "more detail than from an image about 60 px wide. Use a sharper or "
-                    "closer one."
+                    f"{name}, image {i}: blurred or too small; the encoder receives no more detail "
+                    "than from an image about 60 px wide. Use a sharper or closer one."
                 )
     if config.variant.reads_faces and len(query) > 2:
         unit = F.normalize(query.float(), dim=-1)
@@ -65,8 +64,8 @@ def reference_notes(name: str, seen: Tensor, query: Tensor, config: MMDiffConfig
             if (alike := float(unit[i] @ others)) < UNLIKE:
                 found.append(
                     f"{name}, image {i + 1}: the face differs from the others (similarity "
-                    f"{alike:.2f}): another person, or a covered or turned face? Leave "
-                    "the image out, or choose the face."
+                    f"{alike:.2f}): another person, or a covered or turned face? Leave the image "
+                    "out, or choose the face."
                 )
     return found
 
@@ -82,13 +81,13 @@ def face_remarks(number: int, box: Sequence[float], score: float, landmarks: Ten
         found.append(f"image {number}: the face is only {side:.0f} px wide. Use a closer image.")
     if not TURNED <= nose <= 1 - TURNED:
         found.append(
-            f"image {number}: the face is turned far to the side; half of it is hidden. "
-            "Use a frontal image."
+            f"image {number}: the face is turned far to the side; half of it is hidden. Use a "
+            "frontal image."
         )
     elif score < UNSURE:
         found.append(
-            f"image {number}: the face is detected with a confidence of only {score:.0%}: "
-            "covered, in shadow or unclear? Use an image that shows eyes, nose and mouth."
+            f"image {number}: the face is detected with a confidence of only {score:.0%}: covered, "
+            "in shadow or unclear? Use an image that shows eyes, nose and mouth."
         )
     return found
 

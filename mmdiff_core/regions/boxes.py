@@ -50,19 +50,19 @@ def _parsed(entry: object, number: int, subjects: int) -> Box:
         )
     if lacking := [key for key in Box.__dataclass_fields__ if key not in entry]:
         raise ValueError(
-            f"box {number} has no {' and no '.join(map(repr, lacking))}; a box is "
-            f"like {EXAMPLE[1:-1]}"
+            f"box {number} has no {' and no '.join(map(repr, lacking))}; a box is like "
+            f"{EXAMPLE[1:-1]}"
         )
     subject = entry["subject"]
     if isinstance(subject, bool) or not isinstance(subject, (int, float)) or subject % 1 != 0:
         raise ValueError(
-            f"box {number} is for subject {_short(subject)}, expected a whole number, "
-            f"1 for the first subject"
+            f"box {number} is for subject {_short(subject)}, expected a whole number, 1 for the "
+            "first subject"
         )
     if not 1 <= subject <= subjects:
         raise ValueError(
-            f"box {number} is for subject {subject:g}, but there are only subjects 1 "
-            f"to {subjects}; delete the box, or connect another subject"
+            f"box {number} is for subject {subject:g}, but there are only subjects 1 to "
+            f"{subjects}; delete the box, or connect another subject"
         )
     return _inside(
         Box(
@@ -84,15 +84,15 @@ def _inside(box: Box, which: str, unit: str) -> Box:
     """The part of the box that is in the picture."""
     if box.width <= 0 or box.height <= 0:
         raise ValueError(
-            f"{which} is {box.width:g} wide and {box.height:g} high, expected more "
-            "than 0; delete it, or redraw it"
+            f"{which} is {box.width:g} wide and {box.height:g} high, expected more than 0; delete "
+            "it, or redraw it"
         )
     left, top = max(box.x, 0.0), max(box.y, 0.0)
     right, bottom = min(box.x + box.width, 1.0), min(box.y + box.height, 1.0)
     if right <= left or bottom <= top:
         raise ValueError(
-            f"{which} lies outside the image (x {box.x:g}, y {box.y:g}, {box.width:g} "
-            f"x {box.height:g}; {unit})"
+            f"{which} lies outside the image (x {box.x:g}, y {box.y:g}, {box.width:g} x "
+            f"{box.height:g}; {unit})"
         )
     return replace(box, x=left, y=top, width=right - left, height=bottom - top)
 
@@ -110,13 +110,13 @@ def boxes_of_pixels(found: object, width: int, height: int, subjects: int) -> tu
     lists = [_listed(item) for item in given]
     if not any(lists):
         raise ValueError(
-            "found_boxes contains no box: the detector found nothing; disconnect it, "
-            "or use a clearer image"
+            "found_boxes contains no box: the detector found nothing; disconnect it, or use a "
+            "clearer image"
         )
     if len(lists) > subjects:
         raise ValueError(
-            f"found_boxes has boxes for {len(lists)} subjects, but there are "
-            f"{subjects}; select the boxes to use before this node"
+            f"found_boxes has boxes for {len(lists)} subjects, but there are {subjects}; select "
+            "the boxes to use before this node"
         )
     return tuple(
         _of_pixels(box, number, width, height)
@@ -144,8 +144,8 @@ def _of_pixels(box: object, subject: int, width: int, height: int) -> Box:
     return _inside(
         Box(subject, x / width, y / height, w / width, h / height),
         which,
-        f"fractions of {width} x {height} pixels: set width and height to the size of "
-        "the image that the detector was given",
+        f"fractions of {width} x {height} pixels: set width and height to the size of the image "
+        "that the detector was given",
     )
 
 

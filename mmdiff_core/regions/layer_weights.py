@@ -60,9 +60,8 @@ def check_names(wanted: Collection[str], blocks: Sequence[TransformerBlock], wha
     if unknown := sorted(set(wanted) - known):
         short = sorted(name for name in known if name.count(".") < 2)
         raise ValueError(
-            f"{what} {unknown[0]!r}: this model has no such layer; it has "
-            f"{', '.join(short)}, and single layers as "
-            f"{'.'.join(map(str, blocks[-1].slot))}"
+            f"{what} {unknown[0]!r}: this model has no such layer; it has {', '.join(short)}, and "
+            f"single layers as {'.'.join(map(str, blocks[-1].slot))}"
         )
 
 

@@ -67,14 +67,14 @@ def show_maps(
     and the order in words."""
     if not recorded:
         raise ValueError(
-            "no attention was recorded: connect `maps` from the MM-Diff Watch "
-            "Attention node whose model generated these images, and sample with a "
-            "prompt of MM-Diff Text Encode that uses subjects"
+            "no attention was recorded: connect `maps` from the MM-Diff Watch Attention node whose "
+            "model generated these images, and sample with a prompt of MM-Diff Text Encode that "
+            "uses subjects"
         )
     if any(m.text.shape[1] != len(image) for m in recorded):
         raise ValueError(
-            f"the recorded run generated {recorded[0].text.shape[1]} images, but "
-            f"{len(image)} were given; connect the decoded images of the same run"
+            f"the recorded run generated {recorded[0].text.shape[1]} images, but {len(image)} were "
+            "given; connect the decoded images of the same run"
         )
     pictures = image[..., :3].float().cpu()
     every = torch.cat([m.of(kind) for m in recorded], 2)  # parts B S h w

@@ -142,9 +142,9 @@ def keep_apart(
             out[number] = mask if taken is None else torch.minimum(mask, 1 - taken)
             if mask.any() and out[number].max() < HARDLY:
                 raise ValueError(
-                    f"exclusive leaves subject {number} ({names[number - 1]}) without "
-                    "a region: earlier subjects cover all of it; move the regions "
-                    "apart, or change the order of the subjects"
+                    f"exclusive leaves subject {number} ({names[number - 1]}) without a region: "
+                    "earlier subjects cover all of it; move the regions apart, or change the order "
+                    "of the subjects"
                 )
         taken = mask if taken is None else torch.maximum(taken, mask)
     return out
@@ -159,9 +159,9 @@ def background(regions: Mapping[int, Tensor], names: Sequence[str]) -> dict[int,
     rest = 1 - torch.stack(list(regions.values())).amax(0)
     if rest.max() < HARDLY:
         raise ValueError(
-            f"subject {without[0]} ({names[without[0] - 1]}) has no region, and the "
-            "others' regions cover the whole image; give it a region, or set "
-            f"free_subjects to {EVERYWHERE!r}"
+            f"subject {without[0]} ({names[without[0] - 1]}) has no region, and the others' "
+            "regions cover the whole image; give it a region, or set free_subjects to "
+            f"{EVERYWHERE!r}"
         )
     return dict.fromkeys(without, rest)
 

@@ -90,14 +90,14 @@ def check_share(broken: Sequence[tuple[str, str]], total: int, source: str) -> N
     """ValueError when there are no records, or when more than half of them are broken."""
     if not total:
         raise ValueError(
-            f"{source} holds no records; expected a line, or a KEY.json beside a KEY.jpg, for "
-            "each image"
+            f"{source} holds no records; expected a line, or a KEY.json beside a KEY.jpg, for each "
+            "image"
         )
     if 2 * len(broken) > total:
         shown = "; ".join(f"{name}: {reason}" for name, reason in broken[:3])
         raise ValueError(
-            f"{len(broken)} of {total} records in {source} are broken, more than half. "
-            f"The first ones: {shown}"
+            f"{len(broken)} of {total} records in {source} are broken, more than half. The first "
+            f"ones: {shown}"
         )
 
 
@@ -178,8 +178,8 @@ def _from_members(name: str, files: Mapping[str, Stored]) -> Record:
     image = next((files[end[1:]] for end in IMAGE_ENDINGS if end[1:] in files), None)
     if image is None or "json" not in files:
         raise BrokenRecord(
-            f"has {sorted(files)}, expected json and one of {', '.join(IMAGE_ENDINGS)}; there "
-            "must be no other dot in the name"
+            f"has {sorted(files)}, expected json and one of {', '.join(IMAGE_ENDINGS)}; there must "
+            "be no other dot in the name"
         )
 
     def mask_of(number: int, segment: Mapping) -> StoredMask:

@@ -92,8 +92,8 @@ MaskOf = Callable[[int, Mapping], StoredMask]
 def record_from(name: str, facts: Mapping, image: Stored, mask_of: MaskOf) -> Record:
     """A record from its JSON; everything is checked that needs no decoding.
 
-    `mask_of(number, segment)` gives the mask of the segment's JSON, numbered from 0.
-    Raises BrokenRecord.
+    `mask_of(number, segment)` gives the mask of the segment's JSON, numbered from 0. Raises
+    BrokenRecord.
     """
     size, caption = image_size(image), field(facts, "caption", str)
     segments = []

@@ -129,8 +129,8 @@ class AnnotationProgress:
         self.written, rate = now, self.done / max(now - self.started, 1e-6)
         left = (self.total - self.done) / rate / 60
         self.write(
-            f"{self.done}/{self.total} · {rate:.2f} images/s · "
-            f"{sum(self.reasons.values())} rejected · {left:.0f} min left\n"
+            f"{self.done}/{self.total} · {rate:.2f} images/s · {sum(self.reasons.values())} "
+            f"rejected · {left:.0f} min left\n"
         )
 
 
