@@ -60,10 +60,8 @@ class SaveSubject(io.ComfyNode):
             subject = used.subject
             path = files.subject_path(f"{prefix}{subject.name}", overwrite)
             save_subject(path, subject, used.weight)
-            plural = "s" * (subject.references != 1)
-            written.append(
-                f"{path.name}: {subject.references} reference{plural}, {path.stat().st_size / 1024:.0f} KiB"
-            )
+            count, size = subject.references, path.stat().st_size / 1024
+            written.append(f"{path.name}: {count} reference{'s' * (count != 1)}, {size:.0f} KiB")
         return io.NodeOutput(subjects, ui=ui.PreviewText("\n".join(written)))
 
 

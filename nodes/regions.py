@@ -20,7 +20,9 @@ from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiffSubjects
 
 MASKS = MOST
 LARGEST = 8192
-PIXELS = 8  # of the picture for one of the latent, in SDXL and SD1.5; newer ComfyUI says it with the latent
+# of the image for one position of the latent, in SDXL and SD1.5; newer ComfyUI says it with the
+# latent
+PIXELS = 8
 
 
 class ConstraintMasks(io.ComfyNode):

@@ -61,7 +61,7 @@ def load_subject(
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise SubjectFileError(
             f"{path.name} cannot be read as a subject ({error}); save it again with Save MM-Diff "

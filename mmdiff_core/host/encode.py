@@ -322,11 +322,13 @@ def encode_prompt(
 ) -> EncodedPrompt:
     """Texts and subjects -> CONDITIONING for both sides of classifier-free guidance.
 
-    text        with `<|name|>` right after a subject's class noun, or `<|subj|>` for the next subject in order; a subject may be
-                mentioned several times, and, where names are used, not at all: then it is left out, and a note says so
+    text        with `<|name|>` right after a subject's class noun, or `<|subj|>` for the next
+                subject in order; a subject may be mentioned several times, and, where names are
+                used, not at all: then it is left out, and a note says so
     negative    plain text; the released behaviour fuses it at the same token positions, as the
                 official code does; the corrected one does not
-    start       fraction of the denoising drawn from the plain prompt first (delayed conditioning), 0..1
+    start       fraction of the denoising drawn from the plain prompt first (delayed conditioning),
+                0..1
     behaviour   None = what the checkpoint says
     """
     behaviour = behaviour or mmdiff.config.behaviour

@@ -1,7 +1,8 @@
 """Command: the pictures behind the evaluation's numbers, the first trials of one question for every
 adapter, from the same noise.
 
-    python -m mmdiff_core.host.gallery OUT.png ADAPTER.safetensors [more ...] [--question "two of a class"] [--no-adapter] [--count 8]
+    python -m mmdiff_core.host.gallery OUT.png ADAPTER.safetensors [more ...]
+        [--question "two of a class"] [--no-adapter] [--count 8]
 
 Rows: the references asked for, then what each adapter draws.
 """

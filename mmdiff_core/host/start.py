@@ -1,4 +1,4 @@
-"""Finding ComfyUI from outside of it, for the commands. Imports nothing of it before it is found."""
+"""Find ComfyUI from outside of it, for the commands; nothing of it is imported before that."""
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ class Cropped(NamedTuple):
 
 
 def crop_to_bucket(pixels: Tensor, masks: Tensor, bucket: Size) -> Cropped:
-    """pixels [3 H W] and masks [n H W] in 0..1, cropped where most of the subjects stays, resized."""
+    """pixels [3 H W] and masks [n H W] in 0..1, cropped and resized where most of the subjects
+    stays."""
     crop = best_crop(masks, tuple(pixels.shape[-2:]), bucket)
     rows = slice(crop.top, crop.top + crop.height)
     columns = slice(crop.left, crop.left + crop.width)

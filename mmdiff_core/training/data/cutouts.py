@@ -94,7 +94,7 @@ def _move(cutout: Tensor, v: Variation) -> Tensor:
 
 
 def _cover(cutout: Tensor, v: Variation) -> Tensor:
-    """Remove the stated share of the mask: a rectangle, or all beyond a line, as large as needed."""
+    """Remove the stated share of the mask, as a rectangle or as all that lies beyond a line."""
     alpha = cutout[3].flatten()
     if v.covered <= 0 or not alpha.any():
         return cutout
