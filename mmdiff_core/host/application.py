@@ -104,9 +104,9 @@ class Application:
         devices = [
             device for device in model_options.get("multigpu_clones", ()) if device != noise.device
         ]
-        copies = {
-            device: {i: state.on(device) for i, state in states.items()} for device in devices
-        }
+        copies = {}
+        for device in devices:
+            copies[device] = {i: state.on(device) for i, state in states.items()}
         window = Window.of(model.model_sampling, self.strength.start, self.strength.end)
         return Run(states, copies, window, latent, self.unsure_slots(slots) if acts else {})
 

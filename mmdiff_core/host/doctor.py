@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,7 +290,7 @@ def is_kind(path: Path, signs: Mapping[str, tuple[int, ...]]) -> bool:
 
 def render(lines: Sequence[Line]) -> str:
     """The report as text: the count, then each part with its lines."""
-    count = {state: sum(line.state == state for line in lines) for state in (MISSING, NOTE)}
+    count = Counter(line.state for line in lines)
     head = f"MM-Diff Doctor: {count[MISSING]} missing, {count[NOTE]} note{'s' * (count[NOTE] != 1)}"
     rows = [head]
     for part in dict.fromkeys(line.part for line in lines):
@@ -406,10 +407,11 @@ def look_at_adapters() -> list[Line]:
     from ..checkpoints.released import FILES
     from . import files
 
-    paths = [files.find_checkpoint(name) for name in files.list_checkpoints()]
-    return adapter_lines(
-        [p for p in paths if p.is_dir()], [p for p in paths if not p.is_dir()], FILES
-    )
+    folders, singles = [], []
+    for name in files.list_checkpoints():
+        path = files.find_checkpoint(name)
+        (folders if path.is_dir() else singles).append(path)
+    return adapter_lines(folders, singles, FILES)
 
 
 def look_for(folder: str, part: str, kind: str, signs: Mapping[str, tuple[int, ...]]) -> list[Line]:

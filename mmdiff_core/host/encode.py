@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints.subject_file import SIDE
+from ..config import MMDiffConfig
 from ..method.subjects import PromptSubject, Subject, Subjects, VisionFeatures
 from ..references.notes import face_remarks, look_alike_notes, reference_notes
 from ..references.pixels import cut_out, object_pixels, to_uint8
@@ -267,17 +268,16 @@ def find_faces(images: Tensor, analyser) -> tuple[Tensor, list[list[dict]], str]
         comfy.model_management.throw_exception_if_processing_interrupted()
         found = analyser.detect(image, f"image {i} of {len(images)}")
         drawn.append(torch.from_numpy(draw(image, found)).float() / 255)
-        boxes.append(
-            [
-                {"x": round(x1), "y": round(y1), "width": round(x2 - x1), "height": round(y2 - y1)}
-                for x1, y1, x2, y2 in (f.box for f in found)
-            ]
-        )
-        said.append(
-            "image "
-            f"{i}: " + ("no face" if not found else f"{len(found)} face{'s' * (len(found) != 1)}")
-        )
+        boxes.append([_bounding_box(face.box) for face in found])
+        count = f"{len(found)} face{'s' * (len(found) != 1)}" if found else "no face"
+        said.append(f"image {i}: {count}")
     return torch.stack(drawn), boxes, "\n".join(said)
+
+
+def _bounding_box(box: Sequence[float]) -> dict[str, int]:
+    """ComfyUI's BOUNDING_BOX of left, top, right and bottom."""
+    x1, y1, x2, y2 = box
+    return {"x": round(x1), "y": round(y1), "width": round(x2 - x1), "height": round(y2 - y1)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,12 +293,8 @@ class EncodedPrompt:
         """One line per binding and per note, for the node."""
         if not self.bindings and not self.notes:
             return "no subject in this prompt"
-        return "\n".join(
-            [
-                *(_describe(word, s) for word, s in self.bindings),
-                *(f"note: {note}" for note in self.notes),
-            ]
-        )
+        bound = [_describe(word, subject) for word, subject in self.bindings]
+        return "\n".join([*bound, *(f"note: {note}" for note in self.notes)])
 
 
 def _describe(word: str, bound: PromptSubject) -> str:
@@ -342,10 +338,8 @@ def encode_prompt(
             "positive prompt only"
         )
     bound = text_side.bind(nouns, subjects)
-    missed, subjects = (
-        [s for s in subjects if s not in bound],
-        tuple(s for s in subjects if s in bound),
-    )
+    missed = [s for s in subjects if s not in bound]
+    subjects = tuple(s for s in subjects if s in bound)
 
     def encode(words: str, fuse: bool) -> list:
         tokens = adapted.tokenize(words, return_word_ids=True)
@@ -353,15 +347,7 @@ def encode_prompt(
             tokens = text_side.fuse_tokens(adapted, mmdiff, tokens, nouns, bound)
         return text_side.encode(adapted, tokens)
 
-    first = mmdiff.config.encoders[0]
-    columns = tuple(
-        tuple(
-            n.places[first][0] * CHUNK + n.places[first][1]
-            for n, b in zip(nouns, bound, strict=True)
-            if b is s
-        )
-        for s in subjects
-    )
+    columns = _noun_columns(nouns, bound, subjects, mmdiff.config.encoders[0])
     prompt = BoundPrompt(subjects, mmdiff.adapter.fingerprint, columns) if subjects else None
     late = start > 0 and bool(subjects)
     fused, plain = encode(clean, True), encode(clean, False) if late else []
@@ -375,15 +361,32 @@ def encode_prompt(
         delayed(plain, fused, prompt, start if late else 0.0),
         against,
         tuple(zip((n.word for n in nouns), bound, strict=True)),
-        (
-            *(
-                f"{s.name} is not in the prompt and will not appear; write <|{s.name}|> after its "
-                "noun"
-                for s in missed
-            ),
-            *look_alike_notes([s.subject for s in subjects], mmdiff.config),
-        ),
+        _prompt_notes(missed, subjects, mmdiff.config),
     )
+
+
+def _noun_columns(
+    nouns: Sequence[text_side.Noun],
+    bound: Sequence[PromptSubject],
+    subjects: Subjects,
+    encoder: str,
+) -> tuple[tuple[int, ...], ...]:
+    """Columns of the prompt embedding at which each subject's nouns are."""
+    columns: dict[int, list[int]] = {id(subject): [] for subject in subjects}
+    for noun, subject in zip(nouns, bound, strict=True):
+        chunk, position = noun.places[encoder]
+        columns[id(subject)].append(chunk * CHUNK + position)
+    return tuple(map(tuple, columns.values()))
+
+
+def _prompt_notes(
+    missed: Sequence[PromptSubject], subjects: Subjects, config: MMDiffConfig
+) -> tuple[str, ...]:
+    notes = [
+        f"{s.name} is not in the prompt and will not appear; write <|{s.name}|> after its noun"
+        for s in missed
+    ]
+    return (*notes, *look_alike_notes([s.subject for s in subjects], config))
 
 
 def _check_adapter(mmdiff: LoadedMMDiff, subjects: Sequence[PromptSubject]) -> None:

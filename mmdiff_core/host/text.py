@@ -66,10 +66,10 @@ def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[N
     words = [_word_before(text[: m.start()], m[0]) for m in markers]
     names = ["" if m[0] == MARKER else m[1].strip() for m in markers]
     found = {encoder: _places(plain[encoder], marked[encoder], encoder) for encoder in plain}
-    return clean, tuple(
-        Noun(w, {e: found[e][i] for e in found}, n)
-        for i, (w, n) in enumerate(zip(words, names, strict=True))
-    )
+    nouns = []
+    for i, (word, name) in enumerate(zip(words, names, strict=True)):
+        nouns.append(Noun(word, {encoder: found[encoder][i] for encoder in found}, name))
+    return clean, tuple(nouns)
 
 
 def _word_before(text: str, marker: str) -> str:

@@ -121,7 +121,9 @@ def join_tokens(subjects: Sequence[PromptSubject]) -> tuple[Tensor, Tensor]:
 def image_weights(subjects: Sequence[PromptSubject], images: int) -> Tensor:
     """Each token's further factor for each image of a batch [B 1 N 1]."""
     counts = count_tokens(subjects)
-    rows = [_per_token([s.at_image(i) for s in subjects], counts) for i in range(images)]
+    rows = []
+    for i in range(images):
+        rows.append(_per_token([s.at_image(i) for s in subjects], counts))
     return torch.stack(rows)[:, None, :, None]
 
 
@@ -137,4 +139,8 @@ def pair_keys(path: str) -> tuple[str, str]:
 def collect_pairs(tensors: dict[str, Tensor]) -> LoRAPairs:
     """Inverse of `pair_keys` over a flat dict; a half pair is a KeyError naming what is missing."""
     paths = sorted({key.rsplit(".", 1)[0] for key in tensors})
-    return {path: LowRank(*(tensors[key] for key in pair_keys(path))) for path in paths}
+    pairs = {}
+    for path in paths:
+        down, up = pair_keys(path)
+        pairs[path] = LowRank(tensors[down], tensors[up])
+    return pairs

@@ -66,6 +66,32 @@ def mix(
 
     Raises ValueError for no subjects, other adapters, or weights that do not fit.
     """
+    check_mix(subjects, weights, method)
+    shares = [w / sum(weights) for w in weights]
+    words = {}
+    for encoder in subjects[0].words:
+        words[encoder] = blend([s.words[encoder] for s in subjects], shares, method)
+    thumbnails = [s.thumbnails for s in subjects if s.thumbnails is not None]
+    encoders = {s.encoder for s in subjects}
+    if method == "together":
+        tokens = torch.cat([s.tokens for s in subjects])
+        references = sum(s.references for s in subjects)
+    else:
+        tokens, references = mean_tokens(subjects, shares, method, tokens_per_reference), 1
+    return Subject(
+        name,
+        tokens,
+        words,
+        references,
+        subjects[0].adapter,
+        encoder=encoders.pop() if len(encoders) == 1 else "",
+        identity=mean_identity(subjects, shares),
+        thumbnails=torch.cat(thumbnails) if thumbnails else None,
+    )
+
+
+def check_mix(subjects: Sequence[Subject], weights: Sequence[float], method: str) -> None:
+    """ValueError for no subjects, other adapters, or weights that do not fit."""
     if method not in METHODS:
         raise ValueError(f"mix method {method!r}, expected one of {METHODS}")
     if not subjects:
@@ -85,30 +111,6 @@ def mix(
             "the subjects were encoded with different MM-Diff adapters; encode them with the same "
             "Load MM-Diff node"
         )
-    shares = [w / sum(weights) for w in weights]
-    words = {
-        encoder: blend([s.words[encoder] for s in subjects], shares, method)
-        for encoder in subjects[0].words
-    }
-    thumbnails = [s.thumbnails for s in subjects if s.thumbnails is not None]
-    encoders = {s.encoder for s in subjects}
-    if method == "together":
-        tokens, references = (
-            torch.cat([s.tokens for s in subjects]),
-            sum(s.references for s in subjects),
-        )
-    else:
-        tokens, references = mean_tokens(subjects, shares, method, tokens_per_reference), 1
-    return Subject(
-        name,
-        tokens,
-        words,
-        references,
-        subjects[0].adapter,
-        encoder=encoders.pop() if len(encoders) == 1 else "",
-        identity=mean_identity(subjects, shares),
-        thumbnails=torch.cat(thumbnails) if thumbnails else None,
-    )
 
 
 def mean_tokens(

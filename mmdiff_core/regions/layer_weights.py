@@ -79,7 +79,7 @@ def layer_factors(text: str, blocks: Sequence[TransformerBlock]) -> dict[Slot, f
     wanted = parse_layer_weights(text)
     check_names(wanted, blocks, "layer weight")
     names = layer_names(blocks)
-    return {
-        slot: next((wanted[name] for name in reversed(own) if name in wanted), 1.0)
-        for slot, own in names.items()
-    }
+    factors = {}
+    for slot, own in names.items():
+        factors[slot] = next((wanted[name] for name in reversed(own) if name in wanted), 1.0)
+    return factors
