@@ -24,7 +24,6 @@ from .conditioning import BoundPrompt, carry, delayed
 from .models import LoadedMMDiff
 from .vision import check_encoder, cls_of_pixels, encoder_fingerprint, patch_embeddings
 
-CHUNK = 77  # text columns of one chunk of a prompt
 MAX_WEIGHT = 10.0  # of a subject; far beyond what is useful
 
 
@@ -347,7 +346,9 @@ def encode_prompt(
             tokens = text_side.fuse_tokens(adapted, mmdiff, tokens, nouns, bound)
         return text_side.encode(adapted, tokens)
 
-    columns = _noun_columns(nouns, bound, subjects, mmdiff.config.encoders[0])
+    first = mmdiff.config.encoders[0]
+    length = len(adapted.tokenize(clean)[first][0])
+    columns = _noun_columns(nouns, bound, subjects, first, length)
     prompt = BoundPrompt(subjects, mmdiff.adapter.fingerprint, columns) if subjects else None
     late = start > 0 and bool(subjects)
     fused, plain = encode(clean, True), encode(clean, False) if late else []
@@ -370,12 +371,16 @@ def _noun_columns(
     bound: Sequence[PromptSubject],
     subjects: Subjects,
     encoder: str,
+    length: int,
 ) -> tuple[tuple[int, ...], ...]:
-    """Columns of the prompt embedding at which each subject's nouns are."""
+    """Columns of the prompt embedding at which each subject's nouns are.
+
+    length  tokens of a chunk of the prompt: 77 for SD's tokenizers, fewer in the small world
+    """
     columns: dict[int, list[int]] = {id(subject): [] for subject in subjects}
     for noun, subject in zip(nouns, bound, strict=True):
         chunk, position = noun.places[encoder]
-        columns[id(subject)].append(chunk * CHUNK + position)
+        columns[id(subject)].append(chunk * length + position)
     return tuple(map(tuple, columns.values()))
 
 
