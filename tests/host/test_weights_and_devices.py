@@ -89,9 +89,7 @@ def test_a_partly_loaded_model_draws_what_the_whole_one_draws(scene, share):
     ]
     assert kept, "nothing was left to be patched on the fly"
     block = scene_blocks(ours, scene)[0]
-    application = next(
-        iter(ours.model_options["transformer_options"]["patches_replace"]["attn2"].values())
-    ).application
+    application = application_of(ours)
     prompt = BoundPrompt(scene.subjects, scene.adapter.fingerprint)
     kind = torch.float32, torch.device("cpu")
     state = application.make_state(prompt, ours.model.diffusion_model, *kind)
@@ -104,6 +102,13 @@ def test_a_partly_loaded_model_draws_what_the_whole_one_draws(scene, share):
         for a, b in zip(state.keys[slot], again.keys[slot], strict=True):
             assert torch.allclose(a, b, atol=1e-4), (slot, block)
     assert torch.equal(draw(scene, whole, bound), expected)
+
+
+def application_of(model):
+    """What `apply` left on a patched model, by its wrapper around the model's call."""
+    wrappers = model.wrappers[comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL]
+    ((wrapper,),) = wrappers.values()
+    return wrapper.__self__
 
 
 def scene_blocks(model, scene):
@@ -218,9 +223,7 @@ def devices_of_a_run(scene, positive):
         comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, key + "-look", look
     )
     draw(scene, model, positive)
-    application = next(
-        iter(model.model_options["transformer_options"]["patches_replace"]["attn2"].values())
-    ).application
+    application = application_of(model)
     return application, seen[0][application.key], seen[0]
 
 
