@@ -13,7 +13,18 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from ..training.run.errors import RunError
-from . import annotate, convert, doctor, evaluate, sheet, shrink, train
+from . import (
+    annotate,
+    convert,
+    doctor,
+    evaluate,
+    finetune,
+    gallery,
+    sheet,
+    shrink,
+    train,
+    train_base,
+)
 
 PROGRAM = "python -m mmdiff_core"
 COMMANDS: dict[str, ModuleType] = {
@@ -24,6 +35,9 @@ COMMANDS: dict[str, ModuleType] = {
     "doctor": doctor,
     "evaluate": evaluate,
     "sheet": sheet,
+    "gallery": gallery,
+    "finetune": finetune,
+    "train-base": train_base,
 }
 
 

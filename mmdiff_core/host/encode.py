@@ -22,7 +22,6 @@ from .conditioning import BoundPrompt, carry, delayed
 from .models import LoadedMMDiff
 from .vision import check_encoder, cls_of_pixels, encoder_fingerprint, patch_embeddings
 
-CHUNK = 77             # text columns of one chunk of a prompt
 MAX_WEIGHT = 10.0      # of a subject; far beyond what is useful
 
 
@@ -271,11 +270,13 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
                   behaviour: str | None = None, lora_strength: float = 1.0) -> EncodedPrompt:
     """Texts and subjects -> CONDITIONING for both sides of classifier-free guidance.
 
-    text        with `<|name|>` right after a subject's class noun, or `<|subj|>` for the next subject in order; a subject may be
-                mentioned several times, and, where names are used, not at all: then it is left out, and a note says so
+    text        with `<|name|>` right after a subject's class noun, or `<|subj|>` for the next
+                subject in order; a subject may be mentioned several times and, where names are
+                used, not at all: then it is left out, and a note says so
     negative    plain text; the released behaviour fuses it at the same token positions, as the
                 official code does; the corrected one does not
-    start       fraction of the denoising drawn from the plain prompt first (delayed conditioning), 0..1
+    start       fraction of the denoising drawn from the plain prompt first (delayed
+                conditioning), 0..1
     behaviour   None = what the checkpoint says
     """
     behaviour = behaviour or mmdiff.config.behaviour
@@ -296,10 +297,8 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
             tokens = text_side.fuse_tokens(adapted, mmdiff, tokens, nouns, bound)
         return text_side.encode(adapted, tokens)
 
-    first = mmdiff.config.encoders[0]
-    columns = tuple(tuple(n.places[first][0] * CHUNK + n.places[first][1]
-                          for n, b in zip(nouns, bound, strict=True) if b is s)
-                    for s in subjects)
+    columns = _noun_columns(adapted.tokenize(clean), mmdiff.config.encoders[0], nouns, bound)
+    columns = tuple(columns[id(subject)] for subject in subjects)
     prompt = BoundPrompt(subjects, mmdiff.adapter.fingerprint, columns) if subjects else None
     late = start > 0 and bool(subjects)
     fused, plain = encode(clean, True), encode(clean, False) if late else []
@@ -308,14 +307,28 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
                           start)
     else:
         against = carry(encode(negative, False), None)
+    unused = [f"{s.name} is not in the prompt and will not appear; write <|{s.name}|> after its noun"
+              for s in missed]
     return EncodedPrompt(
         delayed(plain, fused, prompt, start if late else 0.0), against,
         tuple(zip((n.word for n in nouns), bound, strict=True)),
-        (*(f"{s.name} is not in the prompt and will not appear; write <|{s.name}|> after its "
-           "noun"
-           for s in missed),
-         *look_alike_notes([s.subject for s in subjects], mmdiff.config)),
+        (*unused, *look_alike_notes([s.subject for s in subjects], mmdiff.config)),
     )
+
+
+def _noun_columns(tokens: dict, encoder: str, nouns: Sequence, bound: Sequence[PromptSubject]
+                  ) -> dict[int, tuple[int, ...]]:
+    """Columns of each subject's nouns in the context, by the subject's id.
+
+    A prompt is encoded in chunks of the tokenizer's length: 77 tokens for SD, fewer in the small
+    world.
+    """
+    length = len(tokens[encoder][0])
+    columns: dict[int, tuple[int, ...]] = {}
+    for noun, subject in zip(nouns, bound, strict=True):
+        chunk, place = noun.places[encoder]
+        columns[id(subject)] = (*columns.get(id(subject), ()), chunk * length + place)
+    return columns
 
 
 def _check_adapter(mmdiff: LoadedMMDiff, subjects: Sequence[PromptSubject]) -> None:

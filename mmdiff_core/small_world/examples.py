@@ -1,4 +1,5 @@
 """The small world as training examples: number in, example out."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ REFERENCE_CHANCES = (0.65, 0.15, 0.08, 0.06, 0.06)
 class SmallWorldExamples:
     """Scenes with 1-3 subjects, each with 1-5 references.
 
-    caption_dropout   share of the examples with an empty caption and no subjects (classifier-free guidance)
+    caption_dropout   share of the examples with an empty caption and no subjects, for guidance
     subject_dropout   share that keeps the caption and loses the subjects
     count             subjects in every scene, or None = 1 to 3
     """
@@ -39,7 +40,11 @@ class SmallWorldExamples:
         if dropped < self.caption_dropout + self.subject_dropout:
             return Example(image, scene.caption, (), index)
         subjects = tuple(
-            ExampleSubject(span, enlarge(torch.from_numpy(mask.astype(np.float32))), show_references(rng, p.kind, p.identity))
+            ExampleSubject(
+                span,
+                enlarge(torch.from_numpy(mask.astype(np.float32))),
+                show_references(rng, p.kind, p.identity),
+            )
             for p, span, mask in zip(scene.placed, scene.spans(), masks, strict=True)
         )
         return Example(image, scene.caption, subjects, index)
@@ -53,8 +58,13 @@ def enlarge(dots: torch.Tensor) -> torch.Tensor:
     return dots.repeat_interleave(sizes.DOT, -1).repeat_interleave(sizes.DOT, -2)
 
 
-def show_references(rng: np.random.Generator, kind: str, identity: scenes.Identity, count: int | None = None,
-                    covered: float | None = None) -> torch.Tensor:
+def show_references(
+    rng: np.random.Generator,
+    kind: str,
+    identity: scenes.Identity,
+    count: int | None = None,
+    covered: float | None = None,
+) -> torch.Tensor:
     """References [R 3 K K] of an individual, augmented as in training."""
     count = count or int(rng.choice(REFERENCE_COUNTS, p=REFERENCE_CHANCES))
     shown = np.stack([references.augmented(rng, kind, identity, covered) for _ in range(count)])

@@ -1,4 +1,5 @@
-"""Reference pictures of an individual as a person might give them: other sizes, sides, tilts and lights, partly covered."""
+"""Reference images as a person might give them: other sizes, sides, tilts and lights, occlusion."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,12 +10,17 @@ from .scenes import BLANK, SIDE, TALL, Array, Identity, reference, sprite
 from .sprites import WIDTH
 
 SUPERSAMPLE = 2
-SOFTENING = (0.125, 0.75, 0.125)    # what resizing a 128 px picture to 32 does to its dots
+SOFTENING = (0.125, 0.75, 0.125)  # what resizing a 128 px picture to 32 does to its dots
 
 
 @dataclass(frozen=True)
 class Look:
-    """How an individual is shown. scale in reference dots per sprite dot; tilt in radians; covered = share of it hidden."""
+    """How an individual is shown.
+
+    scale    in reference dots per sprite dot
+    tilt     in radians
+    covered  share of it that is hidden
+    """
 
     scale: float = 2.0
     tilt: float = 0.0
@@ -28,13 +34,21 @@ class Look:
 
 
 def random_look(rng: np.random.Generator, covered: float | None = None) -> Look:
-    """A look as in training; `covered` None = nothing hidden two times in three, else 0.2 to 0.5 of it."""
+    """A look as in training.
+
+    covered  share that is hidden; None = nothing two times in three, else 0.2 to 0.5
+    """
     hidden = float(rng.uniform(0.2, 0.5)) if rng.random() < 1 / 3 else 0.0
     return Look(
-        scale=float(rng.uniform(1.3, 2.3)), tilt=float(rng.normal(0, 0.12)), shift=tuple(rng.uniform(-2.5, 2.5, 2).tolist()),
-        flipped=bool(rng.random() < 0.5), light=float(rng.uniform(0.85, 1.1)),
-        blank=BLANK if rng.random() < 0.7 else float(rng.uniform(0, 1)), softened=bool(rng.random() < 0.4),
-        covered=hidden if covered is None else covered, cover_angle=float(rng.uniform(0, 2 * np.pi)),
+        scale=float(rng.uniform(1.3, 2.3)),
+        tilt=float(rng.normal(0, 0.12)),
+        shift=tuple(rng.uniform(-2.5, 2.5, 2).tolist()),
+        flipped=bool(rng.random() < 0.5),
+        light=float(rng.uniform(0.85, 1.1)),
+        blank=BLANK if rng.random() < 0.7 else float(rng.uniform(0, 1)),
+        softened=bool(rng.random() < 0.4),
+        covered=hidden if covered is None else covered,
+        cover_angle=float(rng.uniform(0, 2 * np.pi)),
     )
 
 
@@ -77,7 +91,9 @@ def soften(image: Array) -> Array:
     return a * rows[:, :-2] + b * rows[:, 1:-1] + c * rows[:, 2:]
 
 
-def augmented(rng: np.random.Generator, kind: str, identity: Identity, covered: float | None = None) -> Array:
+def augmented(
+    rng: np.random.Generator, kind: str, identity: Identity, covered: float | None = None
+) -> Array:
     """A reference picture as in training: clean one time in five."""
     if covered is None and rng.random() < 0.2:
         clean = reference(kind, identity)

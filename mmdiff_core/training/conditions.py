@@ -2,7 +2,7 @@
 
 Shapes   B examples · S most subjects of an example · R most references of a subject
          T tokens per reference · N = S R T · n references of the batch · P latent positions
-         D context width
+         D context width · E width of CLS
 """
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Conditions:
     gate      1 where an example has subjects, else 0 [B 1 1]
     owner     subject of each token [N]
     present   which subjects there are, bool [B S]
+    cls       CLS of every subject's first reference, without gradient [B S E]
     masks     [B S H W] in 0..1, or None where nothing is measured
     held      the subjects' regions: layer's grid -> bias [B 1 P N] and gate [B P 1]; or None
     """
@@ -48,6 +49,7 @@ class Conditions:
     gate: Tensor
     owner: Tensor
     present: Tensor
+    cls: Tensor
     masks: Tensor | None
     held: Callable[[Grid], tuple[Tensor, Tensor]] | None = None
     _grids: dict[Grid, Tensor] = field(default_factory=dict)
@@ -109,6 +111,7 @@ def make_conditions(
         bias=torch.where(there, 0.0, HIDDEN)[:, None, None],
         gate=(counts > 0).view(-1, 1, 1).float(), owner=owner,
         present=torch.arange(layout.subjects, device=device) < counts[:, None],
+        cls=_first_cls(cls.detach(), layout),
         masks=pad_masks(batch, layout.subjects).to(device) if measured else None,
     )
 
@@ -117,6 +120,15 @@ def _references(batch: Sequence[Example], side: int) -> Tensor:
     """All subjects' references [n 3 side side]; a black one where there is none."""
     references = [s.references for example in batch for s in example.subjects]
     return torch.cat(references or [torch.zeros(1, 3, side, side)])
+
+
+def _first_cls(cls: Tensor, layout: Layout) -> Tensor:
+    """CLS [n E] of each subject's first reference [B S E]; zeros where there is no subject."""
+    first = cls.new_zeros(layout.examples, layout.subjects, cls.shape[-1])
+    for number, (example, subject, reference) in enumerate(layout.positions):
+        if reference == 0:
+            first[example, subject] = cls[number]
+    return first
 
 
 def _queries(

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .noise import LogNormal
+
 LAYERS = ("all", "deep", "shallow")
 
 
@@ -75,12 +77,18 @@ class ObjectiveConfig:
     min_snr         gamma of the Min-SNR weighting; None = plain mean squared error
     middle, high    shares of the examples whose noise level comes from the middle, or from the
                     high end, instead of from the whole range; together at most 1
+    noise_median, noise_spread, noise_share
+                    a share of the examples (0 = none) gets a log-normal sigma with this median and
+                    this standard deviation of its logarithm, in place of the other draws
     subject_weight  how much more a subject's pixels count in the denoising loss than the
                     background's; 1 = equal, as published
     subject_weight_until
                     examples over which that weight falls linearly to 1; 0 = it stays. A weight
                     that stays teaches the subjects sooner, but more of them appear than were
                     asked for
+    identity_weight weight of the auxiliary objective that every position inside a subject's mask
+                    tells which subject of the batch it shows (`training.identity`); 0 = off, as
+                    published
     fuse_scale      lambda during training
     checkpointing   recompute the transformer blocks in the backward pass: less memory, about a
                     third more time
@@ -89,12 +97,26 @@ class ObjectiveConfig:
     min_snr: float | None = None
     middle: float = 0.0
     high: float = 0.0
+    noise_median: float = 2.2
+    noise_spread: float = 0.9
+    noise_share: float = 0.0
     subject_weight: float = 1.0
     subject_weight_until: int = 0
+    identity_weight: float = 0.0
     fuse_scale: float = 1.0
     checkpointing: bool = False
 
+    @property
+    def noise_levels(self) -> LogNormal:
+        """The log-normal share of the noise levels."""
+        return LogNormal(self.noise_median, self.noise_spread, self.noise_share)
+
     def __post_init__(self) -> None:
+        _ = self.noise_levels       # checks its own ranges
+        if self.identity_weight < 0:
+            raise ValueError(
+                f"objective.identity_weight is {self.identity_weight}, expected 0 (off) or more"
+            )
         if min(self.middle, self.high) < 0 or self.middle + self.high > 1:
             raise ValueError(
                 f"objective.middle and high are {self.middle} and {self.high}, expected shares of "

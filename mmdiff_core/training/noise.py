@@ -1,10 +1,15 @@
 """The noise and the timestep of each example; they follow from its number."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+STREAM = 13         # keeps these draws apart from others of the same seed and example
 
 
 def draw_noise(
@@ -31,3 +36,43 @@ def draw_noise(
         steps.append((fraction * timesteps).long().clamp_max(timesteps - 1))
         noise.append(torch.randn(tuple(shape), generator=generator))
     return torch.stack(noise), torch.stack(steps)
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """A share of the examples whose sigma is log-normal rather than from a uniform timestep.
+
+    median, spread  of sigma: exp(log(median) + spread * normal)
+    share           of the examples, 0..1
+    """
+
+    median: float
+    spread: float
+    share: float
+
+    def __post_init__(self) -> None:
+        if self.median <= 0 or self.spread < 0 or not 0 <= self.share <= 1:
+            raise ValueError(
+                f"noise levels: median {self.median}, spread {self.spread}, share {self.share}; "
+                "expected a median above 0, a spread from 0 and a share in 0..1"
+            )
+
+    def replace_steps(
+        self, steps: Tensor, indices: Sequence[int], sigmas: Tensor, seed: int
+    ) -> Tensor:
+        """Timesteps [B] with the chosen share replaced. sigmas [timesteps], ascending."""
+        logs, steps = sigmas.log().cpu(), steps.clone()
+        for row, index in enumerate(indices):
+            rng = np.random.default_rng((seed, index, STREAM))
+            if rng.random() < self.share:
+                sigma = self.median * math.exp(rng.normal(0, self.spread))
+                steps[row] = nearest(logs, math.log(sigma))
+        return steps
+
+
+def nearest(ascending: Tensor, value: float) -> int:
+    """Number of the element that is closest to `value`."""
+    right = int(torch.searchsorted(ascending, value).clamp(1, len(ascending) - 1))
+    left = right - 1
+    closer = value - float(ascending[left]) < float(ascending[right]) - value
+    return left if closer else right

@@ -4,7 +4,7 @@ Shapes   B examples · S subjects · C h w latents · M measures
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from .bridge import Bridge, Grid
 from .conditions import Conditions, make_conditions
 from .config import RunConfig
 from .example import Example
+from .identity import IdentityHeads, Observed, grid_of
 from .layers import MEASURES, LayerAttention, MappedAttention, constrained_slots
 from .noise import draw_noise
 from .trainable import TrainableAdapter
@@ -32,6 +33,8 @@ class MMDiffTask(nn.Module):
         self.blocks = adapter.config.base.blocks
         self.constrained = constrained_slots(self.blocks, run.constraint.layers)
         self.attend = attention_on(bridge.alphas.device)
+        self.sigmas = ((1 - bridge.alphas) / bridge.alphas).sqrt().cpu()
+        self.identity = self._identity_heads() if run.objective.identity_weight else None
 
     def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
         alphas, wanted = self.bridge.alphas, self.run.objective
@@ -40,18 +43,47 @@ class MMDiffTask(nn.Module):
         noise, timesteps = draw_noise(
             numbers, latents.shape[1:], len(alphas), self.run.seed, wanted.middle, wanted.high
         )
+        levels = wanted.noise_levels
+        timesteps = levels.replace_steps(timesteps, numbers, self.sigmas, self.run.seed)
         noise, timesteps = noise.to(latents), timesteps.to(alphas.device)
         alpha, sigma = alphas[timesteps].sqrt(), (1 - alphas[timesteps]).sqrt()
         a, b = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
         conditions = self.conditions(batch)
-        prediction, measured = self.predict(a * latents + b * noise, timesteps, conditions)
+        with Observed(self._observed()) as observed:
+            prediction, measured = self.predict(a * latents + b * noise, timesteps, conditions)
         kind = self.bridge.prediction_type
         target = losses.denoising_target(kind, latents, noise, a, b)
         weight = losses.min_snr_weight(kind, (alpha / sigma) ** 2, wanted.min_snr)
         index = torch.tensor(numbers, device=alphas.device)
         where = self._pixel_weights(conditions, latents, index)
         denoising = losses.denoising_loss(prediction, target, weight, where)
-        return self._total(denoising, measured, timesteps, index, conditions.present.any(1))
+        terms = self._total(denoising, measured, timesteps, index, conditions.present.any(1))
+        if self.identity is None:
+            return terms
+        named = self._identity_loss(observed.features, conditions, tuple(latents.shape[-2:]))
+        loss = terms["loss"] + wanted.identity_weight * named
+        return terms | {"loss": loss, "identity": named.detach()}
+
+    def _identity_heads(self) -> IdentityHeads:
+        """Heads after the middle and the output layers; all of them have read the subjects."""
+        behind = [block for block in self.blocks if block.block != "input"]
+        widths = {block.path: block.width for block in behind}
+        return IdentityHeads(widths, self.adapter.config.cls_width)
+
+    def _observed(self) -> dict[str, nn.Module]:
+        """The UNet's modules whose outputs the identity heads read."""
+        if self.identity is None:
+            return {}
+        return {path: self.bridge.unet.get_submodule(path) for path in self.identity.paths}
+
+    def _identity_loss(
+        self, features: Mapping[str, Tensor], conditions: Conditions, latent: Grid
+    ) -> Tensor:
+        """The identity heads' loss, the mean over the examples."""
+        masks = {}
+        for path, of_layer in features.items():
+            masks[path] = conditions.masks_at(grid_of(of_layer.shape[1], latent))
+        return self.identity(features, masks, conditions.cls, conditions.present).mean()
 
     def _pixel_weights(
         self, conditions: Conditions, latents: Tensor, index: Tensor

@@ -11,7 +11,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mmdiff_core.training.run import process, run_state
-from mmdiff_core.training.run.optimizer import learning_rate_factor, optimizer_for
+from mmdiff_core.training.run.optimizer import (
+    Muon,
+    learning_rate_factor,
+    optimizer_for,
+    orthogonalised,
+)
 
 from support.toy_run import CONFIG, Toy, export, lines, same, states, train
 
@@ -156,10 +161,31 @@ def test_groups_keep_their_own_rates_under_muon(tmp_path):
     ]
 
 
-def test_a_torch_without_muon_is_told(tmp_path, monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(ValueError, match='"muon" needs torch 2.9 or newer'):
-        train(tmp_path, replace(CONFIG, optimizer="muon"))
+@pytest.mark.parametrize("shape", [(20, 30), (30, 20), (8, 8)])
+def test_muon_is_torchs_own_but_for_the_half_precision_that_torch_computes_in(shape):
+    if not hasattr(torch.optim, "Muon"):
+        pytest.fail("the oracle, torch.optim.Muon, needs torch 2.9 or newer")
+    ours = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    theirs = nn.Parameter(ours.detach().clone())
+    groups = [{"params": [ours], "lr": 0.01, "weight_decay": 0.1}]
+    muon = Muon(groups, momentum=0.95)
+    oracle = torch.optim.Muon(
+        [theirs], lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    for step in range(5):
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(step + 1))
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        muon.step()
+        oracle.step()
+    assert (ours - theirs).abs().max() < 1e-3       # a step moves an element by about 1e-2
+
+
+def test_the_singular_values_of_an_orthogonalised_matrix_are_near_one():
+    for shape in ((12, 576), (128, 40), (16, 16)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+        lengths = torch.linalg.svdvals(orthogonalised(matrix))
+        assert lengths.min() > 0.3 and lengths.max() < 1.3
+    assert torch.isfinite(orthogonalised(torch.zeros(3, 4))).all()
 
 
 def test_the_rate_rises_and_falls_as_configured():

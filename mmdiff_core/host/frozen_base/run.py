@@ -95,8 +95,9 @@ def export_with(
     def export(weights: Mapping[str, Tensor], path: Path, facts: dict) -> None:
         state = {}
         for name, weight in weights.items():
-            own = name.removeprefix("module.").removeprefix("adapter.")
-            state[own] = weight.detach().cpu()
+            own = name.removeprefix("module.")
+            if own.startswith("adapter."):      # not the heads of auxiliary objectives
+                state[own.removeprefix("adapter.")] = weight.detach().cpu()
         header = {"run": run.to_json(), "made_by": command, "hardware": hardware()}
         header |= {"torch": torch.__version__, **facts}
         if init:

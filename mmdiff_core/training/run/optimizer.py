@@ -1,15 +1,16 @@
 """What a run trains, its learning rate, and the optimisers that it can choose.
 
-Muon (Jordan et al. 2024, in torch since 2.9) moves every direction of a matrix by the same amount,
-which helps LoRA pairs that start at zero; parameters that are no matrices use AdamW beside it.
+Muon (Jordan et al. 2024) moves every direction of a matrix by the same amount, which helps LoRA
+pairs that start at zero; parameters that are no matrices use AdamW beside it.
 """
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import LoopConfig
 
@@ -56,7 +57,7 @@ def optimizer_for(
 ) -> torch.optim.Optimizer:
     """`config.optimizer` over the caller's groups or one group.
 
-    ValueError: the groups are not the trained parameters, each once; or this torch has no Muon.
+    ValueError: the groups are not the trained parameters, each once.
     """
     given = [{"params": list(trained.values())}]
     if groups:
@@ -79,55 +80,31 @@ def optimizer_for(
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Matrices by torch's Muon, all else by torch's AdamW, with one list of groups and one state.
+    """Matrices by Muon at `muon_rate` times a group's rate, everything else by torch's AdamW.
 
-    So it is saved, resumed and scheduled like any optimiser. Muon's rate is `muon_rate` times a
-    group's, scaled so that its step has 0.2 times the length of a step of AdamW.
-
-    A convolution's kernel [out in h w] counts as the matrix [out, in h w]. torch's Muon accepts two
-    axes only, so it gets such a parameter as a view that shares its values.
+    One list of groups and one state, so that it is saved, resumed and scheduled as any optimiser.
+    A convolution's kernel [out in h w] counts as the matrix [out, in h w].
     """
 
     def __init__(self, groups: list[dict], config: LoopConfig) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(
-                f'optimizer "muon" needs torch 2.9 or newer, this is {torch.__version__}: update '
-                'torch, or set "adamw"'
-            )
         matrices, others = [], []
-        # each as the model knows it, and as a matrix
-        self._kernels: list[tuple[nn.Parameter, nn.Parameter]] = []
         for group in groups:
             rate = group.get("lr", config.learning_rate)
             decay = group.get("weight_decay", config.weight_decay)
-            two = [self._as_matrix(p) for p in group["params"] if p.ndim >= 2]
+            two = [p for p in group["params"] if p.ndim >= 2]
             rest = [p for p in group["params"] if p.ndim < 2]
             if two:
-                rate_of_two = rate * config.muon_rate
-                matrices.append({"params": two, "lr": rate_of_two, "weight_decay": decay})
+                muon_rate = rate * config.muon_rate
+                matrices.append({"params": two, "lr": muon_rate, "weight_decay": decay})
             if rest:
                 others.append({"params": rest, "lr": rate, "weight_decay": decay})
         self._inner: list[torch.optim.Optimizer] = []
         if matrices:
-            momentum = config.betas[0]
-            muon = torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw")
-            self._inner.append(muon)
+            self._inner.append(Muon(matrices, momentum=config.betas[0]))
         if others:
             self._inner.append(torch.optim.AdamW(others, betas=config.betas))
         self._counts = [len(inner.param_groups) for inner in self._inner]
         super().__init__([group for inner in self._inner for group in inner.param_groups], {})
-
-    def _as_matrix(self, parameter: nn.Parameter) -> nn.Parameter:
-        if parameter.ndim == 2:
-            return parameter
-        matrix = nn.Parameter(parameter.detach().flatten(1))
-        self._kernels.append((parameter, matrix))
-        return matrix
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        super().zero_grad(set_to_none)
-        for kernel, _ in self._kernels:
-            kernel.grad = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -135,13 +112,60 @@ class MuonAndAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for kernel, matrix in self._kernels:
-            flat = (len(kernel), -1)
-            matrix.data = kernel.data.view(flat)
-            matrix.grad = None if kernel.grad is None else kernel.grad.reshape(flat)
         groups = iter(self.param_groups)
         for inner, count in zip(self._inner, self._counts, strict=True):
-            inner.param_groups = [next(groups) for _ in range(count)]
-            inner.state = self.state
+            inner.param_groups, inner.state = list(islice(groups, count)), self.state
             inner.step()
         return loss
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) with Nesterov momentum; an update is as long as 0.2 of AdamW's.
+
+    The same steps as `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, but in float32 and for
+    kernels as well. torch computes in bfloat16, which a CPU without bfloat16 units does about
+    thirty times as slowly as the whole rest of a training step.
+    """
+
+    def __init__(self, groups: list[dict], momentum: float) -> None:
+        super().__init__(groups, {"momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        for group in self.param_groups:
+            momentum = group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p.grad)
+                average = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+                update = orthogonalised(p.grad.lerp(average, momentum).flatten(1))
+                rate = group["lr"] * 0.2 * max(update.shape) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.view_as(p).to(p.dtype), alpha=-rate)
+
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)       # Muon's quintic, five times
+
+
+def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The matrix [m n] with its singular values moved towards 1 (Newton-Schulz, in float32).
+
+    Every factor of the iteration is a polynomial of the small Gram matrix, so the products are
+    formed there, and the large matrix is multiplied once.
+    """
+    x = matrix.float()
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm().clamp_min(1e-7)
+    a, b, c = NEWTON_SCHULZ
+    gram, product = x @ x.T, None
+    for _ in range(steps):
+        factor = torch.addmm(b * gram, gram, gram, beta=1, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor if product is None else factor @ product
+        gram = factor @ gram @ factor
+    x = product @ x
+    return x.T if tall else x
