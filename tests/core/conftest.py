@@ -9,6 +9,8 @@ import pytest
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    import insightface.app  # noqa: F401  its packages open a socket as they are imported
+
     attempts: list[object] = []
 
     def refuse(*args: object, **_: object) -> None:

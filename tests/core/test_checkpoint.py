@@ -14,7 +14,6 @@ import torch
 from mmdiff_core.bases import SD15, SDXL
 from mmdiff_core.checkpoints import checkpoint, released, shapes
 from mmdiff_core.checkpoints.checkpoint import CheckpointError
-from mmdiff_core.commands import convert, main
 from mmdiff_core.config import CONFIGS, PORTRAIT_SDXL, MMDiffConfig
 
 from support import make
@@ -339,16 +338,3 @@ def test_an_interrupted_write_leaves_no_file_under_its_name(tmp_path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         checkpoint.convert(CHECKPOINT, tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()
-
-
-def test_the_convert_command_says_what_it_wrote_and_what_is_wrong(tmp_path, capsys):
-    assert (
-        main(["convert", str(CHECKPOINT), str(tmp_path / "x.safetensors"), "--dtype", "bf16"]) == 0
-    )
-    assert "423 tensors" in capsys.readouterr().out
-    assert main(["convert", str(tmp_path), str(tmp_path / "y.safetensors")]) == 1
-    assert "not found" in capsys.readouterr().err
-
-
-def test_the_convert_command_offers_every_type_that_a_checkpoint_can_have():
-    assert sorted(convert.DTYPES) == sorted(checkpoint.DTYPES)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mmdiff_core.commands import COMMANDS, main
+from mmdiff_core.checkpoints import checkpoint
+from mmdiff_core.commands import COMMANDS, convert, main
+
+from support.cases import CHECKPOINT
 
 PACK = Path(__file__).resolve().parents[2]
 
@@ -42,3 +45,16 @@ def test_an_error_that_a_person_can_put_right_is_one_line(tmp_path, capsys):
     assert main(["shrink", gone, str(tmp_path / "smaller.safetensors"), "--rank", "4"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and "gone.safetensors" in said
+
+
+def test_the_convert_command_says_what_it_wrote_and_what_is_wrong(tmp_path, capsys):
+    assert (
+        main(["convert", str(CHECKPOINT), str(tmp_path / "x.safetensors"), "--dtype", "bf16"]) == 0
+    )
+    assert "423 tensors" in capsys.readouterr().out
+    assert main(["convert", str(tmp_path), str(tmp_path / "y.safetensors")]) == 1
+    assert "not found" in capsys.readouterr().err
+
+
+def test_the_convert_command_offers_every_type_that_a_checkpoint_can_have():
+    assert sorted(convert.DTYPES) == sorted(checkpoint.DTYPES)

@@ -90,9 +90,9 @@ def warnings_while_loading(
     face_models: Path, caplog: pytest.LogCaptureFixture, device: str
 ) -> list[str]:
     caplog.clear()
-    with caplog.at_level(logging.WARNING, "mmdiff_core.references.faces"):
+    with caplog.at_level(logging.WARNING, faces.__name__):
         faces.load_analyser(face_models, "stand_in", device)
-    return [record.getMessage() for record in caplog.records if record.name == "mmdiff_core.references.faces"]
+    return [record.getMessage() for record in caplog.records if record.name == faces.__name__]
 
 
 def test_the_overwritten_state_is_one_warning_when_loading(face_models, monkeypatch, caplog):

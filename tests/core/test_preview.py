@@ -8,9 +8,8 @@ import re
 import torch
 from PIL import ImageColor
 
-from mmdiff_core.regions import preview
 from mmdiff_core.regions.boxes import MOST, Box, box_mask
-from mmdiff_core.regions.preview import COLOURS, middle
+from mmdiff_core.regions.preview import COLOURS, middle, preview
 
 from support.server import PACK
 from support.subjects import CANVAS, LEFT, NAMES, RIGHT, regions
