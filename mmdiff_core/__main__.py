@@ -1,4 +1,5 @@
 """`python -m mmdiff_core COMMAND`; see `commands`."""
+
 import sys
 
 from .commands import main

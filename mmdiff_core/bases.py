@@ -3,6 +3,7 @@ else.
 
 A new base is a new record in `BASES`. Widths are feature sizes; nothing here depends on torch.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 Slot = tuple[str, int, int]
-SpatialRow = tuple[str, int, int, int]      # block, id, depth, width
+SpatialRow = tuple[str, int, int, int]  # block, id, depth, width
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Base:
         """All transformer blocks in checkpoint order."""
         return tuple(
             TransformerBlock(block, number, index, width)
-            for block, number, depth, width in self.unet for index in range(depth)
+            for block, number, depth, width in self.unet
+            for index in range(depth)
         )
 
     @property
@@ -123,19 +125,26 @@ def _rows(block: str, ids: tuple[int, ...], depth: int, width: int) -> tuple[Spa
 
 
 _SD1_UNET = (
-    *_rows("input", (1, 2), 1, 320), *_rows("input", (4, 5), 1, 640),
-    *_rows("input", (7, 8), 1, 1280), *_rows("output", (3, 4, 5), 1, 1280),
-    *_rows("output", (6, 7, 8), 1, 640), *_rows("output", (9, 10, 11), 1, 320),
+    *_rows("input", (1, 2), 1, 320),
+    *_rows("input", (4, 5), 1, 640),
+    *_rows("input", (7, 8), 1, 1280),
+    *_rows("output", (3, 4, 5), 1, 1280),
+    *_rows("output", (6, 7, 8), 1, 640),
+    *_rows("output", (9, 10, 11), 1, 320),
     ("middle", 0, 1, 1280),
 )
 _CLIP_VIT_L = ImageEncoder(width=1024, cls_width=768, depth=24, patch=14)
 
 SDXL = Base(
-    name="sdxl", context_width=2048, image=_CLIP_VIT_L,
+    name="sdxl",
+    context_width=2048,
+    image=_CLIP_VIT_L,
     text=(TextEncoder("l", 768, 12), TextEncoder("g", 1280, 32)),
     unet=(
-        *_rows("input", (4, 5), 2, 640), *_rows("input", (7, 8), 10, 1280),
-        *_rows("output", (0, 1, 2), 10, 1280), *_rows("output", (3, 4, 5), 2, 640),
+        *_rows("input", (4, 5), 2, 640),
+        *_rows("input", (7, 8), 10, 1280),
+        *_rows("output", (0, 1, 2), 10, 1280),
+        *_rows("output", (3, 4, 5), 2, 640),
         ("middle", 0, 10, 1280),
     ),
 )
@@ -143,10 +152,14 @@ SD15 = Base("sd15", _SD1_UNET, 768, (TextEncoder("l", 768, 12),), _CLIP_VIT_L)
 SD2 = Base("sd2", _SD1_UNET, 1024, (TextEncoder("h", 1024, 24),), _CLIP_VIT_L)
 # the small trained world: images of 32 x 32 dots, patches of 4 x 4 of them
 SMALL_WORLD = Base(
-    name="small-world", context_width=128, text=(TextEncoder("l", 128, 3),),
+    name="small-world",
+    context_width=128,
+    text=(TextEncoder("l", 128, 3),),
     image=ImageEncoder(width=128, cls_width=128, depth=4, patch=4, size=32),
     unet=(
-        ("input", 2, 1, 128), *_rows("output", (0, 1), 1, 128), ("output", 2, 1, 64),
+        ("input", 2, 1, 128),
+        *_rows("output", (0, 1), 1, 128),
+        ("output", 2, 1, 64),
         ("middle", 0, 1, 128),
     ),
 )
@@ -172,8 +185,9 @@ def layer_pairs(base: Base) -> Iterator[tuple[int, TransformerBlock, str, str]]:
                 yield 2 * number + offset, block, attention, projection
 
 
-def projection_shape(base: Base, block: TransformerBlock, attention: str, projection: str
-                     ) -> tuple[int, int]:
+def projection_shape(
+    base: Base, block: TransformerBlock, attention: str, projection: str
+) -> tuple[int, int]:
     """(out, in) of the base weight that a LoRA pair adds to."""
     reads_context = attention == "attn2" and projection not in ("to_q", "to_out")
     return block.width, base.context_width if reads_context else block.width

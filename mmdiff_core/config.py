@@ -1,4 +1,5 @@
 """What an MM-Diff adapter is made of: one frozen record, written into every checkpoint's header."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -29,7 +30,7 @@ class Variant:
     look_alike: float
 
 
-PORTRAIT = Variant("portrait", reads_faces=True, query_width=512, look_alike=0.5)    # ArcFace
+PORTRAIT = Variant("portrait", reads_faces=True, query_width=512, look_alike=0.5)  # ArcFace
 GENERAL = Variant("general", reads_faces=False, query_width=None, look_alike=0.92)
 VARIANTS = {variant.name: variant for variant in (PORTRAIT, GENERAL)}
 
@@ -56,8 +57,10 @@ class MMDiffConfig:
         if self.behaviour not in BEHAVIOURS:
             raise ValueError(f"behaviour is {self.behaviour!r}, expected one of {BEHAVIOURS}")
         if self.context_width % self.refiner_head_width:
-            raise ValueError(f"context width {self.context_width} is not a multiple of the "
-                             f"refiner's head width {self.refiner_head_width}")
+            raise ValueError(
+                f"context width {self.context_width} is not a multiple of the refiner's head width "
+                f"{self.refiner_head_width}"
+            )
 
     @property
     def query_width(self) -> int:
@@ -103,8 +106,9 @@ class MMDiffConfig:
         own = {f.name: fields[f.name] for f in dataclasses.fields(cls) if f.name in fields}
         for field, known in (("variant", VARIANTS), ("base", bases)):
             if fields[field] not in known:
-                raise ValueError(f"the header says {field} {fields[field]!r}; this version knows "
-                                 f"{sorted(known)}")
+                raise ValueError(
+                    f"the header says {field} {fields[field]!r}; this version knows {sorted(known)}"
+                )
             own[field] = known[fields[field]]
         config = cls(**own)
         _check_widths(fields, _header(config))
@@ -118,44 +122,71 @@ def _header(config: MMDiffConfig) -> dict[str, Any]:
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     widths = {name: getattr(config, name) for name in WIDTHS}
     text_widths = [[name, width] for name, width in config.text_widths.items()]
-    return fields | widths | {
-        "variant": config.variant.name, "base": config.base.name, "text_widths": text_widths,
-    }
+    return (
+        fields
+        | widths
+        | {
+            "variant": config.variant.name,
+            "base": config.base.name,
+            "text_widths": text_widths,
+        }
+    )
 
 
 def _check_names(fields: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     if unknown := sorted(set(fields) - set(known)):
-        raise ValueError(f"the config in the header has unknown fields {unknown}: was it written "
-                         "by a newer version?")
-    optional = {f.name for f in dataclasses.fields(MMDiffConfig)
-                if f.default is not dataclasses.MISSING} | {"image_size"}
+        raise ValueError(
+            f"the config in the header has unknown fields {unknown}: was it written by a newer "
+            "version?"
+        )
+    optional = {
+        f.name for f in dataclasses.fields(MMDiffConfig) if f.default is not dataclasses.MISSING
+    } | {"image_size"}
     if missing := sorted(set(known) - set(fields) - optional):
-        raise ValueError(f"the config in the header lacks the fields {missing}: the file is damaged, or was "
-                         "not written by this pack")
+        raise ValueError(
+            f"the config in the header lacks the fields {missing}: the file is damaged, or was not "
+            "written by this pack"
+        )
 
 
 def _check_widths(fields: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     for name in (*WIDTHS, "text_widths"):
         if name in fields and fields[name] != expected[name]:
-            raise ValueError(f"the header says {name} {fields[name]}, but adapters of this variant "
-                             f"for {expected['base']} have {expected[name]}: is it another base?")
+            raise ValueError(
+                f"the header says {name} {fields[name]}, but adapters of this variant for "
+                f"{expected['base']} have {expected[name]}: is it another base?"
+            )
 
 
 # ---------------------------------------------------------------- the named adapters
+
 
 def _standard(variant: Variant, base: Base, behaviour: str = "corrected") -> MMDiffConfig:
     return MMDiffConfig(f"{variant.name}-{base.name}", variant, base, behaviour)
 
 
-PORTRAIT_SDXL = _standard(PORTRAIT, SDXL, "released")       # the published checkpoint
+PORTRAIT_SDXL = _standard(PORTRAIT, SDXL, "released")  # the published checkpoint
 GENERAL_SDXL = _standard(GENERAL, SDXL)
 GENERAL_SD15 = _standard(GENERAL, SD15)
 # the adapter of the small trained world in the pack
 SMALL_WORLD = MMDiffConfig(
-    "small-world", GENERAL, SMALL_WORLD_BASE, "corrected", refiner_depth=2, refiner_head_width=32,
+    "small-world",
+    GENERAL,
+    SMALL_WORLD_BASE,
+    "corrected",
+    refiner_depth=2,
+    refiner_head_width=32,
 )
 
-CONFIGS = {config.name: config for config in (
-    PORTRAIT_SDXL, GENERAL_SDXL, GENERAL_SD15, _standard(PORTRAIT, SD15),
-    _standard(GENERAL, SD2), _standard(PORTRAIT, SD2), SMALL_WORLD,
-)}
+CONFIGS = {
+    config.name: config
+    for config in (
+        PORTRAIT_SDXL,
+        GENERAL_SDXL,
+        GENERAL_SD15,
+        _standard(PORTRAIT, SD15),
+        _standard(GENERAL, SD2),
+        _standard(PORTRAIT, SD2),
+        SMALL_WORLD,
+    )
+}

@@ -1,4 +1,5 @@
 """The pack's nodes: a schema and a sentence each."""
+
 from comfy_api.latest import ComfyExtension, io
 
 from ..mmdiff_core.host import files
@@ -13,9 +14,24 @@ from .subjects import FindFaces, SubjectEncoder
 from .watch import FindSubjectRegions, ShowAttentionMaps, WatchAttention
 
 NODES: list[type[io.ComfyNode]] = [
-    LoadMMDiff, LoadFaceAnalysis, FindFaces, SubjectEncoder, ConstraintMasks, TextEncode, ApplyAttention, ConvertCheckpoint,
-    SaveSubject, LoadSubject, MixSubjects, SubjectWeights, FindSubjectRegions, WatchAttention, ShowAttentionMaps,
-    SmallWorldLoader, SmallWorldSprite, Doctor,
+    LoadMMDiff,
+    LoadFaceAnalysis,
+    FindFaces,
+    SubjectEncoder,
+    ConstraintMasks,
+    TextEncode,
+    ApplyAttention,
+    ConvertCheckpoint,
+    SaveSubject,
+    LoadSubject,
+    MixSubjects,
+    SubjectWeights,
+    FindSubjectRegions,
+    WatchAttention,
+    ShowAttentionMaps,
+    SmallWorldLoader,
+    SmallWorldSprite,
+    Doctor,
 ]
 
 

@@ -1,4 +1,5 @@
 """Search aliases of the nodes, for hosts that support them (ComfyUI 0.11 and newer)."""
+
 from __future__ import annotations
 
 import inspect
@@ -6,28 +7,80 @@ import inspect
 from comfy_api.latest import io
 
 ALIASES: dict[str, tuple[str, ...]] = {
-    "MMDiffLoad": ("mmdiff loader", "identity adapter", "ip-adapter", "subject driven", "personalization"),
+    "MMDiffLoad": (
+        "mmdiff loader",
+        "identity adapter",
+        "ip-adapter",
+        "subject driven",
+        "personalization",
+    ),
     "MMDiffLoadFaceAnalysis": ("insightface", "buffalo_l", "arcface", "face detector", "face id"),
     "MMDiffFindFaces": ("detect faces", "face detection", "face boxes", "bounding box"),
-    "MMDiffSubjectEncoder": ("face", "identity", "reference image", "consistent character", "multi subject", "ip-adapter"),
-    "MMDiffConstraintMasks": ("region", "regional", "attention mask", "multi subject", "attention couple"),
-    "MMDiffTextEncode": ("prompt", "subj marker", "clip text encode", "multi subject", "consistent character"),
-    "MMDiffApplyAttention": ("ip-adapter", "identity", "consistent character", "multi subject", "cross attention"),
+    "MMDiffSubjectEncoder": (
+        "face",
+        "identity",
+        "reference image",
+        "consistent character",
+        "multi subject",
+        "ip-adapter",
+    ),
+    "MMDiffConstraintMasks": (
+        "region",
+        "regional",
+        "attention mask",
+        "multi subject",
+        "attention couple",
+    ),
+    "MMDiffTextEncode": (
+        "prompt",
+        "subj marker",
+        "clip text encode",
+        "multi subject",
+        "consistent character",
+    ),
+    "MMDiffApplyAttention": (
+        "ip-adapter",
+        "identity",
+        "consistent character",
+        "multi subject",
+        "cross attention",
+    ),
     "MMDiffConvert": ("convert", "safetensors", "bin", "checkpoint"),
     "MMDiffSaveSubject": ("save face", "save character", "identity", "subject library"),
     "MMDiffLoadSubject": ("load face", "load character", "identity", "subject library"),
     "MMDiffMixSubjects": ("blend faces", "merge identities", "average", "slerp", "morph"),
     "MMDiffSubjectWeights": ("strength", "identity weight", "fade", "batch weights"),
-    "MMDiffFindRegions": ("no layout", "region", "two people", "identity bleeding", "attention couple"),
+    "MMDiffFindRegions": (
+        "no layout",
+        "region",
+        "two people",
+        "identity bleeding",
+        "attention couple",
+    ),
     "MMDiffWatchAttention": ("attention map", "record attention", "heatmap", "daam"),
-    "MMDiffAttentionMaps": ("attention map", "show attention", "heatmap", "daam", "attention visualization"),
+    "MMDiffAttentionMaps": (
+        "attention map",
+        "show attention",
+        "heatmap",
+        "daam",
+        "attention visualization",
+    ),
     "MMDiffSmallWorldLoader": ("demo model", "tiny model", "pixel art", "try mm-diff"),
     "MMDiffSmallWorldSprite": ("pixel art", "demo reference", "sprite"),
-    "MMDiffDoctor": ("diagnose", "check installation", "what is missing", "troubleshoot", "versions", "onnxruntime"),
+    "MMDiffDoctor": (
+        "diagnose",
+        "check installation",
+        "what is missing",
+        "troubleshoot",
+        "versions",
+        "onnxruntime",
+    ),
 }
 
 
 def schema(node_id: str, **fields) -> io.Schema:
     """io.Schema with the node's aliases, where this host's knows them."""
     known = "search_aliases" in inspect.signature(io.Schema).parameters
-    return io.Schema(node_id=node_id, **fields, **({"search_aliases": list(ALIASES[node_id])} if known else {}))
+    return io.Schema(
+        node_id=node_id, **fields, **({"search_aliases": list(ALIASES[node_id])} if known else {})
+    )

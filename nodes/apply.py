@@ -1,4 +1,5 @@
 """Apply MM-Diff Attention: a model -> the same model, able to show subjects."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -13,36 +14,68 @@ class ApplyAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="MMDiffApplyAttention", display_name="Apply MM-Diff Attention", category=CATEGORY,
+            node_id="MMDiffApplyAttention",
+            display_name="Apply MM-Diff Attention",
+            category=CATEGORY,
             description="Adds multi-modal cross-attention to a model. The subjects travel with the "
-                        "conditioning of MM-Diff Text Encode.",
+            "conditioning of MM-Diff Text Encode.",
             inputs=[
-                io.Model.Input("model",
-                               tooltip="A model of the adapter's base (SDXL for the released "
-                                       "checkpoint)."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A model of the adapter's base (SDXL for the released checkpoint).",
+                ),
                 MMDiff.Input("mmdiff", tooltip="Adapter from Load MM-Diff."),
-                io.Float.Input("fuse_scale", default=0.8, min=0.0, max=3.0, step=0.05,
-                               tooltip="Strength of the image branch for all subjects. 0.8 suits "
-                                       "most images; lower values follow the text more closely."),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Fraction of the denoising at which the image branch "
-                                       "starts."),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Fraction of the denoising at which the image branch ends."),
-                io.Float.Input("lora_strength", default=1.0, min=0.0, max=2.0, step=0.05,
-                               tooltip="Strength of the adapter's LoRA on the model's attention "
-                                       "layers. 1 = as trained."),
-                io.String.Input("layer_weights", default="", optional=True,
-                                tooltip="Factors on the image branch in parts of the model: "
-                                        "\"input 0.5, middle 0, output.3 1.2, output.3.1 0\". "
-                                        "Parts that are not named keep 1; \"all 0, output 1\" "
-                                        "leaves only the output blocks."),
+                io.Float.Input(
+                    "fuse_scale",
+                    default=0.8,
+                    min=0.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="Strength of the image branch for all subjects. 0.8 suits "
+                    "most images; lower values follow the text more closely.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Fraction of the denoising at which the image branch starts.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Fraction of the denoising at which the image branch ends.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Strength of the adapter's LoRA on the model's attention "
+                    "layers. 1 = as trained.",
+                ),
+                io.String.Input(
+                    "layer_weights",
+                    default="",
+                    optional=True,
+                    tooltip="Factors on the image branch in parts of the model: "
+                    '"input 0.5, middle 0, output.3 1.2, output.3.1 0". '
+                    'Parts that are not named keep 1; "all 0, output 1" '
+                    "leaves only the output blocks.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="Model for the sampler.")],
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float, end_percent: float, layer_weights: str = "") -> bool | str:
+    def validate_inputs(
+        cls, start_percent: float, end_percent: float, layer_weights: str = ""
+    ) -> bool | str:
         if start_percent >= end_percent:
             return f"start_percent {start_percent} must be less than end_percent {end_percent}"
         try:
@@ -52,7 +85,15 @@ class ApplyAttention(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, model, mmdiff, fuse_scale: float, start_percent: float, end_percent: float, lora_strength: float,
-                layer_weights: str = "") -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        mmdiff,
+        fuse_scale: float,
+        start_percent: float,
+        end_percent: float,
+        lora_strength: float,
+        layer_weights: str = "",
+    ) -> io.NodeOutput:
         strength = Strength(fuse_scale, start_percent, end_percent, lora_strength, layer_weights)
         return io.NodeOutput(apply(model, mmdiff.adapter, strength))

@@ -1,4 +1,5 @@
 """Save, load, mix and weight subjects."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -14,30 +15,42 @@ from ..mmdiff_core.references.mix import METHODS, mix
 from .aliases import schema
 from .sockets import CATEGORY, MMDiff, MMDiffSubjects
 
-NOTHING_YET = "(nothing in models/mmdiff_subjects yet)"     # choosing it tells which folders were searched
+NOTHING_YET = (
+    "(nothing in models/mmdiff_subjects yet)"  # choosing it tells which folders were searched
+)
 
 
 class SaveSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="MMDiffSaveSubject", display_name="Save MM-Diff Subject", category=CATEGORY, is_output_node=True,
+            node_id="MMDiffSaveSubject",
+            display_name="Save MM-Diff Subject",
+            category=CATEGORY,
+            is_output_node=True,
             description="Saves each subject to models/mmdiff_subjects as a small .safetensors file "
-                        "with thumbnails of its references. Load MM-Diff Subject restores it "
-                        "without encoding images or detecting faces again.",
+            "with thumbnails of its references. Load MM-Diff Subject restores it "
+            "without encoding images or detecting faces again.",
             inputs=[
-                MMDiffSubjects.Input("subjects",
-                                     tooltip="Subjects to save; each becomes a file with its "
-                                             "name."),
-                io.String.Input("prefix", default="",
-                                tooltip="Text put before the file names; may contain a folder, for "
-                                        "example family/."),
-                io.Boolean.Input("overwrite", default=False,
-                                 tooltip="On: replaces an existing file. Off: adds a number to a "
-                                         "name that is taken."),
+                MMDiffSubjects.Input(
+                    "subjects", tooltip="Subjects to save; each becomes a file with its name."
+                ),
+                io.String.Input(
+                    "prefix",
+                    default="",
+                    tooltip="Text put before the file names; may contain a folder, for "
+                    "example family/.",
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="On: replaces an existing file. Off: adds a number to a "
+                    "name that is taken.",
+                ),
             ],
-            outputs=[MMDiffSubjects.Output(display_name="subjects",
-                                           tooltip="The subjects, unchanged.")],
+            outputs=[
+                MMDiffSubjects.Output(display_name="subjects", tooltip="The subjects, unchanged.")
+            ],
         )
 
     @classmethod
@@ -47,8 +60,8 @@ class SaveSubject(io.ComfyNode):
             subject = used.subject
             path = files.subject_path(f"{prefix}{subject.name}", overwrite)
             save_subject(path, subject, used.weight)
-            plural = "s" * (subject.references != 1)
-            written.append(f"{path.name}: {subject.references} reference{plural}, {path.stat().st_size / 1024:.0f} KiB")
+            count, size = subject.references, path.stat().st_size / 1024
+            written.append(f"{path.name}: {count} reference{'s' * (count != 1)}, {size:.0f} KiB")
         return io.NodeOutput(subjects, ui=ui.PreviewText("\n".join(written)))
 
 
@@ -56,26 +69,42 @@ class LoadSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="MMDiffLoadSubject", display_name="Load MM-Diff Subject", category=CATEGORY,
+            node_id="MMDiffLoadSubject",
+            display_name="Load MM-Diff Subject",
+            category=CATEGORY,
             description="Loads a saved subject from models/mmdiff_subjects. It needs the MM-Diff "
-                        "checkpoint that encoded the subject.",
+            "checkpoint that encoded the subject.",
             inputs=[
-                MMDiff.Input("mmdiff",
-                             tooltip="Adapter from Load MM-Diff; the checkpoint that encoded the "
-                                     "subject."),
-                io.Combo.Input("file", options=files.list_subjects() or [NOTHING_YET],
-                               tooltip="A file in models/mmdiff_subjects."),
-                io.String.Input("name", default="",
-                                tooltip="Name of the subject in this graph; empty = the saved "
-                                        "name."),
-                io.Float.Input("weight", default=1.0, min=0.0, max=MAX_WEIGHT, step=0.05,
-                               tooltip="Factor on the subject's image branch. 1 = as trained."),
-                MMDiffSubjects.Input("subjects", optional=True,
-                                     tooltip="Earlier subjects; this one is appended."),
+                MMDiff.Input(
+                    "mmdiff",
+                    tooltip="Adapter from Load MM-Diff; the checkpoint that encoded the subject.",
+                ),
+                io.Combo.Input(
+                    "file",
+                    options=files.list_subjects() or [NOTHING_YET],
+                    tooltip="A file in models/mmdiff_subjects.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="Name of the subject in this graph; empty = the saved name.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=0.0,
+                    max=MAX_WEIGHT,
+                    step=0.05,
+                    tooltip="Factor on the subject's image branch. 1 = as trained.",
+                ),
+                MMDiffSubjects.Input(
+                    "subjects", optional=True, tooltip="Earlier subjects; this one is appended."
+                ),
             ],
             outputs=[
-                MMDiffSubjects.Output(display_name="subjects",
-                                      tooltip="Earlier subjects followed by this one."),
+                MMDiffSubjects.Output(
+                    display_name="subjects", tooltip="Earlier subjects followed by this one."
+                ),
                 io.Image.Output(display_name="seen", tooltip="Thumbnails of its references."),
             ],
         )
@@ -97,35 +126,59 @@ class LoadSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, mmdiff, file: str, name: str, weight: float, subjects=()) -> io.NodeOutput:
-        loaded = load_subject(files.find_subject(file), mmdiff.adapter.fingerprint, mmdiff.adapter.source)
+        loaded = load_subject(
+            files.find_subject(file), mmdiff.adapter.fingerprint, mmdiff.adapter.source
+        )
         subject = replace(loaded, name=name.strip() or loaded.name)
-        seen = torch.zeros(1, SIDE, SIDE, 3) if subject.thumbnails is None else subject.thumbnails.float() / 255
-        return io.NodeOutput(add_subject(subjects or (), PromptSubject(subject, weight)), seen, ui=ui.PreviewImage(seen, cls=cls))
+        seen = (
+            torch.zeros(1, SIDE, SIDE, 3)
+            if subject.thumbnails is None
+            else subject.thumbnails.float() / 255
+        )
+        return io.NodeOutput(
+            add_subject(subjects or (), PromptSubject(subject, weight)),
+            seen,
+            ui=ui.PreviewImage(seen, cls=cls),
+        )
 
 
 class MixSubjects(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="MMDiffMixSubjects", display_name="MM-Diff Mix Subjects", category=CATEGORY,
+            node_id="MMDiffMixSubjects",
+            display_name="MM-Diff Mix Subjects",
+            category=CATEGORY,
             description="Combines several subjects into one: a face between two faces, or "
-                        "references of one person encoded in several nodes.",
+            "references of one person encoded in several nodes.",
             inputs=[
                 MMDiffSubjects.Input("subjects", tooltip="Subjects to mix."),
-                io.String.Input("weights", default="",
-                                tooltip="One number per subject, for example \"0.7, 0.3\"; empty = "
-                                        "equal shares."),
-                io.Combo.Input("method", options=list(METHODS), default="average",
-                               tooltip="average: weighted mean. spherical: interpolation along the "
-                                       "arc between the vectors, which keeps their lengths. "
-                                       "together: all references side by side, for one person "
-                                       "encoded in several nodes."),
+                io.String.Input(
+                    "weights",
+                    default="",
+                    tooltip='One number per subject, for example "0.7, 0.3"; empty = equal shares.',
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default="average",
+                    tooltip="average: weighted mean. spherical: interpolation along the "
+                    "arc between the vectors, which keeps their lengths. "
+                    "together: all references side by side, for one person "
+                    "encoded in several nodes.",
+                ),
                 io.String.Input("name", default="mix", tooltip="Name of the new subject."),
-                MMDiffSubjects.Input("others", optional=True,
-                                     tooltip="Subjects to keep unchanged; the mix is appended."),
+                MMDiffSubjects.Input(
+                    "others",
+                    optional=True,
+                    tooltip="Subjects to keep unchanged; the mix is appended.",
+                ),
             ],
-            outputs=[MMDiffSubjects.Output(display_name="subjects",
-                                           tooltip="The other subjects followed by the mix.")],
+            outputs=[
+                MMDiffSubjects.Output(
+                    display_name="subjects", tooltip="The other subjects followed by the mix."
+                )
+            ],
         )
 
     @classmethod
@@ -143,23 +196,39 @@ class SubjectWeights(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="MMDiffSubjectWeights", display_name="MM-Diff Subject Weights", category=CATEGORY,
+            node_id="MMDiffSubjectWeights",
+            display_name="MM-Diff Subject Weights",
+            category=CATEGORY,
             description="Sets how strongly a subject affects the result, for the whole batch and "
-                        "for each image in it. Nothing is encoded again.",
+            "for each image in it. Nothing is encoded again.",
             inputs=[
-                MMDiffSubjects.Input("subjects",
-                                     tooltip="Subjects; those that are not named stay unchanged."),
-                io.String.Input("name", default="",
-                                tooltip="Subject to change; empty = all subjects."),
-                io.Float.Input("weight", default=1.0, min=0.0, max=MAX_WEIGHT, step=0.05,
-                               tooltip="Factor on the subject's image branch. 1 = as trained."),
-                io.String.Input("per_picture", default="",
-                                tooltip="Further factors, one per image of the batch: \"1, 0.5, "
-                                        "0\". The last one applies to all images after it; empty = "
-                                        "1 for all."),
+                MMDiffSubjects.Input(
+                    "subjects", tooltip="Subjects; those that are not named stay unchanged."
+                ),
+                io.String.Input(
+                    "name", default="", tooltip="Subject to change; empty = all subjects."
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=0.0,
+                    max=MAX_WEIGHT,
+                    step=0.05,
+                    tooltip="Factor on the subject's image branch. 1 = as trained.",
+                ),
+                io.String.Input(
+                    "per_picture",
+                    default="",
+                    tooltip='Further factors, one per image of the batch: "1, 0.5, '
+                    '0". The last one applies to all images after it; empty = '
+                    "1 for all.",
+                ),
             ],
-            outputs=[MMDiffSubjects.Output(display_name="subjects",
-                                           tooltip="The subjects with their new weights.")],
+            outputs=[
+                MMDiffSubjects.Output(
+                    display_name="subjects", tooltip="The subjects with their new weights."
+                )
+            ],
         )
 
     @classmethod
@@ -171,6 +240,9 @@ class SubjectWeights(io.ComfyNode):
         if name.strip():
             chosen = {name_key(name)}
         factors = numbers(per_picture, "per_picture", MAX_WEIGHT)
-        return io.NodeOutput(tuple(
-            replace(s, weight=weight, per_image=factors) if name_key(s.name) in chosen else s for s in subjects
-        ))
+        return io.NodeOutput(
+            tuple(
+                replace(s, weight=weight, per_image=factors) if name_key(s.name) in chosen else s
+                for s in subjects
+            )
+        )

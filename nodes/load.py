@@ -1,4 +1,5 @@
 """Load MM-Diff, Load Face Analysis, Convert MM-Diff Checkpoint: files -> objects."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
@@ -12,23 +13,31 @@ from .aliases import schema
 from .sockets import CATEGORY, MMDiff, MMDiffFaces
 
 AS_STORED = "as stored"
-NOTHING_YET = "(nothing in models/mmdiff yet)"      # choosing it tells which folders were searched
+NOTHING_YET = "(nothing in models/mmdiff yet)"  # choosing it tells which folders were searched
 
 
 class LoadMMDiff(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="MMDiffLoad", display_name="Load MM-Diff", category=CATEGORY,
+            node_id="MMDiffLoad",
+            display_name="Load MM-Diff",
+            category=CATEGORY,
             description="Loads an MM-Diff adapter: the released folder of three .bin files, or a "
-                        "single .safetensors file.",
-            inputs=[io.Combo.Input(
-                "checkpoint", options=files.list_checkpoints() or [NOTHING_YET],
-                tooltip="A .safetensors file, or a folder with the released .bin files, in "
-                        "models/mmdiff.",
-            )],
-            outputs=[MMDiff.Output(display_name="mmdiff",
-                                   tooltip="The adapter, for the other MM-Diff nodes.")],
+            "single .safetensors file.",
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=files.list_checkpoints() or [NOTHING_YET],
+                    tooltip="A .safetensors file, or a folder with the released .bin files, in "
+                    "models/mmdiff.",
+                )
+            ],
+            outputs=[
+                MMDiff.Output(
+                    display_name="mmdiff", tooltip="The adapter, for the other MM-Diff nodes."
+                )
+            ],
         )
 
     @classmethod
@@ -41,20 +50,33 @@ class LoadFaceAnalysis(io.ComfyNode):
     def define_schema(cls):
         packs = sorted(faces.list_models(files.roots(files.FACES))) or ["buffalo_l"]
         return schema(
-            node_id="MMDiffLoadFaceAnalysis", display_name="Load Face Analysis", category=CATEGORY,
+            node_id="MMDiffLoadFaceAnalysis",
+            display_name="Load Face Analysis",
+            category=CATEGORY,
             description="Loads the InsightFace models for face detection and recognition, which "
-                        "portrait checkpoints require. The buffalo_l models are licensed for "
-                        "non-commercial research only.",
+            "portrait checkpoints require. The buffalo_l models are licensed for "
+            "non-commercial research only.",
             inputs=[
-                io.Combo.Input("model", options=packs, default="buffalo_l" if "buffalo_l" in packs else packs[0],
-                               tooltip="A model pack in models/insightface/models. The released "
-                                       "checkpoint was trained with buffalo_l."),
-                io.Combo.Input("device", options=["auto", "cuda", "cpu"], default="auto",
-                               tooltip="auto: the GPU if onnxruntime can use it, otherwise the "
-                                       "CPU. cuda: fails if the GPU cannot be used."),
+                io.Combo.Input(
+                    "model",
+                    options=packs,
+                    default="buffalo_l" if "buffalo_l" in packs else packs[0],
+                    tooltip="A model pack in models/insightface/models. The released "
+                    "checkpoint was trained with buffalo_l.",
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=["auto", "cuda", "cpu"],
+                    default="auto",
+                    tooltip="auto: the GPU if onnxruntime can use it, otherwise the "
+                    "CPU. cuda: fails if the GPU cannot be used.",
+                ),
             ],
-            outputs=[MMDiffFaces.Output(display_name="faces",
-                                        tooltip="The face analyser, for MM-Diff Subject Encoder.")],
+            outputs=[
+                MMDiffFaces.Output(
+                    display_name="faces", tooltip="The face analyser, for MM-Diff Subject Encoder."
+                )
+            ],
         )
 
     @classmethod
@@ -68,21 +90,37 @@ class ConvertCheckpoint(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="MMDiffConvert", display_name="Convert MM-Diff Checkpoint", category=CATEGORY, is_output_node=True,
+            node_id="MMDiffConvert",
+            display_name="Convert MM-Diff Checkpoint",
+            category=CATEGORY,
+            is_output_node=True,
             description="Converts a checkpoint to the other layout: a single .safetensors file, or "
-                        "the released folder of three .bin files.",
+            "the released folder of three .bin files.",
             inputs=[
-                io.Combo.Input("checkpoint", options=files.list_checkpoints() or [NOTHING_YET],
-                               tooltip="Checkpoint to convert, in models/mmdiff."),
-                io.String.Input("file_name", default="mm-diff-portrait.safetensors",
-                                tooltip="Name in models/mmdiff. A name ending in .safetensors "
-                                        "writes a single file; any other name writes the released "
-                                        "folder."),
-                io.Combo.Input("dtype", options=["fp16", "bf16", "fp32"], default="fp16",
-                               tooltip="Precision of the saved weights."),
-                io.Combo.Input("behaviour", options=[AS_STORED, *BEHAVIOURS], default=AS_STORED,
-                               tooltip="Behaviour to store in the checkpoint; see MM-Diff Text "
-                                       "Encode."),
+                io.Combo.Input(
+                    "checkpoint",
+                    options=files.list_checkpoints() or [NOTHING_YET],
+                    tooltip="Checkpoint to convert, in models/mmdiff.",
+                ),
+                io.String.Input(
+                    "file_name",
+                    default="mm-diff-portrait.safetensors",
+                    tooltip="Name in models/mmdiff. A name ending in .safetensors "
+                    "writes a single file; any other name writes the released "
+                    "folder.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=["fp16", "bf16", "fp32"],
+                    default="fp16",
+                    tooltip="Precision of the saved weights.",
+                ),
+                io.Combo.Input(
+                    "behaviour",
+                    options=[AS_STORED, *BEHAVIOURS],
+                    default=AS_STORED,
+                    tooltip="Behaviour to store in the checkpoint; see MM-Diff Text Encode.",
+                ),
             ],
             outputs=[io.String.Output(display_name="report", tooltip="What was written.")],
         )
@@ -97,7 +135,9 @@ class ConvertCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str, file_name: str, dtype: str, behaviour: str) -> io.NodeOutput:
-        report = convert_checkpoint(checkpoint, file_name, dtype, None if behaviour == AS_STORED else behaviour)
+        report = convert_checkpoint(
+            checkpoint, file_name, dtype, None if behaviour == AS_STORED else behaviour
+        )
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
 

@@ -1,4 +1,5 @@
 """Small World Loader, Small World Sprite: a small trained model, to try every node offline."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io
@@ -15,26 +16,30 @@ class SmallWorldLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="MMDiffSmallWorldLoader", display_name="Small World Loader", category=WORLD,
+            node_id="MMDiffSmallWorldLoader",
+            display_name="Small World Loader",
+            category=WORLD,
             description="Loads the small pixel-art model that comes with the pack and the MM-Diff "
-                        "adapter trained on it. The rest of the graph is the same as for SDXL. "
-                        "Images are 128 x 128 px (32 x 32 dots of 4 px).",
+            "adapter trained on it. The rest of the graph is the same as for SDXL. "
+            "Images are 128 x 128 px (32 x 32 dots of 4 px).",
             inputs=[],
             outputs=[
-                io.Model.Output(
-                                tooltip="The UNet, trained on scenes and captions "
-                                        "only."), io.Clip.Output(tooltip="Its text encoder."),
+                io.Model.Output(tooltip="The UNet, trained on scenes and captions only."),
+                io.Clip.Output(tooltip="Its text encoder."),
                 io.Vae.Output(tooltip="8 px per latent position, without weights."),
                 io.ClipVision.Output(tooltip="Its image encoder, for MM-Diff Subject Encoder."),
-                MMDiff.Output(display_name="mmdiff",
-                              tooltip="The adapter, for the other MM-Diff nodes."),
+                MMDiff.Output(
+                    display_name="mmdiff", tooltip="The adapter, for the other MM-Diff nodes."
+                ),
             ],
         )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
         base = small_world.load()
-        return io.NodeOutput(base.model, base.clip, base.vae, base.clip_vision, small_world.load_adapter())
+        return io.NodeOutput(
+            base.model, base.clip, base.vae, base.clip_vision, small_world.load_adapter()
+        )
 
 
 class SmallWorldSprite(io.ComfyNode):
@@ -42,36 +47,79 @@ class SmallWorldSprite(io.ComfyNode):
     def define_schema(cls):
         hue = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
         return schema(
-            node_id="MMDiffSmallWorldSprite", display_name="Small World Sprite", category=WORLD,
+            node_id="MMDiffSmallWorldSprite",
+            display_name="Small World Sprite",
+            category=WORLD,
             description="Draws reference images of one individual of the small world. Its two "
-                        "colours, pattern, eyes and accessory cannot be described in the prompt.",
+            "colours, pattern, eyes and accessory cannot be described in the prompt.",
             inputs=[
-                io.Combo.Input("kind", options=list(sprites.CLASSES),
-                               tooltip="Class of the individual: the noun before the marker in the "
-                                       "prompt."),
-                io.Float.Input("first_colour", default=0.6,
-                               tooltip="Hue of the body, 0 to 1: red 0, green 0.33, blue 0.67, red "
-                                       "1.", **hue),
-                io.Float.Input("second_colour", default=0.1,
-                               tooltip="Hue of the pattern and details, 0 to 1.", **hue),
-                io.Combo.Input("pattern", options=list(sprites.PATTERNS), default="stripes",
-                               tooltip="Pattern of the body."),
+                io.Combo.Input(
+                    "kind",
+                    options=list(sprites.CLASSES),
+                    tooltip="Class of the individual: the noun before the marker in the prompt.",
+                ),
+                io.Float.Input(
+                    "first_colour",
+                    default=0.6,
+                    tooltip="Hue of the body, 0 to 1: red 0, green 0.33, blue 0.67, red 1.",
+                    **hue,
+                ),
+                io.Float.Input(
+                    "second_colour",
+                    default=0.1,
+                    tooltip="Hue of the pattern and details, 0 to 1.",
+                    **hue,
+                ),
+                io.Combo.Input(
+                    "pattern",
+                    options=list(sprites.PATTERNS),
+                    default="stripes",
+                    tooltip="Pattern of the body.",
+                ),
                 io.Combo.Input("eyes", options=list(sprites.EYES), tooltip="Style of the eyes."),
-                io.Combo.Input("accessory", options=list(sprites.ACCESSORIES), default="crown",
-                               tooltip="Accessory that it wears."),
-                io.Int.Input("references", default=1, min=1, max=5,
-                             tooltip="Number of reference images. The first is plain; the others "
-                                     "vary in size, tilt and lighting, and some are partly "
-                                     "covered."),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, control_after_generate=False,
-                             tooltip="Seed for the reference variations."),
+                io.Combo.Input(
+                    "accessory",
+                    options=list(sprites.ACCESSORIES),
+                    default="crown",
+                    tooltip="Accessory that it wears.",
+                ),
+                io.Int.Input(
+                    "references",
+                    default=1,
+                    min=1,
+                    max=5,
+                    tooltip="Number of reference images. The first is plain; the others "
+                    "vary in size, tilt and lighting, and some are partly "
+                    "covered.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    control_after_generate=False,
+                    tooltip="Seed for the reference variations.",
+                ),
             ],
-            outputs=[io.Image.Output(
-                                     tooltip="Images of 128 x 128 px, for MM-Diff Subject "
-                                             "Encoder.")],
+            outputs=[
+                io.Image.Output(tooltip="Images of 128 x 128 px, for MM-Diff Subject Encoder.")
+            ],
         )
 
     @classmethod
-    def execute(cls, kind: str, first_colour: float, second_colour: float, pattern: str, eyes: str, accessory: str, references: int,
-                seed: int) -> io.NodeOutput:
-        return io.NodeOutput(small_world.draw_references(kind, first_colour, second_colour, pattern, eyes, accessory, references, seed))
+    def execute(
+        cls,
+        kind: str,
+        first_colour: float,
+        second_colour: float,
+        pattern: str,
+        eyes: str,
+        accessory: str,
+        references: int,
+        seed: int,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            small_world.draw_references(
+                kind, first_colour, second_colour, pattern, eyes, accessory, references, seed
+            )
+        )

@@ -1,4 +1,5 @@
 """Regions from attention maps, and the recording and display of attention maps."""
+
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
@@ -16,82 +17,157 @@ class FindSubjectRegions(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="MMDiffFindRegions", display_name="MM-Diff Find Regions", category=CATEGORY,
+            node_id="MMDiffFindRegions",
+            display_name="MM-Diff Find Regions",
+            category=CATEGORY,
             description="Separates subjects without a layout: the first steps record the attention "
-                        "maps of each subject's noun and tokens; afterwards each position belongs "
-                        "to the subject with the highest attention.",
+            "maps of each subject's noun and tokens; afterwards each position belongs "
+            "to the subject with the highest attention.",
             inputs=[
-                MMDiffSubjects.Input("subjects",
-                                     tooltip="Two or more subjects; they may have masks as well."),
-                io.Float.Input("settle", default=0.3, min=0.01, max=1.0, step=0.01,
-                               tooltip="Fraction of the denoising after which the regions apply. "
-                                       "Until then every subject is free."),
-                io.Boolean.Input("update", default=False,
-                                 tooltip="On: the regions keep following the attention maps. Off: "
-                                         "they stay fixed."),
-                io.Float.Input("sharpness", default=4.0, min=0.0, max=16.0, step=0.5,
-                               tooltip="How strictly a position belongs to one subject: 0 = not at "
-                                       "all, 8 = almost exclusively."),
-                io.Float.Input("image_share", default=0.5, min=0.0, max=1.0, step=0.05,
-                               tooltip="Weight of the subject tokens relative to the nouns when "
-                                       "regions are assigned."),
-                io.Boolean.Input("hold_tokens", default=True,
-                                 tooltip="Restrict the subject tokens (image branch) to the "
-                                         "regions."),
-                io.Boolean.Input("hold_nouns", default=False,
-                                 tooltip="Restrict the bound nouns in the text to the regions as "
-                                         "well."),
+                MMDiffSubjects.Input(
+                    "subjects", tooltip="Two or more subjects; they may have masks as well."
+                ),
+                io.Float.Input(
+                    "settle",
+                    default=0.3,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Fraction of the denoising after which the regions apply. "
+                    "Until then every subject is free.",
+                ),
+                io.Boolean.Input(
+                    "update",
+                    default=False,
+                    tooltip="On: the regions keep following the attention maps. Off: "
+                    "they stay fixed.",
+                ),
+                io.Float.Input(
+                    "sharpness",
+                    default=4.0,
+                    min=0.0,
+                    max=16.0,
+                    step=0.5,
+                    tooltip="How strictly a position belongs to one subject: 0 = not at "
+                    "all, 8 = almost exclusively.",
+                ),
+                io.Float.Input(
+                    "image_share",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Weight of the subject tokens relative to the nouns when "
+                    "regions are assigned.",
+                ),
+                io.Boolean.Input(
+                    "hold_tokens",
+                    default=True,
+                    tooltip="Restrict the subject tokens (image branch) to the regions.",
+                ),
+                io.Boolean.Input(
+                    "hold_nouns",
+                    default=False,
+                    tooltip="Restrict the bound nouns in the text to the regions as well.",
+                ),
             ],
-            outputs=[MMDiffSubjects.Output(display_name="subjects",
-                                           tooltip="Subjects for MM-Diff Text Encode.")],
+            outputs=[
+                MMDiffSubjects.Output(
+                    display_name="subjects", tooltip="Subjects for MM-Diff Text Encode."
+                )
+            ],
         )
 
     @classmethod
-    def execute(cls, subjects, settle: float, update: bool, sharpness: float, image_share: float, hold_tokens: bool, hold_nouns: bool
-                ) -> io.NodeOutput:
+    def execute(
+        cls,
+        subjects,
+        settle: float,
+        update: bool,
+        sharpness: float,
+        image_share: float,
+        hold_tokens: bool,
+        hold_nouns: bool,
+    ) -> io.NodeOutput:
         find = FindRegions(settle, update, sharpness, image_share)
-        return io.NodeOutput(tuple(s.within(find=find, hold_tokens=hold_tokens, hold_nouns=hold_nouns) for s in subjects))
+        return io.NodeOutput(
+            tuple(
+                s.within(find=find, hold_tokens=hold_tokens, hold_nouns=hold_nouns)
+                for s in subjects
+            )
+        )
 
 
 class WatchAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="MMDiffWatchAttention", display_name="MM-Diff Watch Attention", category=CATEGORY,
+            node_id="MMDiffWatchAttention",
+            display_name="MM-Diff Watch Attention",
+            category=CATEGORY,
             description="Records each subject's attention probability at every position while the "
-                        "sampler runs, for its noun and for its tokens. Connect `maps` to MM-Diff "
-                        "Attention Maps.",
+            "sampler runs, for its noun and for its tokens. Connect `maps` to MM-Diff "
+            "Attention Maps.",
             inputs=[
                 io.Model.Input("model", tooltip="Model from Apply MM-Diff Attention."),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Fraction of the denoising at which recording starts."),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Fraction of the denoising at which recording ends."),
-                io.Int.Input("strip", default=6, min=1, max=16,
-                             tooltip="Number of parts that the steps are grouped into."),
-                io.String.Input("layers", default="",
-                                tooltip="Layers to watch, by name: \"middle, output.1\". Empty = "
-                                        "up to twelve layers spread over the model. Layers that "
-                                        "are not watched add no cost."),
-                io.Boolean.Input("live", default=False,
-                                 tooltip="Show the latest maps on the node while the sampler runs, "
-                                         "at most twice a second."),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Fraction of the denoising at which recording starts.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Fraction of the denoising at which recording ends.",
+                ),
+                io.Int.Input(
+                    "strip",
+                    default=6,
+                    min=1,
+                    max=16,
+                    tooltip="Number of parts that the steps are grouped into.",
+                ),
+                io.String.Input(
+                    "layers",
+                    default="",
+                    tooltip='Layers to watch, by name: "middle, output.1". Empty = '
+                    "up to twelve layers spread over the model. Layers that "
+                    "are not watched add no cost.",
+                ),
+                io.Boolean.Input(
+                    "live",
+                    default=False,
+                    tooltip="Show the latest maps on the node while the sampler runs, "
+                    "at most twice a second.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Model for the sampler."),
-                MMDiffMaps.Output(display_name="maps",
-                                  tooltip="Attention maps of the latest run, for MM-Diff Attention "
-                                          "Maps."),
+                MMDiffMaps.Output(
+                    display_name="maps",
+                    tooltip="Attention maps of the latest run, for MM-Diff Attention Maps.",
+                ),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, start_percent: float, end_percent: float) -> bool | str:
-        return start_percent < end_percent or f"start_percent {start_percent} must be less than end_percent {end_percent}"
+        return (
+            start_percent < end_percent
+            or f"start_percent {start_percent} must be less than end_percent {end_percent}"
+        )
 
     @classmethod
-    def execute(cls, model, start_percent: float, end_percent: float, strip: int, layers: str, live: bool) -> io.NodeOutput:
+    def execute(
+        cls, model, start_percent: float, end_percent: float, strip: int, layers: str, live: bool
+    ) -> io.NodeOutput:
         view = live_view(cls.hidden.unique_id, page()) if live else None
         recorder = Recorder(WatchPlan(start_percent, end_percent, strip, layers), view)
         return io.NodeOutput(watch(model, recorder), recorder)
@@ -101,36 +177,54 @@ class ShowAttentionMaps(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="MMDiffAttentionMaps", display_name="MM-Diff Attention Maps", category=CATEGORY,
+            node_id="MMDiffAttentionMaps",
+            display_name="MM-Diff Attention Maps",
+            category=CATEGORY,
             description="Shows each subject's attention maps over the images that a watched model "
-                        "generated.",
+            "generated.",
             inputs=[
                 MMDiffMaps.Input("maps", tooltip="Recording from MM-Diff Watch Attention."),
                 io.Image.Input("image", tooltip="The decoded images of the same run."),
-                io.Combo.Input("kind", options=list(KINDS), default="both",
-                               tooltip="nouns: attention to the bound nouns in the text. tokens: "
-                                       "attention to the subject tokens. both: geometric mean of "
-                                       "the two."),
-                io.Float.Input("opacity", default=0.6, min=0.0, max=1.0, step=0.05,
-                               tooltip="Opacity of the heat map over the image."),
+                io.Combo.Input(
+                    "kind",
+                    options=list(KINDS),
+                    default="both",
+                    tooltip="nouns: attention to the bound nouns in the text. tokens: "
+                    "attention to the subject tokens. both: geometric mean of "
+                    "the two.",
+                ),
+                io.Float.Input(
+                    "opacity",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Opacity of the heat map over the image.",
+                ),
             ],
             outputs=[
-                io.Image.Output(display_name="overlay",
-                                tooltip="Heat map over each image, one per subject."),
-                io.Mask.Output(display_name="masks",
-                               tooltip="The same maps as masks in 0..1, by image, then by "
-                                       "subject."),
-                io.Image.Output(display_name="strip",
-                                tooltip="One row per subject of the first image, with steps from "
-                                        "left to right."),
+                io.Image.Output(
+                    display_name="overlay", tooltip="Heat map over each image, one per subject."
+                ),
+                io.Mask.Output(
+                    display_name="masks",
+                    tooltip="The same maps as masks in 0..1, by image, then by subject.",
+                ),
+                io.Image.Output(
+                    display_name="strip",
+                    tooltip="One row per subject of the first image, with steps from "
+                    "left to right.",
+                ),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, **kwargs) -> float:
-        return float("nan")         # what was recorded is not among the inputs
+        return float("nan")  # what was recorded is not among the inputs
 
     @classmethod
     def execute(cls, maps, image, kind: str, opacity: float) -> io.NodeOutput:
         over, masks, steps, said = show_maps(maps.maps, image, kind, opacity)
-        return io.NodeOutput(over, masks, steps, ui={**ui.PreviewImage(over, cls=cls).as_dict(), "text": (said,)})
+        return io.NodeOutput(
+            over, masks, steps, ui={**ui.PreviewImage(over, cls=cls).as_dict(), "text": (said,)}
+        )

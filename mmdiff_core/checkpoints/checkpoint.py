@@ -5,6 +5,7 @@ Nothing is executed: .bin files are read with torch's weights-only unpickler, an
 more is refused. Every key is accounted for; a wrong one is named with what was found, what was
 expected, and the likely cause.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -46,6 +47,7 @@ class CheckpointError(ValueError):
 
 # ---------------------------------------------------------------- reading
 
+
 def is_official_folder(path: Path) -> bool:
     """Whether a folder holds any of the three official files (a partial one is then refused by
     name)."""
@@ -66,8 +68,11 @@ def read_official(folder: Path) -> tuple[MMDiffConfig, Tensors]:
     flat = {f"modules.{k}": v for k, v in _modules(config, groups).items()}
     flat |= {f"unet.{k}": v for k, v in _pairs(UNET_FILE, unet, released.unet_keys(config)).items()}
     flat |= {f"text.{k}": v for k, v in _text(config, text).items()}
-    flat |= {f"vision.{k}": v for k, v in groups[VISION_GROUP].items()
-             if k not in released.VISION_IGNORED}
+    flat |= {
+        f"vision.{k}": v
+        for k, v in groups[VISION_GROUP].items()
+        if k not in released.VISION_IGNORED
+    }
     return config, flat
 
 
@@ -82,11 +87,12 @@ def read_single(path: Path) -> tuple[MMDiffConfig, Tensors]:
                     f"{header.get('format')!r}, expected {FORMAT!r}. Convert MM-Diff Checkpoint "
                     "writes this format from a released folder."
                 )
-            tensors = {key: file.get_tensor(key) for key in file.keys()}    # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return config_of(header, path.name), tensors
     except SafetensorError as error:
-        raise CheckpointError(f"{path.name} cannot be read as safetensors ({error}): is the "
-                              f"download complete?") from error
+        raise CheckpointError(
+            f"{path.name} cannot be read as safetensors ({error}): is the download complete?"
+        ) from error
 
 
 def config_of(header: Mapping[str, str], name: str) -> MMDiffConfig:
@@ -118,19 +124,22 @@ def history(path: Path) -> str:
 
 def _read_bin(path: Path) -> dict:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True,
-                           mmap=zipfile.is_zipfile(path) or None)
+        found = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
+        )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path.name} contains more than weights ({_reason(error)}); "
-            "loading it could run code, so it is refused"
+            f"{path.name} contains more than weights ({_reason(error)}); loading it could run "
+            "code, so it is refused"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path.name} cannot be read ({_reason(error)}): is the download "
-                              f"complete?") from error
+        raise CheckpointError(
+            f"{path.name} cannot be read ({_reason(error)}): is the download complete?"
+        ) from error
     if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path.name} contains a {type(found).__name__}, expected a "
-                              "dictionary of weights")
+        raise CheckpointError(
+            f"{path.name} contains a {type(found).__name__}, expected a dictionary of weights"
+        )
     return dict(found)
 
 
@@ -142,8 +151,10 @@ def _custom_groups(custom: Mapping) -> dict[str, Tensors]:
     expected = {*released.MODULES, VISION_GROUP}
     if set(custom) != expected:
         missing, unknown = sorted(expected - set(custom)), sorted(set(custom) - expected)
-        raise CheckpointError(f"{CUSTOM_FILE}: groups missing {missing}, unknown {unknown}; "
-                              f"expected {sorted(expected)}. {LIKELY}")
+        raise CheckpointError(
+            f"{CUSTOM_FILE}: groups missing {missing}, unknown {unknown}; expected "
+            f"{sorted(expected)}. {LIKELY}"
+        )
     if wrong := sorted(k for k, v in custom.items() if not isinstance(v, Mapping)):
         raise CheckpointError(f"{CUSTOM_FILE}: {wrong} should each be a dictionary of weights")
     return {k: dict(v) for k, v in custom.items()}
@@ -168,15 +179,17 @@ def _official_config(unet: Tensors, own: list[Base]) -> MMDiffConfig:
 
 
 def _modules(config: MMDiffConfig, groups: Mapping[str, Tensors]) -> Tensors:
-    stems = {(group, theirs): ours
-             for ours, (group, theirs) in released.module_keys(config).items()}
+    stems = {
+        (group, theirs): ours for ours, (group, theirs) in released.module_keys(config).items()
+    }
     found = {}
     for group in released.MODULES:
         for key, tensor in groups[group].items():
             stem, part = key.rsplit(".", 1)
             if (group, stem) not in stems:
-                raise CheckpointError(f"{CUSTOM_FILE}: unknown key {group}.{key} "
-                                      f"{tuple(tensor.shape)}. {LIKELY}")
+                raise CheckpointError(
+                    f"{CUSTOM_FILE}: unknown key {group}.{key} {tuple(tensor.shape)}. {LIKELY}"
+                )
             found[f"{stems[group, stem]}.{part}"] = tensor
     return found
 
@@ -190,39 +203,48 @@ def _pairs(file: str, tensors: Tensors, *tables: Mapping[str, str]) -> Tensors:
         if stem not in ours or part not in ("down", "up") or not key.endswith(".weight"):
             raise CheckpointError(f"{file}: unknown key {key} {tuple(tensor.shape)}. {LIKELY}")
         if (name := f"{ours[stem]}.{part}") in found:
-            raise CheckpointError(f"{file}: {key} appears twice, in upstream's old and new "
-                                  "spelling")
+            raise CheckpointError(
+                f"{file}: {key} appears twice, in upstream's old and new spelling"
+            )
         found[name] = tensor
     return found
 
 
 def _text(config: MMDiffConfig, tensors: Tensors) -> Tensors:
-    return _pairs(TEXT_FILE, tensors, released.text_keys(config),
-                  released.text_keys(config, old_style=True))
+    return _pairs(
+        TEXT_FILE, tensors, released.text_keys(config), released.text_keys(config, old_style=True)
+    )
 
 
 # ---------------------------------------------------------------- checking
 
+
 def check(config: MMDiffConfig, flat: Tensors, name: str) -> None:
     """Every key known, none missing, every shape right. CheckpointError names the first wrong
     ones."""
-    if wrong := sorted(k for k, v in flat.items() if not isinstance(v, Tensor)
-                       or v.dtype not in FLOATS):
-        raise CheckpointError(f"{name}: {wrong[0]} is not a float16, bfloat16 or float32 tensor. "
-                              f"{LIKELY}")
+    if wrong := sorted(
+        k for k, v in flat.items() if not isinstance(v, Tensor) or v.dtype not in FLOATS
+    ):
+        raise CheckpointError(
+            f"{name}: {wrong[0]} is not a float16, bfloat16 or float32 tensor. {LIKELY}"
+        )
     expected = expected_shapes(config, flat)
     problems = [f"missing key {k} {expected[k]}" for k in sorted(set(expected) - set(flat))]
     allowed = expected | {f"vision.{k}": v for k, v in shapes.vision_shapes(config).items()}
-    problems += [f"unknown key {k} {tuple(flat[k].shape)}"
-                 for k in sorted(set(flat) - set(allowed))]
+    problems += [
+        f"unknown key {k} {tuple(flat[k].shape)}" for k in sorted(set(flat) - set(allowed))
+    ]
     problems += [
         f"{k} has shape {tuple(flat[k].shape)}, expected {allowed[k]}"
-        for k in sorted(set(flat) & set(allowed)) if tuple(flat[k].shape) != allowed[k]
+        for k in sorted(set(flat) & set(allowed))
+        if tuple(flat[k].shape) != allowed[k]
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise CheckpointError(f"{name} does not fit {config.name} on {config.base.name}: "
-                              f"{'; '.join(problems[:3])}{more}. {LIKELY}")
+        raise CheckpointError(
+            f"{name} does not fit {config.name} on {config.base.name}: "
+            f"{'; '.join(problems[:3])}{more}. {LIKELY}"
+        )
 
 
 def expected_shapes(config: MMDiffConfig, flat: Tensors) -> dict[str, shapes.Shape]:
@@ -233,8 +255,11 @@ def expected_shapes(config: MMDiffConfig, flat: Tensors) -> dict[str, shapes.Sha
     expected |= {f"unet.{k}": v for k, v in shapes.unet_shapes(config, unet_rank).items()}
     for encoder in config.encoders:
         for projections in released.TEXT_FAMILIES.values():
-            stems = [s for s in released.text_stems(config) if s.startswith(f"{encoder}.")
-                     and s.endswith(projections)]
+            stems = [
+                s
+                for s in released.text_stems(config)
+                if s.startswith(f"{encoder}.") and s.endswith(projections)
+            ]
             present = [s for s in stems if f"text.{s}.down" in flat or f"text.{s}.up" in flat]
             if not present:
                 continue
@@ -246,12 +271,16 @@ def expected_shapes(config: MMDiffConfig, flat: Tensors) -> dict[str, shapes.Sha
 
 
 def _rank(flat: Tensors, prefix: str) -> int:
-    downs = (v.shape[0] for k, v in flat.items() if k.startswith(prefix) and k.endswith(".down")
-             and v.ndim == 2)
+    downs = (
+        v.shape[0]
+        for k, v in flat.items()
+        if k.startswith(prefix) and k.endswith(".down") and v.ndim == 2
+    )
     return next(downs, 64)
 
 
 # ---------------------------------------------------------------- building and writing
+
 
 def split(flat: Tensors) -> dict[str, Tensors]:
     """Flat tensors by group, prefixes taken off."""
@@ -268,8 +297,9 @@ def fingerprint(config: MMDiffConfig, flat: Tensors) -> str:
     digest = hashlib.sha256(config.to_json().encode())
     for key in sorted(flat):
         head = flat[key].flatten()[:64].to(torch.float16)
-        digest.update(f"{key}{tuple(flat[key].shape)}".encode()
-                      + head.view(torch.int16).numpy().tobytes())
+        digest.update(
+            f"{key}{tuple(flat[key].shape)}".encode() + head.view(torch.int16).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]
 
 
@@ -283,9 +313,13 @@ def build(config: MMDiffConfig, flat: Tensors, source: str, ops=nn) -> MMDiffAda
     modules.to(kept)
     modules.load_state_dict(groups["modules"], strict=True)
     return MMDiffAdapter(
-        config=config, modules=modules, unet=collect_pairs(groups["unet"]),
+        config=config,
+        modules=modules,
+        unet=collect_pairs(groups["unet"]),
         text=collect_pairs(groups["text"]),
-        vision=groups["vision"], fingerprint=fingerprint(config, flat), source=source,
+        vision=groups["vision"],
+        fingerprint=fingerprint(config, flat),
+        source=source,
     )
 
 
@@ -295,27 +329,40 @@ def load(path: Path, ops=nn) -> MMDiffAdapter:
     return build(config, flat, Path(path).name, ops)
 
 
-def save_single(path: Path, config: MMDiffConfig, flat: Tensors, dtype: torch.dtype = torch.float16,
-                extra: Mapping[str, str] | None = None) -> None:
+def save_single(
+    path: Path,
+    config: MMDiffConfig,
+    flat: Tensors,
+    dtype: torch.dtype = torch.float16,
+    extra: Mapping[str, str] | None = None,
+) -> None:
     """Write our layout; the file appears under its name only when it is whole."""
     check(config, flat, path.name)
-    header = {**(extra or {}), "format": FORMAT, "format_version": VERSION,
-              "config": config.to_json()}
+    header = {
+        **(extra or {}),
+        "format": FORMAT,
+        "format_version": VERSION,
+        "config": config.to_json(),
+    }
     if BASES.get(config.base.name) != config.base:
         header["base"] = config.base.to_json()
     part = path.with_name(path.name + ".part")
-    save_file({k: v.to(dtype).contiguous().clone() for k, v in flat.items()}, str(part),
-              metadata=header)
+    save_file(
+        {k: v.to(dtype).contiguous().clone() for k, v in flat.items()}, str(part), metadata=header
+    )
     part.replace(path)
 
 
-def save_official(folder: Path, config: MMDiffConfig, flat: Tensors,
-                  dtype: torch.dtype = torch.float16) -> None:
+def save_official(
+    folder: Path, config: MMDiffConfig, flat: Tensors, dtype: torch.dtype = torch.float16
+) -> None:
     """Write the released layout (portrait adapters on two text encoders only: the layout has no
     place for others)."""
     if not config.variant.reads_faces or config.encoders != ("l", "g"):
-        raise CheckpointError("the released layout supports only portrait adapters for SDXL; this one is "
-                              f"{config.name}")
+        raise CheckpointError(
+            "the released layout supports only portrait adapters for SDXL; this one is "
+            f"{config.name}"
+        )
     check(config, flat, folder.name)
     groups = split({k: v.to(dtype).contiguous() for k, v in flat.items()})
     custom: dict[str, Tensors] = {group: {} for group in released.MODULES}
@@ -333,8 +380,10 @@ def save_official(folder: Path, config: MMDiffConfig, flat: Tensors,
 
 
 def _upstream(pairs: Tensors, table: Mapping[str, str]) -> Tensors:
-    return {f"{table[key.rsplit('.', 1)[0]]}.{key.rsplit('.', 1)[1]}.weight": v
-            for key, v in pairs.items()}
+    return {
+        f"{table[key.rsplit('.', 1)[0]]}.{key.rsplit('.', 1)[1]}.weight": v
+        for key, v in pairs.items()
+    }
 
 
 def convert(source: Path, target: Path, dtype: str = "fp16", behaviour: str | None = None) -> str:
@@ -353,5 +402,7 @@ def convert(source: Path, target: Path, dtype: str = "fp16", behaviour: str | No
     target.parent.mkdir(parents=True, exist_ok=True)
     (save_single if single else save_official)(Path(target), config, flat, DTYPES[dtype])
     count = sum(t.numel() for t in flat.values())
-    return (f"{Path(source).name} -> {target.name}: {config.name}, {len(flat)} tensors, "
-            f"{count / 1e6:.1f} M values, {dtype}")
+    return (
+        f"{Path(source).name} -> {target.name}: {config.name}, {len(flat)} tensors, "
+        f"{count / 1e6:.1f} M values, {dtype}"
+    )

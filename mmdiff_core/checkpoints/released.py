@@ -5,6 +5,7 @@ Upstream's spellings live here and nowhere else. Groups of our flat layout:
     modules.<SubjectModules key>          unet.<path>.<attn>.<projection>.down|up
     text.<l|g>.layers.<i>.<...>.down|up   vision.<transformers CLIP key>
 """
+
 from __future__ import annotations
 
 import re
@@ -16,17 +17,22 @@ UNET_FILE = "unet_adapter_weights.bin"
 TEXT_FILE = "text_encoder_adapter_weights.bin"
 CUSTOM_FILE = "custom_weights.bin"
 FILES = (UNET_FILE, TEXT_FILE, CUSTOM_FILE)
-BASE_FILE = "base.json"     # beside them, the record of a base that `bases.BASES` does not have
+BASE_FILE = "base.json"  # beside them, the record of a base that `bases.BASES` does not have
 
 # custom_weights.bin: group -> {upstream module: ours}; {} runs over the refiner's blocks
 MODULES: dict[str, dict[str, str]] = {
     "obj_embeds_proj": {
-        "layernorm": "subject_to_text.norm", "fc": "subject_to_text.hidden",
-        "proj_1": "subject_to_text.project.l", "proj_2": "subject_to_text.project.g",
+        "layernorm": "subject_to_text.norm",
+        "fc": "subject_to_text.hidden",
+        "proj_1": "subject_to_text.project.l",
+        "proj_2": "subject_to_text.project.g",
     },
     "face_embeds_proj": {
-        "proj.0": "query.hidden", "proj.2": "query.tokens", "layer_norm": "query.norm",
-        "refiner.proj_in": "refiner.project_patches", "refiner.proj_out": "refiner.project_out",
+        "proj.0": "query.hidden",
+        "proj.2": "query.tokens",
+        "layer_norm": "query.norm",
+        "refiner.proj_in": "refiner.project_patches",
+        "refiner.proj_out": "refiner.project_out",
         "refiner.norm_out": "refiner.norm_out",
         "refiner.layers.{}.0.norm1": "refiner.blocks.{}.norm_patches",
         "refiner.layers.{}.0.norm2": "refiner.blocks.{}.norm_queries",
@@ -43,8 +49,12 @@ MODULES: dict[str, dict[str, str]] = {
 VISION_GROUP = "image_encoder"
 
 UNET_PROJECTIONS = {
-    "to_q": "to_q_lora", "to_k": "to_k_lora", "to_v": "to_v_lora", "to_out": "to_out_lora",
-    "to_k_image": "to_k_lora_image", "to_v_image": "to_v_lora_image",
+    "to_q": "to_q_lora",
+    "to_k": "to_k_lora",
+    "to_v": "to_v_lora",
+    "to_out": "to_out_lora",
+    "to_k_image": "to_k_lora_image",
+    "to_v_image": "to_v_lora_image",
 }
 # the layout has room for these two
 TEXT_ENCODERS = {"l": "text_encoder", "g": "text_encoder_2"}
@@ -65,15 +75,28 @@ TEXT_FAMILIES = {
 
 # transformers' CLIP vision tower below "vision_model.": what may be fine-tuned
 VISION_KEYS = (
-    "vision_model.embeddings.class_embedding", "vision_model.embeddings.patch_embedding.weight",
+    "vision_model.embeddings.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight",
     "vision_model.embeddings.position_embedding.weight",
-    "vision_model.pre_layrnorm.weight", "vision_model.pre_layrnorm.bias",
-    "vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias",
+    "vision_model.pre_layrnorm.weight",
+    "vision_model.pre_layrnorm.bias",
+    "vision_model.post_layernorm.weight",
+    "vision_model.post_layernorm.bias",
     "visual_projection.weight",
-    *(f"vision_model.encoder.layers.{{}}.{module}.{part}" for part in ("weight", "bias")
-      for module in (
-        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
-        "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")),
+    *(
+        f"vision_model.encoder.layers.{{}}.{module}.{part}"
+        for part in ("weight", "bias")
+        for module in (
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.out_proj",
+            "layer_norm1",
+            "layer_norm2",
+            "mlp.fc1",
+            "mlp.fc2",
+        )
+    ),
 )
 # a buffer of older transformers, not a weight
 VISION_IGNORED = ("vision_model.embeddings.position_ids",)
@@ -106,7 +129,8 @@ def text_stems(config: MMDiffConfig) -> list[str]:
     """Our "text." stems: attention and mlp of every layer of every text encoder."""
     return [
         f"{encoder.name}.layers.{i}.{projection}"
-        for encoder in config.base.text for i in range(encoder.depth)
+        for encoder in config.base.text
+        for i in range(encoder.depth)
         for projection in TEXT_PROJECTIONS
     ]
 

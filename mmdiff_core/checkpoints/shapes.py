@@ -1,4 +1,5 @@
 """Shapes of every tensor a checkpoint may hold, by our flat names without their group."""
+
 from __future__ import annotations
 
 import re
@@ -45,7 +46,8 @@ def vision_shapes(config: MMDiffConfig) -> dict[str, Shape]:
     special: dict[str, Shape] = {
         "patch_embedding.weight": (width, 3, patch, patch),
         "position_embedding.weight": (positions, width),
-        "visual_projection.weight": (config.cls_width, width), "fc1.weight": (inner, width),
+        "visual_projection.weight": (config.cls_width, width),
+        "fc1.weight": (inner, width),
         "fc1.bias": (inner,),
         "fc2.weight": (width, inner),
     }
@@ -77,5 +79,6 @@ def guess_base(shapes: Mapping[str, Shape], bases: Iterable[Base]) -> Base:
 
 def query_widths(base: Base) -> tuple[int, ...]:
     """Width of every attention layer in checkpoint order."""
-    return tuple(block.width for _, block, _, projection in layer_pairs(base)
-                 if projection == "to_q")
+    return tuple(
+        block.width for _, block, _, projection in layer_pairs(base) if projection == "to_q"
+    )

@@ -5,6 +5,7 @@ A command's module has a docstring (its help; the first line is its summary), `a
 it imports first thing in `run`: when the command was chosen, and after `use_comfyui` where ComfyUI
 is needed. So the help of all commands is there at once.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -57,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, module in COMMANDS.items():
         summary = module.__doc__.partition("\n")[0]
         own = chosen.add_parser(
-            name, help=summary, description=module.__doc__,
+            name,
+            help=summary,
+            description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(own)

@@ -7,6 +7,7 @@ as `save_pretrained` writes them: BLIP or BLIP-2, Grounding DINO, SAM or SAM 2. 
 same OUT to go on. Beside OUT: OUT_rejected.jsonl, a line with the reason for each image that was
 left out (delete it to try them again), and OUT_previews/, images with their annotations.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,19 +18,27 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
+
     def add(name: str, text: str, **options) -> None:
         parser.add_argument(name, help=text, **options)
 
     add("folder", "images, also in folders below", type=Path)
     add("out", "name ending in .jsonl; continued if it is there", type=Path)
-    add("--captioner", "folder of a BLIP or BLIP-2 model; not needed where all images have a .txt",
-        type=Path)
+    add(
+        "--captioner",
+        "folder of a BLIP or BLIP-2 model; not needed where all images have a .txt",
+        type=Path,
+    )
     add("--grounder", "folder of a Grounding DINO model", type=Path, required=True)
     add("--segmenter", "folder of a SAM or SAM 2 model", type=Path, required=True)
-    add("--classes", "file of class nouns, one a line; the default is a list of common ones",
-        type=Path)
-    add("--threshold", "smallest score of a detection, 0..1 (default: 0.3)", type=float,
-        default=0.3)
+    add(
+        "--classes",
+        "file of class nouns, one a line; the default is a list of common ones",
+        type=Path,
+    )
+    add(
+        "--threshold", "smallest score of a detection, 0..1 (default: 0.3)", type=float, default=0.3
+    )
     add("--most", "most subjects of an image, from 1 (default: 4)", type=int, default=4)
     add("--previews", "images between two previews; 0 = none (default: 50)", type=int, default=50)
     add("--device", "of torch, as cuda:1; the default is the first GPU, else the CPU")

@@ -1,7 +1,8 @@
 """Convert an official checkpoint folder to one .safetensors, or back.
 
-    python -m mmdiff_core convert SOURCE TARGET [--dtype fp16] [--behaviour released]
+python -m mmdiff_core convert SOURCE TARGET [--dtype fp16] [--behaviour released]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -10,14 +11,15 @@ from pathlib import Path
 
 from ..config import BEHAVIOURS
 
-DTYPES = ("bf16", "fp16", "fp32")     # of `checkpoint.DTYPES`, which needs torch
+DTYPES = ("bf16", "fp16", "fp32")  # of `checkpoint.DTYPES`, which needs torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.add_argument("source", type=Path, help="official folder or .safetensors")
     parser.add_argument(
-        "target", type=Path,
+        "target",
+        type=Path,
         help="name ending in .safetensors, or a folder for the official layout",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")

@@ -5,6 +5,7 @@
 The node MM-Diff Doctor gives the same report. Nothing is downloaded or changed, and nothing that is
 missing is an error: it is a line.
 """
+
 from __future__ import annotations
 
 import argparse

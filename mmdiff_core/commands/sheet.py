@@ -3,6 +3,7 @@
     python -m mmdiff_core sheet REF1.png REF2.png --out sheet.png \\
         --prompt "a ghost<|subj|> and a cat<|subj|> at night"
 """
+
 from __future__ import annotations
 
 import argparse

@@ -4,6 +4,7 @@
 
 It prints how much of the pairs' energy is kept.
 """
+
 from __future__ import annotations
 
 import argparse

@@ -6,6 +6,7 @@
 RUN.json is a `training.config.RunConfig`. OUT receives states to go on from, samples, and
 adapter.safetensors for Load MM-Diff. Run it again with the same OUT to go on.
 """
+
 from __future__ import annotations
 
 import argparse

@@ -1,1 +1,2 @@
-"""The only part that imports comfy and folder_paths: files, model patchers, encoders, conditioning, attention slots."""
+"""The only part that imports comfy and folder_paths: files, model patchers, encoders, conditioning,
+attention slots."""

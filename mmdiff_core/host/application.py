@@ -9,6 +9,7 @@ What happens when:
     slot.py          once a layer: the text branch as it was, then the image branch for those rows
                      alone
 """
+
 from __future__ import annotations
 
 import math
@@ -34,23 +35,25 @@ class Strength:
     """How strongly an adapter acts, as on the Apply node."""
 
     fuse_scale: float = 0.8
-    start: float = 0.0          # fraction of the denoising where the image branch begins
-    end: float = 1.0            # ... and ends
+    start: float = 0.0  # fraction of the denoising where the image branch begins
+    end: float = 1.0  # ... and ends
     lora: float = 1.0
-    layers: str = ""            # factors on single layers' image branch: see `layer_weights`
+    layers: str = ""  # factors on single layers' image branch: see `layer_weights`
 
 
 class Application:
     """One Apply on one model: the key its state goes by, and the wrappers that make it."""
 
-    def __init__(self, adapter: MMDiffAdapter, strength: Strength,
-                 blocks: Sequence[TransformerBlock]):
+    def __init__(
+        self, adapter: MMDiffAdapter, strength: Strength, blocks: Sequence[TransformerBlock]
+    ):
         self.adapter = adapter
         self.strength = strength
         factors = layer_factors(strength.layers, blocks)
         # lambda of each layer
-        self.scales = {slot: strength.fuse_scale * factor for slot, factor in factors.items()
-                       if factor != 0}
+        self.scales = {
+            slot: strength.fuse_scale * factor for slot, factor in factors.items() if factor != 0
+        }
         self.blocks = tuple(block for block in blocks if block.slot in self.scales)
         self.watched = watched_slots(self.blocks)
         self.key = f"mmdiff-{adapter.fingerprint}"
@@ -64,11 +67,13 @@ class Application:
         model_options = extra_args["model_options"]
         options = model_options.get("transformer_options", {})
         run = self.make_run(guider, sigmas, noise, model_options)
-        extra_args = {**extra_args,
-                      "model_options": {**model_options,
-                                        "transformer_options": {**options, self.key: run}}}
-        latents = executor(guider, sigmas, extra_args, run.steps.counting(callback), noise, *args,
-                           **kwargs)
+        extra_args = {
+            **extra_args,
+            "model_options": {**model_options, "transformer_options": {**options, self.key: run}},
+        }
+        latents = executor(
+            guider, sigmas, extra_args, run.steps.counting(callback), noise, *args, **kwargs
+        )
         self.check_called(run)
         return latents
 
@@ -78,9 +83,17 @@ class Application:
         prompts = label_conds(guider.conds, self.adapter.fingerprint)
         model, latent = guider.inner_model, tuple(noise.shape[-2:])
         states = {
-            id(p): self.make_state(p, model.diffusion_model, model_dtype(model), noise.device,
-                                   len(noise), length, sigmas, latent,
-                                   model.model_sampling)
+            id(p): self.make_state(
+                p,
+                model.diffusion_model,
+                model_dtype(model),
+                noise.device,
+                len(noise),
+                length,
+                sigmas,
+                latent,
+                model.model_sampling,
+            )
             for p, length in prompts.items()
         }
         options = model_options.get("transformer_options", {})
@@ -88,10 +101,12 @@ class Application:
         acts = bool(prompts) and self.strength.fuse_scale != 0
         if acts:
             self.check_holding(states.values(), slots)
-        devices = [device for device in model_options.get("multigpu_clones", ())
-                   if device != noise.device]
-        copies = {device: {i: state.on(device) for i, state in states.items()}
-                  for device in devices}
+        devices = [
+            device for device in model_options.get("multigpu_clones", ()) if device != noise.device
+        ]
+        copies = {}
+        for device in devices:
+            copies[device] = {i: state.on(device) for i, state in states.items()}
         window = Window.of(model.model_sampling, self.strength.start, self.strength.end)
         return Run(states, copies, window, latent, self.unsure_slots(slots) if acts else {})
 
@@ -100,11 +115,14 @@ class Application:
         in our slots."""
         if not any(state.holds_nouns for state in states):
             return
-        others = [patch.inner for patch in slots.values() if isinstance(patch, SubjectAttention)
-                  and patch.inner is not None]
+        others = [
+            patch.inner
+            for patch in slots.values()
+            if isinstance(patch, SubjectAttention) and patch.inner is not None
+        ]
         if others:
             raise RuntimeError(
-                f"MM-Diff: hold_nouns is on, but another node replaced the text attention in "
+                "MM-Diff: hold_nouns is on, but another node replaced the text attention in "
                 f"{len(others)} layers ({_name_of(others[0])}); turn hold_nouns off, or remove "
                 "that node"
             )
@@ -131,10 +149,18 @@ class Application:
                 "patches"
             )
 
-    def make_state(self, prompt: BoundPrompt, diffusion_model: UNetModel, dtype: torch.dtype,
-                   device: torch.device, pictures: int = 1,
-                   length: int = 0, sigmas: Tensor | None = None, latent: tuple[int, int] = (1, 1),
-                   sampling=None) -> PromptState:
+    def make_state(
+        self,
+        prompt: BoundPrompt,
+        diffusion_model: UNetModel,
+        dtype: torch.dtype,
+        device: torch.device,
+        pictures: int = 1,
+        length: int = 0,
+        sigmas: Tensor | None = None,
+        latent: tuple[int, int] = (1, 1),
+        sampling=None,
+    ) -> PromptState:
         """K and V of a prompt's subjects at every layer, through the layers' own modules; with the
         `length` of its text, what tells its columns apart, and with `sigmas` what finds its
         subjects' regions."""
@@ -154,8 +180,9 @@ class Application:
             columns = Columns.of(prompt.subjects, prompt.nouns, length, device)
         finder = None
         if columns is not None and sigmas is not None:
-            finder = make_finder(prompt.subjects, columns, sigmas, sampling, latent, pictures,
-                                 self.watched, device)
+            finder = make_finder(
+                prompt.subjects, columns, sigmas, sampling, latent, pictures, self.watched, device
+            )
         return PromptState(prompt, keys, Side.both(prompt.subjects, device), columns, finder)
 
     # ------------------------------------------------------------ once a model call
@@ -167,12 +194,17 @@ class Application:
         transformer_options = {**transformer_options, self.key: call}
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
-    def groups(self, rows: tuple[Row, ...], batch: int, device: torch.device,
-               transformer_options: dict) -> tuple[Group, ...]:
+    def groups(
+        self, rows: tuple[Row, ...], batch: int, device: torch.device, transformer_options: dict
+    ) -> tuple[Group, ...]:
         """Neighbouring equal rows that carry subjects of this adapter, and their state on
         `device`."""
-        mine = [row if row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint
-                else NOTHING for row in rows]
+        mine = [
+            row
+            if row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint
+            else NOTHING
+            for row in rows
+        ]
         if all(row.prompt is None for row in mine):
             return ()
         run = transformer_options.get(self.key)
@@ -184,8 +216,9 @@ class Application:
             )
         if len(mine) != batch:
             raise RuntimeError(
-                f"MM-Diff: the model was called with {batch} rows, but the conditioning describes {len(mine)}; a node between "
-                "sampler and model splits the batch so that its rows can no longer be matched"
+                f"MM-Diff: the model was called with {batch} rows, but the conditioning describes "
+                f"{len(mine)}; a node between sampler and model splits the batch so that its rows "
+                "can no longer be matched"
             )
         factor = run.window.factor(transformer_options["sigmas"])
         if isinstance(factor, float) and factor == 0:
@@ -199,12 +232,24 @@ class Application:
             if row.prompt is not None:
                 state = states[id(row.prompt)]
                 watchers = self.watchers(state, run.steps, recording)
-                groups.append(Group(start, stop, state, row.area, run.latent, factor, row.image,
-                                    state.regions(run.steps), watchers))
+                groups.append(
+                    Group(
+                        start,
+                        stop,
+                        state,
+                        row.area,
+                        run.latent,
+                        factor,
+                        row.image,
+                        state.regions(run.steps),
+                        watchers,
+                    )
+                )
         return tuple(groups)
 
-    def watchers(self, state: PromptState, steps: StepCounter,
-                 recording: Recording | None) -> tuple[Watcher, ...]:
+    def watchers(
+        self, state: PromptState, steps: StepCounter, recording: Recording | None
+    ) -> tuple[Watcher, ...]:
         """Who records a prompt's attention at this step."""
         finder = state.finder
         if finder is not None and not finder.looks_at(steps.step):
@@ -240,16 +285,18 @@ def label_conds(conds: dict[str, list[dict]], adapter: str) -> dict[BoundPrompt,
             prompt = rows.cond[0].prompt if ours else None
             if prompt is not None and (_zeroed(cond) or not prompt.shows):
                 prompt = None
-            changes: dict = {"model_conds": {**cond["model_conds"],
-                                             KEY: SubjectRows((Row(prompt),))}}
+            changes: dict = {
+                "model_conds": {**cond["model_conds"], KEY: SubjectRows((Row(prompt),))}
+            }
             if ours and rows.cond[0].prompt is None and "timestep_end" in cond:
                 end = torch.tensor(cond["timestep_end"], dtype=torch.float32)
                 changes["timestep_end"] = torch.nextafter(end, torch.tensor(math.inf)).item()
             conds[kind][i] = {**cond, **changes}
             if prompt is not None and prompt.adapter == adapter:
                 text = cond["model_conds"].get("c_crossattn")
-                prompts[prompt] = max(prompts.get(prompt, 0), 0 if text is None
-                                      else text.cond.shape[1])
+                prompts[prompt] = max(
+                    prompts.get(prompt, 0), 0 if text is None else text.cond.shape[1]
+                )
     return prompts
 
 

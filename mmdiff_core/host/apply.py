@@ -1,5 +1,6 @@
 """Apply: a clone of a model that shows subjects. LoRA as weight patches, the image branch in the
 attn2 slots."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -29,14 +30,17 @@ def apply(model, adapter: MMDiffAdapter, strength: Strength):
     blocks = check_unet(model, adapter)
     application = Application(adapter, strength, blocks)
     if application.key in model.wrappers.get(Wrappers.SAMPLER_SAMPLE, {}):
-        raise ValueError(f"{adapter.source} is already applied to this model; use one Apply "
-                         "MM-Diff Attention per adapter")
+        raise ValueError(
+            f"{adapter.source} is already applied to this model; use one Apply MM-Diff Attention "
+            "per adapter"
+        )
     patched = model.clone()
     if CLONE_KEY not in patched.callbacks.get(Callbacks.ON_CLONE, {}):
         patched.add_callback_with_key(Callbacks.ON_CLONE, CLONE_KEY, own_slots)
     if strength.lora != 0:
-        add_patches_strictly(patched, lora_patches(adapter.unet, lora_keys(blocks)), strength.lora,
-                             "the model")
+        add_patches_strictly(
+            patched, lora_patches(adapter.unet, lora_keys(blocks)), strength.lora, "the model"
+        )
     patched.add_wrapper_with_key(Wrappers.SAMPLER_SAMPLE, application.key, application.on_run)
     if strength.fuse_scale != 0:
         fill_slots(patched, application)
@@ -50,26 +54,34 @@ def check_unet(model, adapter: MMDiffAdapter) -> tuple[TransformerBlock, ...]:
     unet, base = model.model.diffusion_model, adapter.config.base
     if not isinstance(unet, UNetModel):
         raise ValueError(
-            f"MM-Diff works on Stable Diffusion UNets (SDXL, SD1.5); this model is a "
-            f"{type(model.model).__name__} with a "
-            f"{type(unet).__name__}. Load an SDXL checkpoint."
+            "MM-Diff works on Stable Diffusion UNets (SDXL, SD1.5); this model is a "
+            f"{type(model.model).__name__} with a {type(unet).__name__}. Load an SDXL checkpoint."
         )
-    there = {name: m for name, m in unet.named_modules() if isinstance(m, BasicTransformerBlock)
-             and m.attn2 is not None}
-    wrong = [b for b in base.blocks if b.path not in there
-             or there[b.path].attn2.heads * there[b.path].attn2.dim_head != b.width]
+    there = {
+        name: m
+        for name, m in unet.named_modules()
+        if isinstance(m, BasicTransformerBlock) and m.attn2 is not None
+    }
+    wrong = [
+        b
+        for b in base.blocks
+        if b.path not in there
+        or there[b.path].attn2.heads * there[b.path].attn2.dim_head != b.width
+    ]
     if wrong or len(there) != len(base.blocks):
         raise ValueError(
             f"the adapter {adapter.source} is for {base.name} with {len(base.blocks)} "
-            f"cross-attention layers; this model "
-            f"has {len(there)}" + (f", and {wrong[0].path} is not as expected" if wrong else "")
+            f"cross-attention layers; this model has {len(there)}"
+            + (f", and {wrong[0].path} is not as expected" if wrong else "")
             + ". Use a checkpoint of the adapter's base model."
         )
     key = f"diffusion_model.{base.blocks[0].path}.attn2.to_k.weight"
     width = next(iter(model.model_state_dict(key).values())).shape[-1]
     if width != base.context_width:
-        raise ValueError(f"the model expects prompt embeddings of width {width}, the adapter needs "
-                         f"{base.context_width}; is this a model of the {base.name} family?")
+        raise ValueError(
+            f"the model expects prompt embeddings of width {width}, the adapter needs "
+            f"{base.context_width}; is this a model of the {base.name} family?"
+        )
     return base.blocks
 
 
@@ -90,8 +102,9 @@ def own_slots(model, clone) -> None:
     added to one is not in the other."""
     options = clone.model_options.get("transformer_options", {})
     held = options.get("patches_replace", {}).get("attn2", {})
-    held.update({slot: patch.own() for slot, patch in held.items()
-                 if isinstance(patch, SubjectAttention)})
+    held.update(
+        {slot: patch.own() for slot, patch in held.items() if isinstance(patch, SubjectAttention)}
+    )
 
 
 def fill_slots(patched, application: Application) -> None:
@@ -104,6 +117,7 @@ def fill_slots(patched, application: Application) -> None:
         short = block.slot[:2]
         slot = short if depth[short] == 1 and block.slot not in held else block.slot
         before = held.get(block.slot, held.get(short))
-        patch = SubjectAttention(application.key, block.slot, application.scales[block.slot],
-                                 before)
+        patch = SubjectAttention(
+            application.key, block.slot, application.scales[block.slot], before
+        )
         patched.set_model_attn2_replace(patch, *slot)

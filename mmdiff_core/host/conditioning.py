@@ -5,6 +5,7 @@ A cond's `model_conds` are the only part of it that reaches the model (host:
 samplers.get_area_and_mult), row by row. There we put a `SubjectRows`: plain Python, so reading it
 never waits for the device.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

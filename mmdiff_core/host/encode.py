@@ -1,5 +1,6 @@
 """The two encodings a person asks for: a subject from its reference pictures, a prompt from text
 and subjects."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints.subject_file import SIDE
+from ..config import MMDiffConfig
 from ..method.subjects import PromptSubject, Subject, Subjects, VisionFeatures
 from ..references.notes import face_remarks, look_alike_notes, reference_notes
 from ..references.pixels import cut_out, object_pixels, to_uint8
@@ -22,7 +24,7 @@ from .conditioning import BoundPrompt, carry, delayed
 from .models import LoadedMMDiff
 from .vision import check_encoder, cls_of_pixels, encoder_fingerprint, patch_embeddings
 
-MAX_WEIGHT = 10.0      # of a subject; far beyond what is useful
+MAX_WEIGHT = 10.0  # of a subject; far beyond what is useful
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,15 @@ class FaceChoice:
 
     # x1 y1 x2 y2 in pixels, from left to right
     boxes: tuple[tuple[float, float, float, float], ...]
-    used: int                                               # from 1
+    used: int  # from 1
 
 
 class FaceSource(Protocol):
     """Whoever finds faces: `faces.FaceAnalyser`, or a stand-in."""
 
-    def portrait(self, image: np.ndarray, which: int, label: str,
-                 region: np.ndarray | None = None) -> tuple:
+    def portrait(
+        self, image: np.ndarray, which: int, label: str, region: np.ndarray | None = None
+    ) -> tuple:
         """uint8 RGB [H W 3] -> unit embedding [512], aligned crop uint8 RGB [224 224 3] and, where
         it is known, the `faces.Face`; of the faces with their middle in `region` [H W] where one is
         given."""
@@ -59,11 +62,16 @@ class EncodedSubject:
     faces: tuple[FaceChoice, ...] = ()
 
 
-def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: FaceSource | None,
-                   name: str,
-                   which_face: int = 0, regions: Sequence[Tensor | None] = (),
-                   clip_only: bool = False
-                   ) -> EncodedSubject:
+def encode_subject(
+    mmdiff: LoadedMMDiff,
+    clip_vision,
+    images: Tensor,
+    faces: FaceSource | None,
+    name: str,
+    which_face: int = 0,
+    regions: Sequence[Tensor | None] = (),
+    clip_only: bool = False,
+) -> EncodedSubject:
     """All reference images (IMAGE [R H W 3]) of one subject -> the subject.
 
     Portrait adapters need `faces`; general ones read the whole images. Only the first reference
@@ -80,23 +88,28 @@ def encode_subject(mmdiff: LoadedMMDiff, clip_vision, images: Tensor, faces: Fac
     """
     name = name.strip()
     if not name:
-        raise ValueError("the subject has no name; give it one, for example the person's first "
-                         "name")
+        raise ValueError(
+            "the subject has no name; give it one, for example the person's first name"
+        )
     check_encoder(clip_vision, mmdiff.config)
     whole = to_uint8(images[..., :3].cpu()).movedim(-1, 1)
     regions = list(regions) or [None] * len(whole)
     settings = which_face, clip_only, clip_vision.patcher.patches_uuid
     read = mmdiff.encodings.remember(
-        (clip_vision, faces), (whole, *regions), settings,
-        lambda: _encode(mmdiff, clip_vision, list(whole), faces, name, which_face, regions,
-                        clip_only),
+        (clip_vision, faces),
+        (whole, *regions),
+        settings,
+        lambda: _encode(
+            mmdiff, clip_vision, list(whole), faces, name, which_face, regions, clip_only
+        ),
     )
     notes = [CLIP_ONLY.format(name=name)]
     if read.query is not None:
         notes = reference_notes(name, read.pixels, read.query, mmdiff.config)
     notes += [f"{name}, {remark}" for remark in read.remarks]
-    return EncodedSubject(replace(read.subject, name=name), read.pixels.movedim(1, -1),
-                          tuple(notes), read.faces)
+    return EncodedSubject(
+        replace(read.subject, name=name), read.pixels.movedim(1, -1), tuple(notes), read.faces
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +135,20 @@ class _Portraits:
     faces: tuple[FaceChoice, ...]
 
 
-def _encode(mmdiff: LoadedMMDiff, clip_vision, whole: Sequence[Tensor], faces: FaceSource | None,
-            name: str, which_face: int,
-            regions: Sequence[Tensor | None], clip_only: bool) -> _Reading:
-    cut = [image if region is None else cut_out(image, region)
-           for image, region in zip(whole, regions, strict=True)]
+def _encode(
+    mmdiff: LoadedMMDiff,
+    clip_vision,
+    whole: Sequence[Tensor],
+    faces: FaceSource | None,
+    name: str,
+    which_face: int,
+    regions: Sequence[Tensor | None],
+    clip_only: bool,
+) -> _Reading:
+    cut = [
+        image if region is None else cut_out(image, region)
+        for image, region in zip(whole, regions, strict=True)
+    ]
     padded = torch.stack([object_pixels(image, mmdiff.config.image_size) for image in cut])
     cls = cls_of_pixels(clip_vision, mmdiff.adapter, padded)
     if not mmdiff.config.variant.reads_faces:
@@ -138,8 +160,9 @@ def _encode(mmdiff: LoadedMMDiff, clip_vision, whole: Sequence[Tensor], faces: F
     return _Reading(subject, found.crops, found.query, found.remarks, found.faces)
 
 
-def _make_subject(mmdiff: LoadedMMDiff, clip_vision, cls: Tensor, pixels: Tensor, query: Tensor,
-                  name: str) -> Subject:
+def _make_subject(
+    mmdiff: LoadedMMDiff, clip_vision, cls: Tensor, pixels: Tensor, query: Tensor, name: str
+) -> Subject:
     """The subject from its CLS embeddings [R C], the pixels [R 3 S S] whose patches are read, and
     what asks them [R Q]."""
     patches = patch_embeddings(clip_vision, pixels)
@@ -152,8 +175,11 @@ def _make_subject(mmdiff: LoadedMMDiff, clip_vision, cls: Tensor, pixels: Tensor
 def thumbnails(pixels: Tensor) -> Tensor:
     """What the image encoder read [R 3 S S] in 0..1 -> [R 64 64 3] uint8, to recognise a saved
     subject by."""
-    small = F.interpolate(pixels.float().cpu(), size=(SIDE, SIDE), mode="area"
-                          if pixels.shape[-1] >= SIDE else "nearest")
+    small = F.interpolate(
+        pixels.float().cpu(),
+        size=(SIDE, SIDE),
+        mode="area" if pixels.shape[-1] >= SIDE else "nearest",
+    )
     return (small.clamp(0, 1) * 255).round().byte().movedim(1, -1).contiguous()
 
 
@@ -174,26 +200,37 @@ def to_pick_from(pictures: Tensor, side: int = 768) -> Tensor:
     return F.interpolate(pictures.movedim(-1, 1), size=size, mode="area").movedim(1, -1)
 
 
-CLIP_ONLY = ("{name}: encoded from CLIP features only. Hair, age and clothes may carry over; "
-             "facial identity is not preserved. To preserve it, install insightface and connect "
-             "Load Face Analysis.")
+CLIP_ONLY = (
+    "{name}: encoded from CLIP features only. Hair, age and clothes may carry over; "
+    "facial identity is not preserved. To preserve it, install insightface and connect "
+    "Load Face Analysis."
+)
 
 
-def _words_only(mmdiff: LoadedMMDiff, clip_vision, cls: Tensor, pixels: Tensor,
-                name: str) -> Subject:
+def _words_only(
+    mmdiff: LoadedMMDiff, clip_vision, cls: Tensor, pixels: Tensor, name: str
+) -> Subject:
     """A subject without tokens: the text half of the method alone."""
     with mmdiff.loaded() as (modules, device):
         words = {k: v[0].cpu() for k, v in modules.subject_words(cls[:1].to(device)).items()}
     return Subject(
-        name, torch.zeros(0, mmdiff.config.context_width), words, len(cls),
+        name,
+        torch.zeros(0, mmdiff.config.context_width),
+        words,
+        len(cls),
         mmdiff.adapter.fingerprint,
-        encoder=encoder_fingerprint(clip_vision), thumbnails=thumbnails(pixels),
+        encoder=encoder_fingerprint(clip_vision),
+        thumbnails=thumbnails(pixels),
     )
 
 
-def _portraits(pictures: Sequence[Tensor], faces: FaceSource | None, name: str, which: int,
-               regions: Sequence[Tensor | None]
-               ) -> _Portraits:
+def _portraits(
+    pictures: Sequence[Tensor],
+    faces: FaceSource | None,
+    name: str,
+    which: int,
+    regions: Sequence[Tensor | None],
+) -> _Portraits:
     """The chosen face on every image, uint8 [3 H W] each."""
     if faces is None:
         raise ValueError(
@@ -207,8 +244,9 @@ def _portraits(pictures: Sequence[Tensor], faces: FaceSource | None, name: str, 
         comfy.model_management.throw_exception_if_processing_interrupted()
         image = picture.movedim(0, -1).contiguous().numpy()
         label = f"{name}, image {i} of {len(pictures)}"
-        embedding, crop, *face = faces.portrait(image, which, label,
-                                                *([] if region is None else [region.numpy()]))
+        embedding, crop, *face = faces.portrait(
+            image, which, label, *([] if region is None else [region.numpy()])
+        )
         found.append((embedding, crop))
         for f in face:
             remarks += face_remarks(i, f.box, f.score, torch.from_numpy(f.landmarks))
@@ -223,19 +261,22 @@ def find_faces(images: Tensor, analyser) -> tuple[Tensor, list[list[dict]], str]
     """IMAGE [R H W 3] -> the same with numbered boxes, each picture's boxes {x, y, width, height}
     from left to right, and a sentence."""
     from ..references.faces import draw
+
     drawn, boxes, said = [], [], []
     for i, image in enumerate(to_uint8(images[..., :3].cpu()).numpy(), 1):
         comfy.model_management.throw_exception_if_processing_interrupted()
         found = analyser.detect(image, f"image {i} of {len(images)}")
         drawn.append(torch.from_numpy(draw(image, found)).float() / 255)
-        boxes.append([
-            {"x": round(x1), "y": round(y1), "width": round(x2 - x1), "height": round(y2 - y1)}
-            for x1, y1, x2, y2 in (f.box for f in found)
-        ])
-        said.append("image "
-                    f"{i}: "
-                    + ("no face" if not found else f"{len(found)} face{'s' * (len(found) != 1)}"))
+        boxes.append([_bounding_box(face.box) for face in found])
+        count = f"{len(found)} face{'s' * (len(found) != 1)}" if found else "no face"
+        said.append(f"image {i}: {count}")
     return torch.stack(drawn), boxes, "\n".join(said)
+
+
+def _bounding_box(box: Sequence[float]) -> dict[str, int]:
+    """ComfyUI's BOUNDING_BOX of left, top, right and bottom."""
+    x1, y1, x2, y2 = box
+    return {"x": round(x1), "y": round(y1), "width": round(x2 - x1), "height": round(y2 - y1)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,32 +292,38 @@ class EncodedPrompt:
         """One line per binding and per note, for the node."""
         if not self.bindings and not self.notes:
             return "no subject in this prompt"
-        return "\n".join([
-            *(_describe(word, s) for word, s in self.bindings),
-            *(f"note: {note}" for note in self.notes),
-        ])
+        bound = [_describe(word, subject) for word, subject in self.bindings]
+        return "\n".join([*bound, *(f"note: {note}" for note in self.notes)])
 
 
 def _describe(word: str, bound: PromptSubject) -> str:
     references = bound.subject.references
     plural = "s" * (references != 1)
-    return (f"{word} → {bound.name} ({references} reference{plural}, {len(bound.subject.tokens)} "
-            f"tokens, "
-            f"weight {bound.weight:g})")
+    return (
+        f"{word} → {bound.name} ({references} reference{plural}, {len(bound.subject.tokens)} "
+        f"tokens, weight {bound.weight:g})"
+    )
 
 
-def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects: Subjects = (),
-                  start: float = 0.0,
-                  behaviour: str | None = None, lora_strength: float = 1.0) -> EncodedPrompt:
+def encode_prompt(
+    clip,
+    mmdiff: LoadedMMDiff,
+    text: str,
+    negative: str,
+    subjects: Subjects = (),
+    start: float = 0.0,
+    behaviour: str | None = None,
+    lora_strength: float = 1.0,
+) -> EncodedPrompt:
     """Texts and subjects -> CONDITIONING for both sides of classifier-free guidance.
 
     text        with `<|name|>` right after a subject's class noun, or `<|subj|>` for the next
-                subject in order; a subject may be mentioned several times and, where names are
+                subject in order; a subject may be mentioned several times, and, where names are
                 used, not at all: then it is left out, and a note says so
     negative    plain text; the released behaviour fuses it at the same token positions, as the
                 official code does; the corrected one does not
-    start       fraction of the denoising drawn from the plain prompt first (delayed
-                conditioning), 0..1
+    start       fraction of the denoising drawn from the plain prompt first (delayed conditioning),
+                0..1
     behaviour   None = what the checkpoint says
     """
     behaviour = behaviour or mmdiff.config.behaviour
@@ -285,11 +332,13 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
     clean, nouns = text_side.find_nouns(adapted.tokenize, text)
     _, stray = text_side.find_nouns(adapted.tokenize, negative)
     if stray:
-        raise ValueError(f"the negative prompt contains {len(stray)} {text_side.MARKER}; markers "
-                         "belong in the positive prompt only")
+        raise ValueError(
+            f"the negative prompt contains {len(stray)} {text_side.MARKER}; markers belong in the "
+            "positive prompt only"
+        )
     bound = text_side.bind(nouns, subjects)
-    missed, subjects = [s for s in subjects
-                        if s not in bound], tuple(s for s in subjects if s in bound)
+    missed = [s for s in subjects if s not in bound]
+    subjects = tuple(s for s in subjects if s in bound)
 
     def encode(words: str, fuse: bool) -> list:
         tokens = adapted.tokenize(words, return_word_ids=True)
@@ -297,38 +346,52 @@ def encode_prompt(clip, mmdiff: LoadedMMDiff, text: str, negative: str, subjects
             tokens = text_side.fuse_tokens(adapted, mmdiff, tokens, nouns, bound)
         return text_side.encode(adapted, tokens)
 
-    columns = _noun_columns(adapted.tokenize(clean), mmdiff.config.encoders[0], nouns, bound)
-    columns = tuple(columns[id(subject)] for subject in subjects)
+    first = mmdiff.config.encoders[0]
+    length = len(adapted.tokenize(clean)[first][0])
+    columns = _noun_columns(nouns, bound, subjects, first, length)
     prompt = BoundPrompt(subjects, mmdiff.adapter.fingerprint, columns) if subjects else None
     late = start > 0 and bool(subjects)
     fused, plain = encode(clean, True), encode(clean, False) if late else []
     if behaviour == "released" and subjects:
-        against = delayed(encode(negative, False) if late else [], encode(negative, True), None,
-                          start)
+        against = delayed(
+            encode(negative, False) if late else [], encode(negative, True), None, start
+        )
     else:
         against = carry(encode(negative, False), None)
-    unused = [f"{s.name} is not in the prompt and will not appear; write <|{s.name}|> after its noun"
-              for s in missed]
     return EncodedPrompt(
-        delayed(plain, fused, prompt, start if late else 0.0), against,
+        delayed(plain, fused, prompt, start if late else 0.0),
+        against,
         tuple(zip((n.word for n in nouns), bound, strict=True)),
-        (*unused, *look_alike_notes([s.subject for s in subjects], mmdiff.config)),
+        _prompt_notes(missed, subjects, mmdiff.config),
     )
 
 
-def _noun_columns(tokens: dict, encoder: str, nouns: Sequence, bound: Sequence[PromptSubject]
-                  ) -> dict[int, tuple[int, ...]]:
-    """Columns of each subject's nouns in the context, by the subject's id.
+def _noun_columns(
+    nouns: Sequence[text_side.Noun],
+    bound: Sequence[PromptSubject],
+    subjects: Subjects,
+    encoder: str,
+    length: int,
+) -> tuple[tuple[int, ...], ...]:
+    """Columns of the prompt embedding at which each subject's nouns are.
 
-    A prompt is encoded in chunks of the tokenizer's length: 77 tokens for SD, fewer in the small
-    world.
+    length  tokens of a chunk of the prompt: 77 for SD's tokenizers, fewer in the small world
     """
-    length = len(tokens[encoder][0])
-    columns: dict[int, tuple[int, ...]] = {}
+    columns: dict[int, list[int]] = {id(subject): [] for subject in subjects}
     for noun, subject in zip(nouns, bound, strict=True):
-        chunk, place = noun.places[encoder]
-        columns[id(subject)] = (*columns.get(id(subject), ()), chunk * length + place)
-    return columns
+        chunk, position = noun.places[encoder]
+        columns[id(subject)].append(chunk * length + position)
+    return tuple(map(tuple, columns.values()))
+
+
+def _prompt_notes(
+    missed: Sequence[PromptSubject], subjects: Subjects, config: MMDiffConfig
+) -> tuple[str, ...]:
+    notes = [
+        f"{s.name} is not in the prompt and will not appear; write <|{s.name}|> after its noun"
+        for s in missed
+    ]
+    return (*notes, *look_alike_notes([s.subject for s in subjects], config))
 
 
 def _check_adapter(mmdiff: LoadedMMDiff, subjects: Sequence[PromptSubject]) -> None:
@@ -336,6 +399,5 @@ def _check_adapter(mmdiff: LoadedMMDiff, subjects: Sequence[PromptSubject]) -> N
         if subject.subject.adapter != mmdiff.adapter.fingerprint:
             raise ValueError(
                 f"subject {subject.name!r} was encoded with another MM-Diff checkpoint than "
-                f"{mmdiff.adapter.source}; connect the same "
-                "Load MM-Diff node to both"
+                f"{mmdiff.adapter.source}; connect the same Load MM-Diff node to both"
             )

@@ -1,5 +1,6 @@
 """Model folders: where checkpoints and face models live, what is there, and what to say when it is
 not."""
+
 from __future__ import annotations
 
 import os
@@ -31,16 +32,22 @@ def roots(name: str) -> list[Path]:
 
 def paths(name: str) -> list[Path]:
     """Every file that the host lists for this kind of model."""
-    found = (folder_paths.get_full_path(name, file)
-             for file in folder_paths.get_filename_list(name))
+    found = (
+        folder_paths.get_full_path(name, file) for file in folder_paths.get_filename_list(name)
+    )
     return [Path(path) for path in found if path]
 
 
 def list_checkpoints() -> list[str]:
     """Names for the combo: our single files, and folders that hold the released .bin files."""
     singles = folder_paths.get_filename_list(CHECKPOINTS)
-    folders = [p.name for root in roots(CHECKPOINTS) if root.is_dir()
-               for p in sorted(root.iterdir()) if is_official_folder(p)]
+    folders = [
+        p.name
+        for root in roots(CHECKPOINTS)
+        if root.is_dir()
+        for p in sorted(root.iterdir())
+        if is_official_folder(p)
+    ]
     return sorted({*singles, *folders})
 
 
@@ -84,8 +91,7 @@ def find_subject(name: str) -> Path:
             return path
     raise FileNotFoundError(
         f"there is no saved subject {name!r}. Searched: {', '.join(map(str, roots(SUBJECTS)))}; "
-        f"found there: "
-        f"{list_subjects() or 'nothing'}. Save one with Save MM-Diff Subject."
+        f"found there: {list_subjects() or 'nothing'}. Save one with Save MM-Diff Subject."
     )
 
 

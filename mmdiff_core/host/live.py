@@ -1,5 +1,6 @@
 """Shows a recording in the web page while the sampler still runs: at most twice a second, and only
 where a person asked for it."""
+
 from __future__ import annotations
 
 import base64
@@ -14,12 +15,12 @@ from ..regions.map_images import stretch, strip
 from .watch import Recording
 
 EVENT = "mmdiff.maps"
-EVERY = 0.5         # seconds between two pictures: each one reads the maps back from the device
+EVERY = 0.5  # seconds between two pictures: each one reads the maps back from the device
 
 
-def live_view(node: str, send: Callable[[str, dict], None],
-              clock: Callable[[], float] = time.monotonic
-              ) -> Callable[[Recording, int, int], None]:
+def live_view(
+    node: str, send: Callable[[str, dict], None], clock: Callable[[], float] = time.monotonic
+) -> Callable[[Recording, int, int], None]:
     """What `Recorder` calls after every step: sends the newest maps of the first picture to the
     page, throttled."""
     last = -float("inf")
@@ -31,10 +32,18 @@ def live_view(node: str, send: Callable[[str, dict], None],
         last = clock()
         found = recording.result()
         if found:
-            newest = torch.cat([maps.of("both")[-1:, 0] for maps in found], 1)      # 1 S h w
+            newest = torch.cat([maps.of("both")[-1:, 0] for maps in found], 1)  # 1 S h w
             names = [name for maps in found for name in maps.names]
-            send(EVENT, {"node": node, "step": step, "steps": steps, "names": names,
-                         "image": data_url(strip(stretch(newest)))})
+            send(
+                EVENT,
+                {
+                    "node": node,
+                    "step": step,
+                    "steps": steps,
+                    "names": names,
+                    "image": data_url(strip(stretch(newest))),
+                },
+            )
 
     return show
 
@@ -49,7 +58,9 @@ def data_url(picture: torch.Tensor) -> str:
 def page() -> Callable[[str, dict], None]:
     """How to reach the page of the running server. RuntimeError where there is none."""
     from server import PromptServer
+
     if getattr(PromptServer, "instance", None) is None:
-        raise RuntimeError("live maps need a running ComfyUI server; turn live off to run without "
-                           "one")
+        raise RuntimeError(
+            "live maps need a running ComfyUI server; turn live off to run without one"
+        )
     return PromptServer.instance.send_sync

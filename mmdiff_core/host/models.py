@@ -1,5 +1,6 @@
 """An adapter inside the host: its modules on casting layers, counted and offloaded through a
 ModelPatcher."""
+
 from __future__ import annotations
 
 import hashlib
@@ -42,21 +43,28 @@ class Encodings:
         self._kept: OrderedDict[tuple, tuple[list[ref | None], Any]] = OrderedDict()
         self._keep = keep
 
-    def remember(self, makers: Sequence[object | None], pictures: Sequence[Tensor | None],
-                 settings: tuple, make: Callable[[], Any]) -> Any:
+    def remember(
+        self,
+        makers: Sequence[object | None],
+        pictures: Sequence[Tensor | None],
+        settings: tuple,
+        make: Callable[[], Any],
+    ) -> Any:
         """What `make` gave for the same before, or gives now. `makers` are compared as objects and
         not kept alive, `pictures` dot by dot; beyond `keep` the one that was not asked for longest
         goes."""
         digest = hashlib.sha256()
         for picture in pictures:
-            digest.update(b"none" if picture is None
-                          else f"{picture.dtype}{tuple(picture.shape)}".encode())
+            digest.update(
+                b"none" if picture is None else f"{picture.dtype}{tuple(picture.shape)}".encode()
+            )
             digest.update(b"" if picture is None else picture.cpu().contiguous().numpy().tobytes())
         key = tuple(id(maker) for maker in makers), settings, digest.digest()
         held, encoding = self._kept.pop(key, (None, None))
         # an id may be taken again
-        if held is None or any(maker is not (r and r())
-                               for maker, r in zip(makers, held, strict=True)):
+        if held is None or any(
+            maker is not (r and r()) for maker, r in zip(makers, held, strict=True)
+        ):
             held, encoding = [None if maker is None else ref(maker) for maker in makers], make()
         self._kept[key] = held, encoding
         while len(self._kept) > self._keep:
@@ -71,11 +79,13 @@ class LoadedMMDiff:
     def __init__(self, adapter: MMDiffAdapter):
         self.adapter = adapter
         self.encodings = Encodings()
-        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher",
-                                comfy.model_patcher.ModelPatcher)
+        patcher_class = getattr(
+            comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
+        )
         self.patcher = patcher_class(
-            adapter.modules, load_device=mm.get_torch_device(),
-            offload_device=mm.unet_offload_device()
+            adapter.modules,
+            load_device=mm.get_torch_device(),
+            offload_device=mm.unet_offload_device(),
         )
 
     @property
@@ -113,12 +123,13 @@ def set_patches(tensors: Mapping[str, Tensor]) -> dict[str, tuple]:
     return {key: ("set", (tensor,)) for key, tensor in tensors.items()}
 
 
-def add_patches_strictly(patcher, patches: Mapping[str, object], strength: float,
-                         what: str) -> None:
+def add_patches_strictly(
+    patcher, patches: Mapping[str, object], strength: float, what: str
+) -> None:
     """`add_patches`, and a ValueError that names the first weight the model does not have."""
     matched = set(patcher.add_patches(dict(patches), strength))
     if lost := sorted(set(patches) - matched):
         raise ValueError(
-            f"{what} has no weight {lost[0]!r} (and {len(lost) - 1} more) that the MM-Diff adapter changes; "
-            "is it the base model that the adapter was trained for?"
+            f"{what} has no weight {lost[0]!r} (and {len(lost) - 1} more) that the MM-Diff adapter "
+            "changes; is it the base model that the adapter was trained for?"
         )

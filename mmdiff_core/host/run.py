@@ -6,6 +6,7 @@
 
 All of it lives in the run's transformer_options and is gone with the run.
 """
+
 from __future__ import annotations
 
 import math
@@ -70,9 +71,9 @@ class Side:
     """Which subjects a side of the constraint (tokens, or nouns in the text) holds, and to what."""
 
     held: tuple[bool, ...]
-    masks: tuple[Tensor | None, ...]        # of the held ones, on the device
+    masks: tuple[Tensor | None, ...]  # of the held ones, on the device
     any: bool
-    given: bool                             # whether one of them has a mask
+    given: bool  # whether one of them has a mask
 
     @classmethod
     def of(cls, held: Sequence[bool], masks: Sequence[Tensor | None]) -> Side:
@@ -85,8 +86,10 @@ class Side:
         layer and step."""
         regions = [s.region for s in subjects]
         masks = [None if r.mask is None else r.mask.to(device) for r in regions]
-        held = {"tokens": [r.hold_tokens for r in regions],
-                "nouns": [r.hold_nouns for r in regions]}
+        held = {
+            "tokens": [r.hold_tokens for r in regions],
+            "nouns": [r.hold_nouns for r in regions],
+        }
         return {side: cls.of(which, masks) for side, which in held.items()}
 
     def shares(self, view: LayerView, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -96,7 +99,7 @@ class Side:
         gate = open_to.amax(1)[:, None, :, None]
         if view.regions is None:
             return open_to, gate
-        own = view.regions[view.first:view.first + view.rows]
+        own = view.regions[view.first : view.first + view.rows]
         own = crop_to_grid(own, view.grid, view.latent, view.area).flatten(2).unbind(1)
         found = [r if hold else torch.ones_like(r) for r, hold in zip(own, self.held, strict=True)]
         return open_to * torch.stack(found, 1), gate
@@ -109,7 +112,7 @@ class PromptState:
 
     prompt: BoundPrompt
     keys: dict[Slot, tuple[Tensor, Tensor]]
-    sides: Mapping[str, Side]               # "tokens" and "nouns"
+    sides: Mapping[str, Side]  # "tokens" and "nouns"
     # of their nouns and tokens, where the prompt knows its nouns
     columns: Columns | None = None
     finder: Finder | None = None
@@ -120,8 +123,9 @@ class PromptState:
         keys = {slot: (k.to(device), v.to(device)) for slot, (k, v) in self.keys.items()}
         columns = None if self.columns is None else self.columns.to(device)
         finder = None if self.finder is None else self.finder.on(device, columns)
-        return PromptState(self.prompt, keys, Side.both(self.prompt.subjects, device), columns,
-                           finder)
+        return PromptState(
+            self.prompt, keys, Side.both(self.prompt.subjects, device), columns, finder
+        )
 
     def regions(self, steps: StepCounter) -> Tensor | None:
         """The found regions [images S h w] by now, where they are looked for and settled. The step
@@ -145,6 +149,7 @@ class PromptState:
     def noun_region(self, view: LayerView, like: Tensor) -> Tensor | None:
         """Bias [1|B 1 P T] that holds the subjects' nouns to their regions; T as the prompt was
         encoded."""
+
         def make(open_to: Tensor, _gate: Tensor) -> tuple[Tensor, None]:
             return noun_bias(open_to, self.columns.nouns, like.dtype), None
 
@@ -202,8 +207,9 @@ class Group:
     watchers: tuple[Watcher, ...] = ()
 
     def view(self, grid: tuple[int, int]) -> LayerView:
-        return LayerView(grid, self.latent, self.area, self.image or 0, self.stop - self.start,
-                         self.regions)
+        return LayerView(
+            grid, self.latent, self.area, self.image or 0, self.stop - self.start, self.regions
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """The attn2 slot of one layer: the text branch as it was, then the subjects, then what other packs
 add."""
+
 from __future__ import annotations
 
 import math
@@ -15,7 +16,7 @@ from ..regions.attention_maps import fit_columns
 from .run import Group, ModelCall
 from .watch import LayerAttention
 
-ALWAYS = 1e8        # a sigma that no schedule begins above: what percent 0 becomes
+ALWAYS = 1e8  # a sigma that no schedule begins above: what percent 0 becomes
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +77,9 @@ class SubjectAttention:
 
     def holds(self, key: str) -> bool:
         """Whether this is the slot of that application, or directly around it."""
-        return self.key == key or (isinstance(self.inner, SubjectAttention)
-                                   and self.inner.holds(key))
+        return self.key == key or (
+            isinstance(self.inner, SubjectAttention) and self.inner.holds(key)
+        )
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         call: ModelCall | None = extra_options.get(self.key)
@@ -86,27 +88,33 @@ class SubjectAttention:
             call.uncalled.pop(self.slot, None)
         out = self.text_branch(q, k, v, extra_options, self.noun_bias(q, k, groups, extra_options))
         if groups and self.inner is not None:
-            out = out.clone()           # another pack's result may be shared; ours is written into
+            out = out.clone()  # another pack's result may be shared; ours is written into
         for group in groups:
             out = self.show(out, q, k, group, extra_options)
         for other in self.added:
             out = other(out, q, k, v, extra_options)
         return out
 
-    def text_branch(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict,
-                    mask: Tensor | None) -> Tensor:
+    def text_branch(
+        self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict, mask: Tensor | None
+    ) -> Tensor:
         """The layer's cross-attention to the text, [B P HD]: by what held the slot before, or the
         host's own."""
         if self.inner is not None:
             return self.inner(q, k, v, extra_options)
         return host_attention.optimized_attention(
-            q, k, v, extra_options["n_heads"], mask=mask,
+            q,
+            k,
+            v,
+            extra_options["n_heads"],
+            mask=mask,
             attn_precision=extra_options.get("attn_precision"),
-            transformer_options=extra_options
+            transformer_options=extra_options,
         )
 
-    def noun_bias(self, q: Tensor, k: Tensor, groups: Sequence[Group],
-                  extra_options: dict) -> Tensor | None:
+    def noun_bias(
+        self, q: Tensor, k: Tensor, groups: Sequence[Group], extra_options: dict
+    ) -> Tensor | None:
         """Bias [B 1 P T] of the text for the rows whose nouns are held to regions, or None when no
         row's are."""
         whole = None
@@ -116,7 +124,7 @@ class SubjectAttention:
             bias = group.state.noun_region(group.view(grid_of(extra_options)), q)
             if bias is not None:
                 whole = q.new_zeros(len(q), 1, q.shape[1], k.shape[1]) if whole is None else whole
-                whole[group.start:group.stop] = fit_columns(bias, k.shape[1])
+                whole[group.start : group.stop] = fit_columns(bias, k.shape[1])
         return whole
 
     def show(self, out: Tensor, q: Tensor, k: Tensor, group: Group, extra_options: dict) -> Tensor:
@@ -124,7 +132,7 @@ class SubjectAttention:
         key, value = group.state.keys[self.slot]
         start, stop = group.start, group.stop
         if group.image is not None and len(value) > 1:
-            value = value[group.image:group.image + stop - start]
+            value = value[group.image : group.image + stop - start]
         if key.dtype != q.dtype or key.device != q.device:
             key, value = key.to(q), value.to(q)
         view = group.view(grid_of(extra_options))
@@ -132,10 +140,19 @@ class SubjectAttention:
         for watcher in group.watchers:
             if self.slot in watcher.slots:
                 heads = extra_options["n_heads"]
-                watcher.look(LayerAttention(
-                    q[start:stop], k[start:stop], heads, key, bias, view.grid, view.first,
-                    view.area, view.latent,
-                ))
+                watcher.look(
+                    LayerAttention(
+                        q[start:stop],
+                        k[start:stop],
+                        heads,
+                        key,
+                        bias,
+                        view.grid,
+                        view.first,
+                        view.area,
+                        view.latent,
+                    )
+                )
         if not isinstance(group.factor, float):
             inside = group.factor.to(q.dtype).view(1, 1, 1, 1)
             gate = inside if gate is None else gate * inside

@@ -1,5 +1,5 @@
-"""Finding ComfyUI from outside of it, for the commands. Imports nothing of it before it is found.
-"""
+"""Find ComfyUI from outside of it, for the commands; nothing of it is imported before that."""
+
 from __future__ import annotations
 
 import os
@@ -32,9 +32,11 @@ def use_comfyui(cpu: bool | None = None) -> None:
     """
     sys.path.insert(0, str(find_comfyui()))
     import comfy.options
+
     comfy.options.enable_args_parsing(False)
     import torch
     from comfy.cli_args import args
+
     args.cpu = not torch.cuda.is_available() if cpu is None else cpu
     # on a CPU torch's fused attention is slow in the backward pass
     args.use_pytorch_cross_attention = not args.cpu
@@ -48,6 +50,7 @@ def use_model_folders(extra: Sequence[Path]) -> None:
     from utils.extra_config import load_extra_path_config
 
     from . import files
+
     for path in (find_comfyui() / "extra_model_paths.yaml", *extra):
         if path.is_file():
             load_extra_path_config(str(path))

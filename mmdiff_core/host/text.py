@@ -7,6 +7,7 @@ marker names.
 The noun is found by token id and replaced by a tensor token, which ComfyUI's text encoders accept
 as they are, so prompt weights, long prompts and embeddings keep working and no forward is patched.
 """
+
 from __future__ import annotations
 
 import re
@@ -22,11 +23,11 @@ from .models import LoadedMMDiff, add_patches_strictly, lora_patches
 
 MARKER = "<|subj|>"
 MARKERS = re.compile(r"<\|([^|<>]*)\|>")
-SENTINEL = "<|startoftext|>"        # one token id that never stands inside a prompt
+SENTINEL = "<|startoftext|>"  # one token id that never stands inside a prompt
 SENTINEL_ID = 49406
 
 Tokens = dict[str, list[list[tuple]]]
-TokenPosition = tuple[int, int]     # (chunk, position in the chunk)
+TokenPosition = tuple[int, int]  # (chunk, position in the chunk)
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Noun:
     ("" = the next in order)."""
 
     word: str
-    places: dict[str, TokenPosition]        # by encoder
+    places: dict[str, TokenPosition]  # by encoder
     name: str = ""
 
 
@@ -48,35 +49,43 @@ def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[N
     """
     for marker in MARKERS.finditer(text):
         if not marker[1].strip():
-            raise ValueError(f"{marker[0]!r} is empty; write {MARKER}, or a subject's name as in "
-                             "'a man<|alan|>'")
-        if glued := re.match(r"[A-Za-z0-9_]+", text[marker.end():]):
-            raise ValueError(f"{marker[0]} is followed directly by {glued[0]!r}; put a space or "
-                             f"punctuation after the marker")
-    clean = MARKERS.sub(lambda m: " " if re.match(r"\w", text[m.end():m.end() + 1]) else "", text)
+            raise ValueError(
+                f"{marker[0]!r} is empty; write {MARKER}, or a subject's name as in 'a man<|alan|>'"
+            )
+        if glued := re.match(r"[A-Za-z0-9_]+", text[marker.end() :]):
+            raise ValueError(
+                f"{marker[0]} is followed directly by {glued[0]!r}; put a space or punctuation "
+                "after the marker"
+            )
+    clean = MARKERS.sub(lambda m: " " if re.match(r"\w", text[m.end() : m.end() + 1]) else "", text)
     if not MARKERS.search(text):
         return clean, ()
     plain = tokenize(clean, return_word_ids=True)
     marked = tokenize(MARKERS.sub(f" {SENTINEL} ", text), return_word_ids=True)
     markers = list(MARKERS.finditer(text))
-    words = [_word_before(text[:m.start()], m[0]) for m in markers]
+    words = [_word_before(text[: m.start()], m[0]) for m in markers]
     names = ["" if m[0] == MARKER else m[1].strip() for m in markers]
     found = {encoder: _places(plain[encoder], marked[encoder], encoder) for encoder in plain}
-    return clean, tuple(Noun(w, {e: found[e][i] for e in found}, n)
-                        for i, (w, n) in enumerate(zip(words, names, strict=True)))
+    nouns = []
+    for i, (word, name) in enumerate(zip(words, names, strict=True)):
+        nouns.append(Noun(word, {encoder: found[encoder][i] for encoder in found}, name))
+    return clean, tuple(nouns)
 
 
 def _word_before(text: str, marker: str) -> str:
     match = re.search(r"(\w[\w'-]*)\W*$", MARKERS.sub(" ", text))
     directly = re.sub(r"[\s()\[\]{}:.,]+$", "", text)
     if match is None or directly.endswith("|>"):
-        raise ValueError(f"a {marker} has no word before it; write it right after the class noun, "
-                         f"as in 'a man{marker}'")
+        raise ValueError(
+            f"a {marker} has no word before it; write it right after the class noun, as in 'a "
+            f"man{marker}'"
+        )
     return match[1]
 
 
-def _places(plain: list[list[tuple]], marked: list[list[tuple]],
-            encoder: str) -> list[TokenPosition]:
+def _places(
+    plain: list[list[tuple]], marked: list[list[tuple]], encoder: str
+) -> list[TokenPosition]:
     """The last token before each sentinel, as its place among the plain tokens."""
     stream = [(place, token) for place, token in _content(plain)]
     places, count = [], 0
@@ -86,15 +95,20 @@ def _places(plain: list[list[tuple]], marked: list[list[tuple]],
         elif count < len(stream) and _same(token, stream[count][1]):
             count += 1
         else:
-            raise ValueError("the prompt is tokenized differently with and without its markers "
-                             f"(encoder {encoder}); put spaces around the words next to the "
-                             "markers")
+            raise ValueError(
+                "the prompt is tokenized differently with and without its markers (encoder "
+                f"{encoder}); put spaces around the words next to the markers"
+            )
     return places
 
 
 def _content(chunks: list[list[tuple]]) -> list[tuple[TokenPosition, int | Tensor]]:
-    return [((c, p), entry[0]) for c, chunk in enumerate(chunks) for p, entry in enumerate(chunk)
-            if entry[2] != 0]
+    return [
+        ((c, p), entry[0])
+        for c, chunk in enumerate(chunks)
+        for p, entry in enumerate(chunk)
+        if entry[2] != 0
+    ]
 
 
 def _is(token, number: int) -> bool:
@@ -131,8 +145,8 @@ def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[PromptSubject, ...]
         words = ", ".join(n.word for n in inorder) or "none"
         rest = " not named by a marker" if named else ""
         raise ValueError(
-            f"the prompt has {len(inorder)} {MARKER} marker{'s' * (len(inorder) != 1)} (after: {words}) "
-            f"for {len(left)} subject{'s' * (len(left) != 1)}{rest} "
+            f"the prompt has {len(inorder)} {MARKER} marker{'s' * (len(inorder) != 1)} (after: "
+            f"{words}) for {len(left)} subject{'s' * (len(left) != 1)}{rest} "
             f"({', '.join(s.name for s in left) or 'none'}); write one {MARKER} right after each "
             "subject's noun, or the subject's name as in 'a man<|alan|>'"
         )
@@ -148,13 +162,15 @@ def adapted_clip(clip, mmdiff: LoadedMMDiff, behaviour: str, strength: float = 1
     encoders = config.encoders[:1] if behaviour == "released" else config.encoders
     keys = {
         name: f"clip_{encoder}.transformer.text_model.encoder.{rest}.weight"
-        for name in mmdiff.adapter.text for encoder, rest in [name.split(".", 1)]
+        for name in mmdiff.adapter.text
+        for encoder, rest in [name.split(".", 1)]
         if encoder in encoders
     }
     clone = clip.clone()
     if strength != 0:
-        add_patches_strictly(clone.patcher, lora_patches(mmdiff.adapter.text, keys), strength,
-                             "the text encoder")
+        add_patches_strictly(
+            clone.patcher, lora_patches(mmdiff.adapter.text, keys), strength, "the text encoder"
+        )
     return clone
 
 
@@ -184,20 +200,29 @@ def word_embedding(clip, encoder: str, token) -> Tensor:
     return table(ids, out_dtype=torch.float32)[0]
 
 
-def fuse_tokens(clip, mmdiff: LoadedMMDiff, tokens: Tokens, nouns: Sequence[Noun],
-                subjects: Sequence[PromptSubject]) -> Tokens:
+def fuse_tokens(
+    clip,
+    mmdiff: LoadedMMDiff,
+    tokens: Tokens,
+    nouns: Sequence[Noun],
+    subjects: Sequence[PromptSubject],
+) -> Tokens:
     """The tokens with every noun fused with its subject (`subjects`: one for each noun). Places
     that a (negative) prompt does not have are left out."""
     fused = {encoder: [list(chunk) for chunk in chunks] for encoder, chunks in tokens.items()}
     clip.load_model()
     for encoder, chunks in fused.items():
-        spots = [(noun.places[encoder], s) for noun, s in zip(nouns, subjects, strict=True)
-                 if noun.places[encoder][0] < len(chunks)]
+        spots = [
+            (noun.places[encoder], s)
+            for noun, s in zip(nouns, subjects, strict=True)
+            if noun.places[encoder][0] < len(chunks)
+        ]
         if not spots:
             continue
         with torch.no_grad():
-            words = torch.stack([word_embedding(clip, encoder, chunks[c][p][0]).cpu()
-                                 for (c, p), _ in spots])
+            words = torch.stack(
+                [word_embedding(clip, encoder, chunks[c][p][0]).cpu() for (c, p), _ in spots]
+            )
         vectors = torch.stack([s.subject.words[encoder] for _, s in spots])
         with mmdiff.loaded() as (modules, device):
             rows = modules.fuse_words(encoder, words.to(device), vectors.to(device)).float().cpu()
@@ -210,7 +235,7 @@ def encode(clip, tokens: Tokens) -> list:
     """Tokens -> CONDITIONING. The pooled output is read at the prompt's end token, also when a
     fused row stands on or after it."""
     conditioning = clip.encode_from_tokens_scheduled(tokens)
-    encoder = "g" if "g" in tokens else next(iter(tokens))      # whose pooled output counts
+    encoder = "g" if "g" in tokens else next(iter(tokens))  # whose pooled output counts
     chunk = tokens[encoder][0]
     end = next((p for p, entry in enumerate(chunk) if entry[2] == 0 and p > 0), len(chunk))
     if any(torch.is_tensor(entry[0]) for entry in chunk[end:]):
@@ -223,15 +248,19 @@ def encode(clip, tokens: Tokens) -> list:
 def _pooled_at(clip, encoder: str, chunk: list, position: int) -> Tensor:
     """The projected state at a position of the chunk, [1 width].
 
-    The host counts every tensor token as text, so a fused row in the padding would move the place it reads. Only the released
-    behaviour puts one there: its negative prompt is fused at the positive's token positions,
-    whatever token is there, as in the official code.
+    The host counts every tensor token as text, so a fused row in the padding would move the place
+    it reads. Only the released behaviour puts one there: its negative prompt is fused at the
+    positive's token positions, whatever token is there, as in the official code.
     """
     model = getattr(clip.cond_stage_model, f"clip_{encoder}")
     with torch.no_grad():
-        embeds, mask, *_ = model.process_tokens([[entry[0] for entry in chunk]],
-                                                clip.patcher.load_device)
+        embeds, mask, *_ = model.process_tokens(
+            [[entry[0] for entry in chunk]], clip.patcher.load_device
+        )
         _, _, projected, raw = model.transformer(
-            None, embeds=embeds, num_tokens=[position + 1], dtype=torch.float32,
+            None,
+            embeds=embeds,
+            num_tokens=[position + 1],
+            dtype=torch.float32,
         )
     return (projected if model.return_projected_pooled else raw).float().cpu()

@@ -3,6 +3,7 @@ untouched one for patches.
 
 The copy is weight patches on a clone: one set of weights in memory.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -24,15 +25,19 @@ def check_encoder(clip_vision, config: MMDiffConfig) -> None:
     state = clip_vision.model.state_dict()
     projection = state.get("visual_projection.weight")
     if projection is None:
-        raise ValueError("the image encoder has no CLIP projection; load CLIP ViT-L/14 with Load "
-                         "CLIP Vision")
+        raise ValueError(
+            "the image encoder has no CLIP projection; load CLIP ViT-L/14 with Load CLIP Vision"
+        )
     cls, width = projection.shape
     if (cls, width) != (config.cls_width, config.vision_width):
         raise ValueError(
             f"the image encoder has width {width} and projection {cls}, {config.name} needs "
-            f"{config.vision_width} and "
-            f"{config.cls_width}" + (": load CLIP ViT-L/14 (224 px) with Load CLIP Vision"
-                                     if config.cls_width == 768 else "")
+            f"{config.vision_width} and {config.cls_width}"
+            + (
+                ": load CLIP ViT-L/14 (224 px) with Load CLIP Vision"
+                if config.cls_width == 768
+                else ""
+            )
         )
 
 

@@ -3,6 +3,7 @@
 Nothing here reads a number back from the device: which step it is comes from the sampler's own
 callback.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -29,8 +30,8 @@ from ..regions.attention_maps import (
 )
 from ..regions.layer_weights import named_layers
 
-WATCHED = 12        # layers that are looked at, spread over the model
-FADE = 0.7          # how much earlier steps count after each one while found regions are updated
+WATCHED = 12  # layers that are looked at, spread over the model
+FADE = 0.7  # how much earlier steps count after each one while found regions are updated
 
 
 @dataclass(eq=False)
@@ -41,6 +42,7 @@ class StepCounter:
 
     def counting(self, callback: Callable | None) -> Callable:
         """The sampler's callback(step, ...), which also moves this on."""
+
         def counted(step: int, *args, **kwargs):
             self.step = step + 1
             return None if callback is None else callback(step, *args, **kwargs)
@@ -61,13 +63,13 @@ def step_of(percent: float, sigmas: Tensor, sampling) -> int:
 def watched_slots(blocks: Sequence[TransformerBlock]) -> frozenset[Slot]:
     """At most `WATCHED` layers, spread evenly."""
     every = max(1, -(-len(blocks) // WATCHED))
-    return frozenset(block.slot for block in blocks[every // 2::every])
+    return frozenset(block.slot for block in blocks[every // 2 :: every])
 
 
 class Watcher(Protocol):
     """Whoever looks at a prompt's attention during a call."""
 
-    slots: frozenset[Slot]      # the layers it looks at
+    slots: frozenset[Slot]  # the layers it looks at
 
     def look(self, layer: LayerAttention) -> None: ...
 
@@ -103,8 +105,13 @@ class Columns:
         return Columns(self.nouns.to(device), self.tokens.to(device))
 
     @classmethod
-    def of(cls, subjects: Sequence[PromptSubject], nouns: Sequence[Sequence[int]], length: int,
-           device: torch.device) -> Columns:
+    def of(
+        cls,
+        subjects: Sequence[PromptSubject],
+        nouns: Sequence[Sequence[int]],
+        length: int,
+        device: torch.device,
+    ) -> Columns:
         tokens = count_tokens(subjects)
         return cls(members(nouns, length, device), members(owners(tokens), sum(tokens), device))
 
@@ -122,8 +129,12 @@ def box_on(canvas: Canvas, area: Area | None, latent: tuple[int, int]) -> Canvas
     height, width, top, left = area
     down, across = (side / whole for side, whole in zip(canvas.looks.shape, latent, strict=True))
     y, x = round(top * down), round(left * across)
-    return y, x, max(1,
-                     round((top + height) * down) - y), max(1, round((left + width) * across) - x)
+    return (
+        y,
+        x,
+        max(1, round((top + height) * down) - y),
+        max(1, round((left + width) * across) - x),
+    )
 
 
 @dataclass(eq=False)
@@ -145,8 +156,13 @@ class Finder:
     def on(self, device: torch.device, columns: Columns) -> Finder:
         """A finder of its own for another device."""
         text = self.canvas.text
-        return Finder(self.plan, self.settle, self.slots, columns,
-                      Canvas.blank(len(text), text.shape[1], tuple(text.shape[-2:]), device))
+        return Finder(
+            self.plan,
+            self.settle,
+            self.slots,
+            columns,
+            Canvas.blank(len(text), text.shape[1], tuple(text.shape[-2:]), device),
+        )
 
     def looks_at(self, step: int) -> bool:
         return step < self.settle or self.plan.update
@@ -161,16 +177,24 @@ class Finder:
         if step < self.settle:
             return None
         if self.shares is None or (self.plan.update and self.made_at != step):
-            self.shares = find_regions(*self.canvas.mean(), self.plan.sharpness,
-                                       self.plan.image_share)
+            self.shares = find_regions(
+                *self.canvas.mean(), self.plan.sharpness, self.plan.image_share
+            )
             self.canvas.fade(FADE)
             self.made_at = step
         return self.shares
 
 
-def make_finder(subjects: Sequence[PromptSubject], columns: Columns, sigmas: Tensor, sampling,
-                latent: tuple[int, int], pictures: int,
-                slots: frozenset[Slot], device: torch.device) -> Finder | None:
+def make_finder(
+    subjects: Sequence[PromptSubject],
+    columns: Columns,
+    sigmas: Tensor,
+    sampling,
+    latent: tuple[int, int],
+    pictures: int,
+    slots: frozenset[Slot],
+    device: torch.device,
+) -> Finder | None:
     """A finder where the prompt's subjects ask for one and there is somebody to tell apart."""
     plan = next((s.region.find for s in subjects if s.region.find is not None), None)
     if plan is None or len(subjects) < 2:
@@ -221,8 +245,13 @@ class Recording:
             if self.plan.layers.strip():
                 slots = named_layers(self.plan.layers, blocks)
             canvases = tuple(
-                Canvas.blank(self.pictures, len(subjects), canvas_grid(self.latent),
-                             state.columns.nouns.device) for _ in range(parts)
+                Canvas.blank(
+                    self.pictures,
+                    len(subjects),
+                    canvas_grid(self.latent),
+                    state.columns.nouns.device,
+                )
+                for _ in range(parts)
             )
             self.sheets[id(state)] = Sheet(state, slots, canvases)
         sheet = self.sheets[id(state)]
@@ -236,8 +265,9 @@ class Recording:
             means = [canvas.mean() for canvas in sheet.canvases if canvas.looks.any()]
             if means:
                 text, image = (torch.stack(part).cpu() for part in zip(*means, strict=True))
-                found.append(AttentionMaps(tuple(s.name for s in sheet.state.prompt.subjects), text,
-                                           image))
+                found.append(
+                    AttentionMaps(tuple(s.name for s in sheet.state.prompt.subjects), text, image)
+                )
         return found
 
 
@@ -286,15 +316,24 @@ class Recorder:
         last = len(sigmas) - 1
         if self.plan.end < 1:
             last = max(first + 1, step_of(self.plan.end, sigmas, sampling))
-        recording = Recording(self.plan, first, last, len(noise), tuple(noise.shape[-2:]),
-                              StepCounter())
+        recording = Recording(
+            self.plan, first, last, len(noise), tuple(noise.shape[-2:]), StepCounter()
+        )
         transformer_options = {**model_options.get("transformer_options", {}), WATCH: recording}
-        extra_args = {**extra_args, "model_options": {**model_options,
-                                                      "transformer_options": transformer_options}}
+        extra_args = {
+            **extra_args,
+            "model_options": {**model_options, "transformer_options": transformer_options},
+        }
         try:
-            return executor(guider, sigmas, extra_args,
-                            self.following(recording, callback, len(sigmas) - 1), noise, *args,
-                            **kwargs)
+            return executor(
+                guider,
+                sigmas,
+                extra_args,
+                self.following(recording, callback, len(sigmas) - 1),
+                noise,
+                *args,
+                **kwargs,
+            )
         finally:
             self.maps = recording.result()
             recording.sheets.clear()

@@ -2,6 +2,7 @@
 
 Shapes   R references · N tokens · D context width
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -27,11 +28,15 @@ class SubjectModules(nn.Module):
         super().__init__()
         widths = config.text_widths
         self.subject_to_text = SubjectToText(config.cls_width, widths, ops)
-        self.query = QueryTokens(config.query_width, config.context_width,
-                                 config.tokens_per_reference, ops)
+        self.query = QueryTokens(
+            config.query_width, config.context_width, config.tokens_per_reference, ops
+        )
         self.refiner = SubjectRefiner(
-            config.context_width, config.vision_width, config.refiner_depth,
-            config.refiner_head_width, ops
+            config.context_width,
+            config.vision_width,
+            config.refiner_depth,
+            config.refiner_head_width,
+            ops,
         )
         self.fuse = nn.ModuleDict({name: WordFusion(width, ops) for name, width in widths.items()})
 
@@ -73,23 +78,31 @@ class MMDiffAdapter:
         tokens = self.modules.subject_tokens(features.query, features.patches)
         words = self.modules.subject_words(features.cls[:1])
         return Subject(
-            name=name, tokens=tokens.flatten(0, 1).cpu(),
+            name=name,
+            tokens=tokens.flatten(0, 1).cpu(),
             words={k: v[0].cpu() for k, v in words.items()},
-            references=len(features.cls), adapter=self.fingerprint,
+            references=len(features.cls),
+            adapter=self.fingerprint,
             identity=F.normalize(F.normalize(features.query.float(), dim=-1).mean(0), dim=0).cpu(),
         )
 
 
-def key_value(adapter: MMDiffAdapter, block: TransformerBlock, tokens: Tensor,
-              to_k: Callable[[Tensor], Tensor],
-              to_v: Callable[[Tensor], Tensor], lora_strength: float) -> tuple[Tensor, Tensor]:
+def key_value(
+    adapter: MMDiffAdapter,
+    block: TransformerBlock,
+    tokens: Tensor,
+    to_k: Callable[[Tensor], Tensor],
+    to_v: Callable[[Tensor], Tensor],
+    lora_strength: float,
+) -> tuple[Tensor, Tensor]:
     """K and V of subject tokens [1 N D] at one layer.
 
-    The paper's K_i = (W + dW_i) e uses the base weight without the text LoRA, as does
-    the official code. `to_k` and `to_v` are the
-    layer as it is in the model, with the text LoRA patched in at `lora_strength`, so that part is taken off again:
-    whatever else the layer carries (a user's own LoRA, offloading, fp8 storage) acts on both branches alike.
+    The paper's K_i = (W + dW_i) e uses the base weight without the text LoRA, as does the official
+    code. `to_k` and `to_v` are the layer as it is in the model, with the text LoRA patched in at
+    `lora_strength`, so that part is taken off again: whatever else the layer carries (a user's own
+    LoRA, offloading, fp8 storage) acts on both branches alike.
     """
+
     def project(layer: Callable[[Tensor], Tensor], name: str) -> Tensor:
         base, image = (adapter.unet[f"{block.path}.attn2.{p}"] for p in (name, f"{name}_image"))
         out = layer(tokens) + image(tokens)
@@ -108,7 +121,9 @@ def join_tokens(subjects: Sequence[PromptSubject]) -> tuple[Tensor, Tensor]:
 def image_weights(subjects: Sequence[PromptSubject], images: int) -> Tensor:
     """Each token's further factor for each image of a batch [B 1 N 1]."""
     counts = count_tokens(subjects)
-    rows = [_per_token([s.at_image(i) for s in subjects], counts) for i in range(images)]
+    rows = []
+    for i in range(images):
+        rows.append(_per_token([s.at_image(i) for s in subjects], counts))
     return torch.stack(rows)[:, None, :, None]
 
 
@@ -124,4 +139,8 @@ def pair_keys(path: str) -> tuple[str, str]:
 def collect_pairs(tensors: dict[str, Tensor]) -> LoRAPairs:
     """Inverse of `pair_keys` over a flat dict; a half pair is a KeyError naming what is missing."""
     paths = sorted({key.rsplit(".", 1)[0] for key in tensors})
-    return {path: LowRank(*(tensors[key] for key in pair_keys(path))) for path in paths}
+    pairs = {}
+    for path in paths:
+        down, up = pair_keys(path)
+        pairs[path] = LowRank(tensors[down], tensors[up])
+    return pairs

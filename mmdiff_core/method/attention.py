@@ -7,6 +7,7 @@ it: in ComfyUI by the host's own attention or by another pack that holds the lay
 
 Shapes   B batch · R rows of it · P latent positions · N subject tokens · H heads · D head width
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -28,8 +29,10 @@ def rows_by_head(x: Tensor, start: int, stop: int, heads: int) -> Tensor:
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
         return by_head(x[start:stop], heads)
     width, (row, position, channel) = x.shape[-1] // heads, x.stride()
-    shape, strides = (stop - start, heads, x.shape[1],
-                      width), (row, width * channel, position, channel)
+    shape, strides = (
+        (stop - start, heads, x.shape[1], width),
+        (row, width * channel, position, channel),
+    )
     return x.as_strided(shape, strides, x.storage_offset() + start * row)
 
 
@@ -42,12 +45,16 @@ def attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
     """The same, [B P HD] x [1|B N HD] -> [B P HD]."""
-    return attend_by_head(by_head(q, heads), by_head(k, heads), by_head(v, heads),
-                          bias).transpose(1, 2).flatten(2)
+    return (
+        attend_by_head(by_head(q, heads), by_head(k, heads), by_head(v, heads), bias)
+        .transpose(1, 2)
+        .flatten(2)
+    )
 
 
-def attend_by_products(q: Tensor, k: Tensor, v: Tensor, heads: int,
-                       bias: Tensor | None = None) -> Tensor:
+def attend_by_products(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None
+) -> Tensor:
     """The same as `attend` as plain matrix products in the type of q: for training on a CPU, where
     the fused attention is slow backwards."""
     q, k, v = (by_head(x, heads) for x in (q, k, v))
@@ -84,9 +91,16 @@ def full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def add_image_branch(text: Tensor, q: Tensor, key: Tensor, value: Tensor, fuse_scale: float,
-                     bias: Tensor | None = None,
-                     gate: Tensor | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+def add_image_branch(
+    text: Tensor,
+    q: Tensor,
+    key: Tensor,
+    value: Tensor,
+    fuse_scale: float,
+    bias: Tensor | None = None,
+    gate: Tensor | None = None,
+    rows: tuple[int, int] | None = None,
+) -> Tensor:
     """The multi-modal cross-attention of one layer: softmax(Q K_t') V_t + lambda * softmax(Q K_i' +
     bias) V_i * gate.
 

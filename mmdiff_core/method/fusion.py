@@ -2,6 +2,7 @@
 
 Shapes   R references · C CLS width
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -19,8 +20,9 @@ class SubjectToText(nn.Module):
         self.norm = ops.LayerNorm(cls_width)
         self.hidden = ops.Linear(cls_width, cls_width)
         self.act = nn.GELU()
-        self.project = nn.ModuleDict({name: ops.Linear(cls_width, width)
-                                      for name, width in text_widths.items()})
+        self.project = nn.ModuleDict(
+            {name: ops.Linear(cls_width, width) for name, width in text_widths.items()}
+        )
 
     def forward(self, cls: Tensor) -> dict[str, Tensor]:
         hidden = self.act(self.hidden(self.norm(cls)))

@@ -1,5 +1,6 @@
 """A low-rank pair and what it adds: delta = up @ down (rank r, no alpha: the release scales by
 1)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -24,4 +25,4 @@ class LowRank:
         return self.up.to(weight) @ self.down.to(weight)
 
 
-LoRAPairs = dict[str, LowRank]      # module path -> pair
+LoRAPairs = dict[str, LowRank]  # module path -> pair

@@ -9,6 +9,7 @@ they are spread over processes.
 Shapes   B examples · S subjects · H heads · P latent positions · T text tokens · N subject tokens
          C h w latents
 """
+
 from __future__ import annotations
 
 import torch
@@ -92,12 +93,12 @@ def balanced_l1(probability: Tensor, mask: Tensor, present: Tensor) -> Tensor:
     present       [B S] bool; subjects that are not there, or whose mask vanished on this grid, do
                   not count
     """
-    inside = mask.transpose(1, 2)[:, None]                              # B 1 P S
+    inside = mask.transpose(1, 2)[:, None]  # B 1 P S
     outside = 1 - inside
-    counts = present & (mask.sum(-1) > 0) & ((1 - mask).sum(-1) > 0)    # B S
+    counts = present & (mask.sum(-1) > 0) & ((1 - mask).sum(-1) > 0)  # B S
     mean_in = (probability * inside).sum(2) / inside.sum(2).clamp_min(1e-6)
     mean_out = (probability * outside).sum(2) / outside.sum(2).clamp_min(1e-6)
-    per_subject = (mean_out - mean_in).mean(1) * counts                 # B S
+    per_subject = (mean_out - mean_in).mean(1) * counts  # B S
     return per_subject.sum(1) / counts.sum(1).clamp_min(1)
 
 

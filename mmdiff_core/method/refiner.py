@@ -7,6 +7,7 @@ inside the host.
 Shapes   R references · T tokens per reference · L patches · W patch width · D context width · Q
          query width · H heads
 """
+
 from __future__ import annotations
 
 import torch
@@ -44,15 +45,18 @@ class RefinerBlock(nn.Module):
         self.to_kv = ops.Linear(width, 2 * width, bias=False)
         self.to_out = ops.Linear(width, width, bias=False)
         self.feed_forward = nn.Sequential(
-            ops.LayerNorm(width), ops.Linear(width, 2 * width, bias=False), nn.GELU(),
+            ops.LayerNorm(width),
+            ops.Linear(width, 2 * width, bias=False),
+            nn.GELU(),
             ops.Linear(2 * width, width, bias=False),
         )
 
     def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
         seen, asked = self.norm_patches(patches), self.norm_queries(queries)
         k, v = self.to_kv(torch.cat([seen, asked], dim=1)).chunk(2, dim=-1)
-        q, k, v = (rearrange(x, "R L (H D) -> R H L D", H=self.heads)
-                   for x in (self.to_q(asked), k, v))
+        q, k, v = (
+            rearrange(x, "R L (H D) -> R H L D", H=self.heads) for x in (self.to_q(asked), k, v)
+        )
         read = rearrange(F.scaled_dot_product_attention(q, k, v), "R H T D -> R T (H D)")
         queries = queries + self.to_out(read)
         return queries + self.feed_forward(queries)

@@ -3,6 +3,7 @@
 Shapes   R references · N tokens (4 R) · D context width · C CLS width · W vision width · L patches
          with CLS
 """
+
 from __future__ import annotations
 
 import math
@@ -138,8 +139,9 @@ def name_key(name: str) -> str:
 def add_subject(subjects: Subjects, added: PromptSubject) -> Subjects:
     """The chain one longer. ValueError when the name is taken or the adapters differ."""
     if name_key(added.name) in (name_key(s.name) for s in subjects):
-        raise ValueError(f"there is already a subject named {added.name!r}; give each subject a "
-                         "unique name")
+        raise ValueError(
+            f"there is already a subject named {added.name!r}; give each subject a unique name"
+        )
     if subjects and subjects[0].subject.adapter != added.subject.adapter:
         raise ValueError(
             f"subject {added.name!r} was encoded with another MM-Diff adapter than "

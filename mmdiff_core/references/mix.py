@@ -3,6 +3,7 @@ same one.
 
 Shapes   T tokens per reference · D context width
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..method.subjects import Subject
 
 METHODS = ("average", "spherical", "together")
-PARALLEL = 1e-4     # below this angle, in radians, the sphere is as good as flat
+PARALLEL = 1e-4  # below this angle, in radians, the sphere is as good as flat
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
@@ -45,8 +46,13 @@ def mean_reference(subject: Subject, tokens_per_reference: int) -> Tensor:
     return subject.tokens.unflatten(0, (-1, tokens_per_reference)).mean(0)
 
 
-def mix(subjects: Sequence[Subject], weights: Sequence[float], method: str, name: str,
-        tokens_per_reference: int = 4) -> Subject:
+def mix(
+    subjects: Sequence[Subject],
+    weights: Sequence[float],
+    method: str,
+    name: str,
+    tokens_per_reference: int = 4,
+) -> Subject:
     """One subject from several.
 
     average     weighted mean of the tokens (of each subject the mean reference) and of the words
@@ -60,44 +66,61 @@ def mix(subjects: Sequence[Subject], weights: Sequence[float], method: str, name
 
     Raises ValueError for no subjects, other adapters, or weights that do not fit.
     """
-    if method not in METHODS:
-        raise ValueError(f"mix method {method!r}, expected one of {METHODS}")
-    if not subjects:
-        raise ValueError("there is no subject to mix; connect at least one")
-    if len(weights) != len(subjects):
-        names = ", ".join(s.name for s in subjects)
-        raise ValueError(f"{len(weights)} weights for {len(subjects)} subjects ({names}); give one "
-                         "weight per subject")
-    if min(weights) < 0 or sum(weights) <= 0:
-        raise ValueError(f"mix weights {list(weights)}: expected numbers of at least 0, and one "
-                         f"above 0")
-    if len({s.adapter for s in subjects}) > 1:
-        raise ValueError("the subjects were encoded with different MM-Diff adapters; encode them "
-                         "with the same Load MM-Diff node")
+    check_mix(subjects, weights, method)
     shares = [w / sum(weights) for w in weights]
-    words = {encoder: blend([s.words[encoder] for s in subjects], shares, method)
-             for encoder in subjects[0].words}
+    words = {}
+    for encoder in subjects[0].words:
+        words[encoder] = blend([s.words[encoder] for s in subjects], shares, method)
     thumbnails = [s.thumbnails for s in subjects if s.thumbnails is not None]
     encoders = {s.encoder for s in subjects}
     if method == "together":
-        tokens, references = torch.cat([s.tokens
-                                        for s in subjects]), sum(s.references for s in subjects)
+        tokens = torch.cat([s.tokens for s in subjects])
+        references = sum(s.references for s in subjects)
     else:
         tokens, references = mean_tokens(subjects, shares, method, tokens_per_reference), 1
     return Subject(
-        name, tokens, words, references, subjects[0].adapter,
+        name,
+        tokens,
+        words,
+        references,
+        subjects[0].adapter,
         encoder=encoders.pop() if len(encoders) == 1 else "",
         identity=mean_identity(subjects, shares),
         thumbnails=torch.cat(thumbnails) if thumbnails else None,
     )
 
 
-def mean_tokens(subjects: Sequence[Subject], shares: Sequence[float], method: str,
-                tokens_per_reference: int) -> Tensor:
+def check_mix(subjects: Sequence[Subject], weights: Sequence[float], method: str) -> None:
+    """ValueError for no subjects, other adapters, or weights that do not fit."""
+    if method not in METHODS:
+        raise ValueError(f"mix method {method!r}, expected one of {METHODS}")
+    if not subjects:
+        raise ValueError("there is no subject to mix; connect at least one")
+    if len(weights) != len(subjects):
+        names = ", ".join(s.name for s in subjects)
+        raise ValueError(
+            f"{len(weights)} weights for {len(subjects)} subjects ({names}); give one weight per "
+            "subject"
+        )
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(
+            f"mix weights {list(weights)}: expected numbers of at least 0, and one above 0"
+        )
+    if len({s.adapter for s in subjects}) > 1:
+        raise ValueError(
+            "the subjects were encoded with different MM-Diff adapters; encode them with the same "
+            "Load MM-Diff node"
+        )
+
+
+def mean_tokens(
+    subjects: Sequence[Subject], shares: Sequence[float], method: str, tokens_per_reference: int
+) -> Tensor:
     """Mix of the mean references [T D] of those subjects that have tokens, by their shares; [0 D]
     when none of a share above 0 has."""
-    told = [(s, share) for s, share in zip(subjects, shares, strict=True) if len(s.tokens)
-            and share > 0]
+    told = [
+        (s, share) for s, share in zip(subjects, shares, strict=True) if len(s.tokens) and share > 0
+    ]
     if not told:
         return subjects[0].tokens[:0]
     total = sum(share for _, share in told)
@@ -108,5 +131,6 @@ def mean_tokens(subjects: Sequence[Subject], shares: Sequence[float], method: st
 def mean_identity(subjects: Sequence[Subject], shares: Sequence[float]) -> Tensor | None:
     """Mean unit vector [Q], or None where one is not known."""
     known = [s.identity for s in subjects if s.identity is not None]
-    return F.normalize(blend(known, shares, "average"),
-                       dim=0) if len(known) == len(subjects) else None
+    return (
+        F.normalize(blend(known, shares, "average"), dim=0) if len(known) == len(subjects) else None
+    )

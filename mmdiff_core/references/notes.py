@@ -4,6 +4,7 @@ the card's failure modes.
 Shapes   R references · S side of what the encoder looked at · Q width of what subjects are compared
          by
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,15 +18,15 @@ from ..config import MMDiffConfig
 from ..method.subjects import Subject
 
 # Below this sharpness a picture has no more detail than one about 60 px wide: the demo photographs
-# have 0.12 to 0.41 at 224 px, the same
-# photographs made 64 px wide and enlarged again 0.005 to 0.014 (tests/core/test_notes.py).
+# have 0.12 to 0.41 at 224 px, the same photographs made 64 px wide and enlarged again 0.005 to
+# 0.014 (tests/core/test_notes.py).
 BLURRED = 0.015
 # sides below this are pixel art, where sharpness says nothing
 SMALLEST = 112
 # an ArcFace cosine between pictures of one person is rarely lower
 UNLIKE = 0.25
-# of a found face; not calibrated on photographs here
-# detector confidence of a plain view is mostly above 0.75; 0.5 is no face at all
+# of a found face; not calibrated on photographs here detector confidence of a plain view is mostly
+# above 0.75; 0.5 is no face at all
 UNSURE = 0.65
 # its shorter side in pixels: half of what ArcFace reads, a quarter of what CLIP is shown
 TINY_FACE = 56
@@ -36,10 +37,12 @@ TURNED = 0.15
 def sharpness(picture: Tensor) -> float:
     """Variance of the Laplacian over variance of the brightness of a picture [3 S S] in 0..1; near
     0 = blurred or flat."""
-    grey = (picture.float() * torch.tensor([0.299, 0.587, 0.114],
-                                           device=picture.device).view(3, 1, 1)).sum(0)[None, None]
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]],
-                          device=picture.device).view(1, 1, 3, 3)
+    grey = (
+        picture.float() * torch.tensor([0.299, 0.587, 0.114], device=picture.device).view(3, 1, 1)
+    ).sum(0)[None, None]
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=picture.device).view(
+        1, 1, 3, 3
+    )
     return float(F.conv2d(grey, kernel).var() / grey.var().clamp_min(1e-4))
 
 
@@ -50,17 +53,20 @@ def reference_notes(name: str, seen: Tensor, query: Tensor, config: MMDiffConfig
     if seen.shape[-1] >= SMALLEST:
         for i, picture in enumerate(seen, 1):
             if sharpness(picture) < BLURRED:
-                found.append(f"{name}, image {i}: blurred or too small; the encoder receives no "
-                             "more detail than from an image about 60 px wide. Use a sharper or "
-                             "closer one.")
+                found.append(
+                    f"{name}, image {i}: blurred or too small; the encoder receives no more detail "
+                    "than from an image about 60 px wide. Use a sharper or closer one."
+                )
     if config.variant.reads_faces and len(query) > 2:
         unit = F.normalize(query.float(), dim=-1)
         for i in range(len(unit)):
             others = F.normalize((unit.sum(0) - unit[i]), dim=0)
             if (alike := float(unit[i] @ others)) < UNLIKE:
-                found.append(f"{name}, image {i + 1}: the face differs from the others (similarity "
-                             f"{alike:.2f}): another person, or a covered or turned face? Leave "
-                             "the image out, or choose the face.")
+                found.append(
+                    f"{name}, image {i + 1}: the face differs from the others (similarity "
+                    f"{alike:.2f}): another person, or a covered or turned face? Leave the image "
+                    "out, or choose the face."
+                )
     return found
 
 
@@ -74,11 +80,15 @@ def face_remarks(number: int, box: Sequence[float], score: float, landmarks: Ten
     if side < TINY_FACE:
         found.append(f"image {number}: the face is only {side:.0f} px wide. Use a closer image.")
     if not TURNED <= nose <= 1 - TURNED:
-        found.append(f"image {number}: the face is turned far to the side; half of it is hidden. "
-                     "Use a frontal image.")
+        found.append(
+            f"image {number}: the face is turned far to the side; half of it is hidden. Use a "
+            "frontal image."
+        )
     elif score < UNSURE:
-        found.append(f"image {number}: the face is detected with a confidence of only {score:.0%}: "
-                     "covered, in shadow or unclear? Use an image that shows eyes, nose and mouth.")
+        found.append(
+            f"image {number}: the face is detected with a confidence of only {score:.0%}: covered, "
+            "in shadow or unclear? Use an image that shows eyes, nose and mouth."
+        )
     return found
 
 
@@ -94,9 +104,11 @@ def look_alike_note(a: Subject, b: Subject, config: MMDiffConfig) -> str | None:
     alike, least = similarity(a, b), config.variant.look_alike
     if alike is None or alike <= least:
         return None
-    return (f"{a.name} and {b.name} look alike (similarity {alike:.2f}, reported above {least:g}): "
-            "they may blend. Restrict each to a region with Multi-Subject Constraint Masks, and "
-            "describe in the prompt how they differ.")
+    return (
+        f"{a.name} and {b.name} look alike (similarity {alike:.2f}, reported above {least:g}): "
+        "they may blend. Restrict each to a region with Multi-Subject Constraint Masks, and "
+        "describe in the prompt how they differ."
+    )
 
 
 def look_alike_notes(subjects: Sequence[Subject], config: MMDiffConfig) -> list[str]:

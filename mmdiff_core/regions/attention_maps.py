@@ -4,6 +4,7 @@ tokens (image branch), and the regions that follow from them. Pure torch.
 Shapes   B rows · H heads · P positions · T text columns · N subject tokens · S subjects · h w a
          grid
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from ..method.attention import by_head, probabilities_by_head
 
-FINEST = 64         # longest side of the grid that maps of all layers are added up on
-CanvasArea = tuple[int, int, int, int]     # top, left, height, width on that grid
+FINEST = 64  # longest side of the grid that maps of all layers are added up on
+CanvasArea = tuple[int, int, int, int]  # top, left, height, width on that grid
 
 
-def members(groups: Sequence[Sequence[int]], length: int,
-            device: torch.device | str = "cpu") -> Tensor:
+def members(
+    groups: Sequence[Sequence[int]], length: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """[length S]: 1 where column or token l belongs to subject s."""
     out = torch.zeros(length, len(groups))
     for s, columns in enumerate(groups):
@@ -48,8 +50,9 @@ def noun_map(q: Tensor, k: Tensor, heads: int, nouns: Tensor) -> Tensor:
     return (seen @ fit_columns(nouns.T, k.shape[1]).T.to(seen)).transpose(1, 2)
 
 
-def token_map(q: Tensor, key: Tensor, heads: int, tokens: Tensor,
-              bias: Tensor | None = None) -> Tensor:
+def token_map(
+    q: Tensor, key: Tensor, heads: int, tokens: Tensor, bias: Tensor | None = None
+) -> Tensor:
     """Probability of reading each subject's tokens [B S P], mean over heads. q [B P HD], key [1|B H
     N D], `tokens` [N S] by `members`, `bias` [1|B 1 P N] as the image branch has it. Over the
     subjects it sums to 1 at every position."""
@@ -76,8 +79,9 @@ class Canvas:
     looks: Tensor
 
     @classmethod
-    def blank(cls, pictures: int, subjects: int, grid: tuple[int, int],
-              device: torch.device | str = "cpu") -> Canvas:
+    def blank(
+        cls, pictures: int, subjects: int, grid: tuple[int, int], device: torch.device | str = "cpu"
+    ) -> Canvas:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, device=device)
 
@@ -87,12 +91,14 @@ class Canvas:
         """Maps [B S gh gw] of pictures from number `first` on; `box` says which part of the canvas
         they cover."""
         top, left, height, width = box or (0, 0, *self.looks.shape)
-        rows, part = slice(first, first + len(text)), (slice(top, top + height),
-                                                       slice(left, left + width))
+        rows, part = (
+            slice(first, first + len(text)),
+            (slice(top, top + height), slice(left, left + width)),
+        )
         for sums, seen in ((self.text, text), (self.image, image)):
-            sums[rows, :, part[0],
-                 part[1]] += F.interpolate(seen.float(), size=(height, width), mode="bilinear",
-                                           align_corners=False)
+            sums[rows, :, part[0], part[1]] += F.interpolate(
+                seen.float(), size=(height, width), mode="bilinear", align_corners=False
+            )
         self.looks[part] += 1
 
     def mean(self) -> tuple[Tensor, Tensor]:
@@ -114,6 +120,7 @@ def find_regions(text: Tensor, image: Tensor, sharpness: float, image_share: flo
     everywhere still has its place; the image map says which of the subjects' tokens were read
     there. The contest is among the subjects alone: the ground stays open.
     """
+
     def relative(seen: Tensor) -> Tensor:
         soft = F.avg_pool2d(F.pad(seen, (1, 1, 1, 1), mode="replicate"), 3, 1)
         return (soft / soft.mean((-2, -1), keepdim=True).clamp_min(1e-8)).clamp_min(1e-4).log()

@@ -2,6 +2,7 @@
 
 Shapes   H W the canvas that the regions are worked out on
 """
+
 from __future__ import annotations
 
 import json
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-MOST = 6             # subjects that can have boxes: one colour each
+MOST = 6  # subjects that can have boxes: one colour each
 EXAMPLE = '[{"subject": 1, "x": 0, "y": 0, "width": 0.5, "height": 1}]'
 
 
@@ -36,28 +37,41 @@ def parse_boxes(text: str, subjects: int = MOST) -> tuple[Box, ...]:
     except json.JSONDecodeError as error:
         raise ValueError(f"boxes is not JSON ({error}); write {EXAMPLE}, or [] for none") from None
     if not isinstance(entries, list):
-        raise ValueError(f"boxes is {_short(entries)}, expected a list of boxes; write {EXAMPLE}, "
-                         f"or [] for none")
+        raise ValueError(
+            f"boxes is {_short(entries)}, expected a list of boxes; write {EXAMPLE}, or [] for none"
+        )
     return tuple(_parsed(entry, number, subjects) for number, entry in enumerate(entries, 1))
 
 
 def _parsed(entry: object, number: int, subjects: int) -> Box:
     if not isinstance(entry, dict):
-        raise ValueError(f"box {number} is {_short(entry)}, expected an object like "
-                         f"{EXAMPLE[1:-1]}")
+        raise ValueError(
+            f"box {number} is {_short(entry)}, expected an object like {EXAMPLE[1:-1]}"
+        )
     if lacking := [key for key in Box.__dataclass_fields__ if key not in entry]:
-        raise ValueError(f"box {number} has no {' and no '.join(map(repr, lacking))}; a box is "
-                         f"like {EXAMPLE[1:-1]}")
+        raise ValueError(
+            f"box {number} has no {' and no '.join(map(repr, lacking))}; a box is like "
+            f"{EXAMPLE[1:-1]}"
+        )
     subject = entry["subject"]
     if isinstance(subject, bool) or not isinstance(subject, (int, float)) or subject % 1 != 0:
-        raise ValueError(f"box {number} is for subject {_short(subject)}, expected a whole number, "
-                         f"1 for the first subject")
+        raise ValueError(
+            f"box {number} is for subject {_short(subject)}, expected a whole number, 1 for the "
+            "first subject"
+        )
     if not 1 <= subject <= subjects:
-        raise ValueError(f"box {number} is for subject {subject:g}, but there are only subjects 1 "
-                         f"to {subjects}; delete the box, or connect another subject")
-    return _inside(Box(int(subject), *(_number(entry[key], key, f"box {number}")
-                                       for key in ("x", "y", "width", "height"))),
-                   f"box {number}", "fractions of the image, 0 to 1")
+        raise ValueError(
+            f"box {number} is for subject {subject:g}, but there are only subjects 1 to "
+            f"{subjects}; delete the box, or connect another subject"
+        )
+    return _inside(
+        Box(
+            int(subject),
+            *(_number(entry[key], key, f"box {number}") for key in ("x", "y", "width", "height")),
+        ),
+        f"box {number}",
+        "fractions of the image, 0 to 1",
+    )
 
 
 def _number(value: object, key: str, which: str) -> float:
@@ -69,13 +83,17 @@ def _number(value: object, key: str, which: str) -> float:
 def _inside(box: Box, which: str, unit: str) -> Box:
     """The part of the box that is in the picture."""
     if box.width <= 0 or box.height <= 0:
-        raise ValueError(f"{which} is {box.width:g} wide and {box.height:g} high, expected more "
-                         "than 0; delete it, or redraw it")
+        raise ValueError(
+            f"{which} is {box.width:g} wide and {box.height:g} high, expected more than 0; delete "
+            "it, or redraw it"
+        )
     left, top = max(box.x, 0.0), max(box.y, 0.0)
     right, bottom = min(box.x + box.width, 1.0), min(box.y + box.height, 1.0)
     if right <= left or bottom <= top:
-        raise ValueError(f"{which} lies outside the image (x {box.x:g}, y {box.y:g}, {box.width:g} "
-                         f"x {box.height:g}; {unit})")
+        raise ValueError(
+            f"{which} lies outside the image (x {box.x:g}, y {box.y:g}, {box.width:g} x "
+            f"{box.height:g}; {unit})"
+        )
     return replace(box, x=left, y=top, width=right - left, height=bottom - top)
 
 
@@ -91,13 +109,20 @@ def boxes_of_pixels(found: object, width: int, height: int, subjects: int) -> tu
         given = _listed(given[0])
     lists = [_listed(item) for item in given]
     if not any(lists):
-        raise ValueError("found_boxes contains no box: the detector found nothing; disconnect it, "
-                         "or use a clearer image")
+        raise ValueError(
+            "found_boxes contains no box: the detector found nothing; disconnect it, or use a "
+            "clearer image"
+        )
     if len(lists) > subjects:
-        raise ValueError(f"found_boxes has boxes for {len(lists)} subjects, but there are "
-                         f"{subjects}; select the boxes to use before this node")
-    return tuple(_of_pixels(box, number, width, height) for number, boxes in enumerate(lists, 1)
-                 for box in boxes)
+        raise ValueError(
+            f"found_boxes has boxes for {len(lists)} subjects, but there are {subjects}; select "
+            "the boxes to use before this node"
+        )
+    return tuple(
+        _of_pixels(box, number, width, height)
+        for number, boxes in enumerate(lists, 1)
+        for box in boxes
+    )
 
 
 def _listed(found: object) -> list:
@@ -105,8 +130,9 @@ def _listed(found: object) -> list:
         return [found]
     if found is None or isinstance(found, (list, tuple)):
         return list(found or ())
-    raise ValueError(f"found_boxes has {_short(found)}, expected boxes of x, y, width and height "
-                     f"in pixels")
+    raise ValueError(
+        f"found_boxes has {_short(found)}, expected boxes of x, y, width and height in pixels"
+    )
 
 
 def _of_pixels(box: object, subject: int, width: int, height: int) -> Box:
@@ -115,9 +141,12 @@ def _of_pixels(box: object, subject: int, width: int, height: int) -> Box:
     if not isinstance(box, Mapping) or any(key not in box for key in keys):
         raise ValueError(f"{which} is {_short(box)}, expected x, y, width and height in pixels")
     x, y, w, h = (_number(box[key], key, which) for key in keys)
-    return _inside(Box(subject, x / width, y / height, w / width, h / height), which,
-                   f"fractions of {width} x {height} pixels: set width and height to the size of "
-                   "the image that the detector was given")
+    return _inside(
+        Box(subject, x / width, y / height, w / width, h / height),
+        which,
+        f"fractions of {width} x {height} pixels: set width and height to the size of the image "
+        "that the detector was given",
+    )
 
 
 def _short(value: object) -> str:
@@ -127,10 +156,13 @@ def _short(value: object) -> str:
 
 def box_mask(box: Box, height: int, width: int) -> Tensor:
     """A box on a canvas [H W]; a pixel that it covers in part has that share of 1."""
+
     def covered(start: float, length: float, count: int) -> Tensor:
         edges = torch.arange(count + 1, dtype=torch.float64) / count
-        share = (edges[1:].clamp(max=start
-                                 + length) - edges[:-1].clamp(min=start)).clamp(min=0) * count
+        share = (edges[1:].clamp(max=start + length) - edges[:-1].clamp(min=start)).clamp(
+            min=0
+        ) * count
         # 0.1 + 0.2 is a little more than 0.3: no pixel is touched by that
         return share.round(decimals=4)
+
     return torch.outer(covered(box.y, box.height, height), covered(box.x, box.width, width)).float()

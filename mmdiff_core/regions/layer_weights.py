@@ -4,6 +4,7 @@
 A name is a part (input, middle, output), a block of it (output.3), or one layer of a block
 (output.3.1); "all" is every layer. The most exact name counts; layers that no name covers have 1.
 """
+
 from __future__ import annotations
 
 import re
@@ -24,13 +25,16 @@ def parse_layer_weights(text: str) -> dict[str, float]:
             continue
         match = ENTRY.fullmatch(entry)
         if not match:
-            raise ValueError(f"layer weight {entry.strip()!r} is not understood; write a name and "
-                             f"a number: "
-                             '"input 0.5, middle 0, output.3 1.2"')
+            raise ValueError(
+                f"layer weight {entry.strip()!r} is not understood; write a name and "
+                f"a number: "
+                '"input 0.5, middle 0, output.3 1.2"'
+            )
         name, factor = match[1], float(match[2])
         if not 0 <= factor <= MAX_FACTOR:
-            raise ValueError(f"layer weight {entry.strip()!r}: expected a number from 0 to "
-                             f"{MAX_FACTOR:g}")
+            raise ValueError(
+                f"layer weight {entry.strip()!r}: expected a number from 0 to {MAX_FACTOR:g}"
+            )
         if name in found:
             raise ValueError(f"layer weight {name!r} is given twice; write it once")
         found[name] = factor
@@ -39,8 +43,15 @@ def parse_layer_weights(text: str) -> dict[str, float]:
 
 def layer_names(blocks: Sequence[TransformerBlock]) -> dict[Slot, tuple[str, ...]]:
     """What every layer can be called, from the widest name to the most exact."""
-    return {block.slot: ("all", block.block, f"{block.block}.{block.id}",
-                         f"{block.block}.{block.id}.{block.index}") for block in blocks}
+    return {
+        block.slot: (
+            "all",
+            block.block,
+            f"{block.block}.{block.id}",
+            f"{block.block}.{block.id}.{block.index}",
+        )
+        for block in blocks
+    }
 
 
 def check_names(wanted: Collection[str], blocks: Sequence[TransformerBlock], what: str) -> None:
@@ -48,9 +59,10 @@ def check_names(wanted: Collection[str], blocks: Sequence[TransformerBlock], wha
     known = {name for own in layer_names(blocks).values() for name in own}
     if unknown := sorted(set(wanted) - known):
         short = sorted(name for name in known if name.count(".") < 2)
-        raise ValueError(f"{what} {unknown[0]!r}: this model has no such layer; it has "
-                         f"{', '.join(short)}, and single layers as "
-                         f"{'.'.join(map(str, blocks[-1].slot))}")
+        raise ValueError(
+            f"{what} {unknown[0]!r}: this model has no such layer; it has {', '.join(short)}, and "
+            f"single layers as {'.'.join(map(str, blocks[-1].slot))}"
+        )
 
 
 def named_layers(text: str, blocks: Sequence[TransformerBlock]) -> frozenset[Slot]:
@@ -67,5 +79,7 @@ def layer_factors(text: str, blocks: Sequence[TransformerBlock]) -> dict[Slot, f
     wanted = parse_layer_weights(text)
     check_names(wanted, blocks, "layer weight")
     names = layer_names(blocks)
-    return {slot: next((wanted[name] for name in reversed(own) if name in wanted), 1.0)
-            for slot, own in names.items()}
+    factors = {}
+    for slot, own in names.items():
+        factors[slot] = next((wanted[name] for name in reversed(own) if name in wanted), 1.0)
+    return factors

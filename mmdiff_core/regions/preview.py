@@ -1,4 +1,5 @@
 """An image of the subjects' regions: each in its subject's colour, with its name."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ COLOURS = ("#ff6b5e", "#4fa3ff", "#ffc53d", "#5fd17a", "#c584ff", "#3ad6d0")
 LARGEST_PREVIEW = 512
 
 
-def preview(names: Sequence[str], regions: Sequence[Tensor | None], width: int,
-            height: int) -> Tensor:
+def preview(
+    names: Sequence[str], regions: Sequence[Tensor | None], width: int, height: int
+) -> Tensor:
     """IMAGE [1 h w 3]: every region in its subject's colour with its name, and who is free; the
     longer side is at most 512."""
     scale = min(1.0, LARGEST_PREVIEW / max(width, height))
@@ -31,9 +33,15 @@ def preview(names: Sequence[str], regions: Sequence[Tensor | None], width: int,
         picture = torch.lerp(picture, torch.tensor(rgb(number)) / 255, 0.65 * shown[..., None])
         labels.append((f"{number} {name}", colour(number), middle(shown)))
     image = Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
-    _write(image, labels,
-           [(f"{i} {name}: free", colour(i))
-            for i, (name, region) in enumerate(zip(names, regions), 1) if region is None])
+    _write(
+        image,
+        labels,
+        [
+            (f"{i} {name}: free", colour(i))
+            for i, (name, region) in enumerate(zip(names, regions), 1)
+            if region is None
+        ],
+    )
     return torch.from_numpy(np.asarray(image).copy()).float()[None] / 255
 
 
@@ -59,21 +67,26 @@ def middle(mask: Tensor) -> tuple[int, int]:
     return int(at[best % 32] * width), int(at[best // 32] * height)
 
 
-def _write(image: Image.Image, labels: Sequence[tuple[str, str, tuple[int, int]]],
-           free: Sequence[tuple[str, str]]) -> None:
+def _write(
+    image: Image.Image,
+    labels: Sequence[tuple[str, str, tuple[int, int]]],
+    free: Sequence[tuple[str, str]],
+) -> None:
     """Names at their places, inside the picture, dark on their colour; those who are free below one
     another at the top left."""
     draw = ImageDraw.Draw(image)
     size = max(8, min(image.size) // 20)
     font = ImageFont.load_default(size)
     placed = [(text, tone, at, "mm") for text, tone, at in labels]
-    placed += [(text, tone, (3, 3 + round(i * 1.5 * size)), "la")
-               for i, (text, tone) in enumerate(free)]
+    placed += [
+        (text, tone, (3, 3 + round(i * 1.5 * size)), "la") for i, (text, tone) in enumerate(free)
+    ]
     for text, tone, at, anchor in placed:
         left, top, right, bottom = draw.textbbox(at, text, font=font, anchor=anchor)
         dx = max(2 - left, min(0, image.width - 2 - right))
         dy = max(2 - top, min(0, image.height - 2 - bottom))
         at = at[0] + dx, at[1] + dy
-        draw.rounded_rectangle((left + dx - 3, top + dy - 2, right + dx + 3, bottom + dy + 2), 3,
-                               fill=tone)
+        draw.rounded_rectangle(
+            (left + dx - 3, top + dy - 2, right + dx + 3, bottom + dy + 2), 3, fill=tone
+        )
         draw.text(at, text, fill="#101010", font=font, anchor=anchor)

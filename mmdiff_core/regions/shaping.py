@@ -2,6 +2,7 @@
 
 Shapes   H W the canvas that the regions are worked out on
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from .boxes import Box, box_mask
 
 FREE = EVERYWHERE, BACKGROUND = "everywhere", "outside the others' regions"
-HARDLY = 0.01        # a region that is nowhere more than this is none
+HARDLY = 0.01  # a region that is nowhere more than this is none
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _running_max(mask: Tensor, radius: int) -> Tensor:
     out = F.pad(mask, (radius, radius), value=-torch.inf)
     while window < 2 * radius + 1:
         shift = min(window, 2 * radius + 1 - window)
-        out = torch.maximum(out[:, :out.shape[1] - shift], out[:, shift:])
+        out = torch.maximum(out[:, : out.shape[1] - shift], out[:, shift:])
         window += shift
     return out[:, :width]
 
@@ -70,9 +71,11 @@ def feather_inwards(mask: Tensor, feather: float) -> Tensor:
 
 
 def resized(mask: Tensor, height: int, width: int) -> Tensor:
-    return mask if mask.shape == (height,
-                                  width) else F.interpolate(mask[None, None], size=(height, width),
-                                                            mode="area")[0, 0]
+    return (
+        mask
+        if mask.shape == (height, width)
+        else F.interpolate(mask[None, None], size=(height, width), mode="area")[0, 0]
+    )
 
 
 def canvas_of(masks: Sequence[Tensor], height: int, width: int) -> tuple[int, int]:
@@ -82,9 +85,14 @@ def canvas_of(masks: Sequence[Tensor], height: int, width: int) -> tuple[int, in
     return max(sizes, key=lambda size: size[0] * size[1]) if sizes else (height, width)
 
 
-def shape_regions(names: Sequence[str], masks: Mapping[int, Tensor], boxes: Sequence[Box],
-                  kept: Mapping[int, Tensor],
-                        canvas: tuple[int, int], shaping: Shaping) -> list[Tensor | None]:
+def shape_regions(
+    names: Sequence[str],
+    masks: Mapping[int, Tensor],
+    boxes: Sequence[Box],
+    kept: Mapping[int, Tensor],
+    canvas: tuple[int, int],
+    shaping: Shaping,
+) -> list[Tensor | None]:
     """Each subject's region [H W] in 0..1, or None = everywhere. All are counted from 1.
 
     masks   given masks [h w] by subject; they and the subject's boxes are united
@@ -94,16 +102,19 @@ def shape_regions(names: Sequence[str], masks: Mapping[int, Tensor], boxes: Sequ
     drawn: dict[int, Tensor] = {i: resized(mask, *canvas) for i, mask in masks.items()}
     for box in boxes:
         mask = box_mask(box, *canvas)
-        drawn[box.subject] = torch.maximum(drawn[box.subject],
-                                           mask) if box.subject in drawn else mask
+        drawn[box.subject] = (
+            torch.maximum(drawn[box.subject], mask) if box.subject in drawn else mask
+        )
     drawn = {i: _grown(drawn[i], shaping.grow, i, names) for i in sorted(drawn)}
     held = {i: resized(mask.float(), *canvas) for i, mask in kept.items() if i not in drawn}
     if shaping.exclusive:
         drawn = keep_apart(drawn, held, names)
     drawn = {i: feather_inwards(mask, shaping.feather) for i, mask in drawn.items()}
     drawn |= background(drawn | held, names) if shaping.free == BACKGROUND else {}
-    return [soften(drawn[i], shaping.strength) if i in drawn else kept.get(i)
-            for i in range(1, len(names) + 1)]
+    return [
+        soften(drawn[i], shaping.strength) if i in drawn else kept.get(i)
+        for i in range(1, len(names) + 1)
+    ]
 
 
 def _grown(mask: Tensor, pixels: int, number: int, names: Sequence[str]) -> Tensor:
@@ -111,13 +122,16 @@ def _grown(mask: Tensor, pixels: int, number: int, names: Sequence[str]) -> Tens
         return mask
     out = grow(mask, pixels)
     if mask.any() and not out.any():
-        raise ValueError(f"grow {pixels} leaves nothing of the region of subject {number} "
-                         f"({names[number - 1]}); use a value closer to 0")
+        raise ValueError(
+            f"grow {pixels} leaves nothing of the region of subject {number} "
+            f"({names[number - 1]}); use a value closer to 0"
+        )
     return out
 
 
-def keep_apart(drawn: Mapping[int, Tensor], held: Mapping[int, Tensor],
-               names: Sequence[str]) -> dict[int, Tensor]:
+def keep_apart(
+    drawn: Mapping[int, Tensor], held: Mapping[int, Tensor], names: Sequence[str]
+) -> dict[int, Tensor]:
     """Regions without overlap: a later subject loses what an earlier one has. `held` regions are
     not cut themselves."""
     out: dict[int, Tensor] = {}
@@ -127,9 +141,11 @@ def keep_apart(drawn: Mapping[int, Tensor], held: Mapping[int, Tensor],
         if number in drawn:
             out[number] = mask if taken is None else torch.minimum(mask, 1 - taken)
             if mask.any() and out[number].max() < HARDLY:
-                raise ValueError(f"exclusive leaves subject {number} ({names[number - 1]}) without "
-                                 "a region: earlier subjects cover all of it; move the regions "
-                                 "apart, or change the order of the subjects")
+                raise ValueError(
+                    f"exclusive leaves subject {number} ({names[number - 1]}) without a region: "
+                    "earlier subjects cover all of it; move the regions apart, or change the order "
+                    "of the subjects"
+                )
         taken = mask if taken is None else torch.maximum(taken, mask)
     return out
 
@@ -142,9 +158,11 @@ def background(regions: Mapping[int, Tensor], names: Sequence[str]) -> dict[int,
         return {}
     rest = 1 - torch.stack(list(regions.values())).amax(0)
     if rest.max() < HARDLY:
-        raise ValueError(f"subject {without[0]} ({names[without[0] - 1]}) has no region, and the "
-                         "others' regions cover the whole image; give it a region, or set "
-                         f"free_subjects to {EVERYWHERE!r}")
+        raise ValueError(
+            f"subject {without[0]} ({names[without[0] - 1]}) has no region, and the others' "
+            "regions cover the whole image; give it a region, or set free_subjects to "
+            f"{EVERYWHERE!r}"
+        )
     return dict.fromkeys(without, rest)
 
 

@@ -2,6 +2,7 @@
 
 Shapes   B examples · S subjects · L text tokens · D context width · H W image · h w latents
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +72,12 @@ class Bridge(Protocol):
         """to_k and to_v of a layer without LoRA."""
 
     def predict(
-        self, noisy: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor | None,
-        slots: Mapping[Slot, SlotCall], checkpointing: bool,
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        vector: Tensor | None,
+        slots: Mapping[Slot, SlotCall],
+        checkpointing: bool,
     ) -> Prediction:
         """Run the UNet with these calls in its cross-attention."""

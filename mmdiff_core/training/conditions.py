@@ -4,6 +4,7 @@ Shapes   B examples · S most subjects of an example · R most references of a s
          T tokens per reference · N = S R T · n references of the batch · P latent positions
          D context width · E width of CLS
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from .config import RunConfig
 from .example import Example
 from .trainable import TrainableAdapter
 
-HIDDEN = -1e6        # added to the logits of tokens that are not there (as released)
+HIDDEN = -1e6  # added to the logits of tokens that are not there (as released)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,10 @@ class Layout(NamedTuple):
 
 
 def make_conditions(
-    batch: Sequence[Example], adapter: TrainableAdapter, bridge: Bridge, run: RunConfig,
+    batch: Sequence[Example],
+    adapter: TrainableAdapter,
+    bridge: Bridge,
+    run: RunConfig,
     measured: bool = True,
 ) -> Conditions:
     """Encode captions and subjects; `measured`: with the masks that the maps are compared to."""
@@ -107,9 +111,13 @@ def make_conditions(
         layout.references * adapter.config.tokens_per_reference
     )
     return Conditions(
-        context=text.context, vector=text.vector, nouns=text.nouns, keys=keys,
+        context=text.context,
+        vector=text.vector,
+        nouns=text.nouns,
+        keys=keys,
         bias=torch.where(there, 0.0, HIDDEN)[:, None, None],
-        gate=(counts > 0).view(-1, 1, 1).float(), owner=owner,
+        gate=(counts > 0).view(-1, 1, 1).float(),
+        owner=owner,
         present=torch.arange(layout.subjects, device=device) < counts[:, None],
         cls=_first_cls(cls.detach(), layout),
         masks=pad_masks(batch, layout.subjects).to(device) if measured else None,
@@ -132,7 +140,10 @@ def _first_cls(cls: Tensor, layout: Layout) -> Tensor:
 
 
 def _queries(
-    batch: Sequence[Example], cls: Tensor, patches: Tensor, adapter: TrainableAdapter,
+    batch: Sequence[Example],
+    cls: Tensor,
+    patches: Tensor,
+    adapter: TrainableAdapter,
     bridge: Bridge,
 ) -> tuple[Tensor, Tensor]:
     """What query tokens are made of [n Q], and the patches that the refiner attends to [n L W].
@@ -159,7 +170,7 @@ def _subject_tokens(
     query: Tensor, patches: Tensor, layout: Layout, adapter: TrainableAdapter
 ) -> tuple[Tensor, Tensor]:
     """All subjects' tokens [B N D], padded by zeros, and which of them there are, bool [B N]."""
-    made = adapter.subjects.subject_tokens(query, patches)                           # n T D
+    made = adapter.subjects.subject_tokens(query, patches)  # n T D
     count, (batch, most, references, positions) = made.shape[1], layout
     tokens = made.new_zeros(batch, most, references, count, made.shape[-1])
     there = torch.zeros(batch, most, references, dtype=torch.bool, device=made.device)
@@ -168,7 +179,7 @@ def _subject_tokens(
         tokens = tokens.index_put(where, made[: len(positions)])
         there[where] = True
     else:
-        tokens = tokens + 0 * made.sum()            # every parameter takes part in every step
+        tokens = tokens + 0 * made.sum()  # every parameter takes part in every step
     there = there[..., None].expand(-1, -1, -1, count).reshape(batch, -1)
     return tokens.flatten(1, 3), there
 

@@ -2,6 +2,7 @@
 
 Shapes   H W image · R references · S side of the image encoder's input
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -4,6 +4,7 @@ functions, and the attention maps where they are constrained or asked for.
 Shapes   B examples · S subjects · N subject tokens · T text tokens · H heads · P latent positions
          M measures
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -82,9 +83,7 @@ class LayerAttention:
         """Probability of attending to each subject's noun, and to its tokens [B H P S]."""
         return self._subject_maps(*self._probabilities(q, k, heads))
 
-    def _subject_maps(
-        self, text: Tensor, image: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _subject_maps(self, text: Tensor, image: Tensor | None) -> tuple[Tensor, Tensor | None]:
         conditions = self.conditions
         nouns = losses.noun_probability(text, conditions.nouns)
         if image is None:
@@ -115,7 +114,7 @@ class MappedAttention:
         out, _ = self.layer(q, k, v, heads, grid)
         text, image = self.layer.subject_maps(q, k, heads)
         image = torch.zeros_like(text) if image is None else image
-        maps = torch.cat([text, image], -1).mean(1)                                   # B P 2S
+        maps = torch.cat([text, image], -1).mean(1)  # B P 2S
         maps = maps.transpose(1, 2).unflatten(-1, grid)
         return out, F.interpolate(maps, size=self.grid, mode="bilinear")
 

@@ -3,6 +3,7 @@
 Every pair becomes the nearest product of that rank (truncated singular value decomposition). A high
 rank learns sooner than it needs to be kept.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,7 +18,7 @@ from ..checkpoints import checkpoint
 from ..method.lora import LowRank
 from .config import RunConfig
 
-OWN_FIELDS = ("format", "format_version", "config")     # of a header; `save_single` writes them
+OWN_FIELDS = ("format", "format_version", "config")  # of a header; `save_single` writes them
 
 
 def truncate(pair: LowRank, rank: int) -> tuple[LowRank, float]:

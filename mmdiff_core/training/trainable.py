@@ -1,4 +1,5 @@
 """The adapter as one torch module: what inference runs, with gradients; nothing of the base."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -12,7 +13,7 @@ from ..method.adapter import MMDiffAdapter, SubjectModules, pair_keys
 from ..method.lora import LowRank
 from .config import AdapterConfig
 
-DOT = "/"       # torch refuses dots in parameter names
+DOT = "/"  # torch refuses dots in parameter names
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -61,9 +62,7 @@ class TrainableAdapter(nn.Module):
         """The same parameters as the record that inference works on."""
         unet, text = live_pairs(self.unet), live_pairs(self.text)
         vision = self.vision_weights()
-        return MMDiffAdapter(
-            self.config, self.subjects, unet, text, vision, "training", "training"
-        )
+        return MMDiffAdapter(self.config, self.subjects, unet, text, vision, "training", "training")
 
 
 def _text_shapes(config: MMDiffConfig, rank: int) -> Shapes:

@@ -1,4 +1,5 @@
 """The base models of a run."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

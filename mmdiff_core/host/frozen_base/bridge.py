@@ -5,6 +5,7 @@ through the blocks' own forward. Not for models that a graph is using.
 
 Shapes   B batch · L text columns (77) · S subjects · D context width
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -44,8 +45,11 @@ class HostBridge:
     """A MODEL, CLIP, CLIP_VISION and VAE, frozen, with the adapter's LoRA hooked in."""
 
     def __init__(
-        self, models: BaseModels, adapter: TrainableAdapter,
-        device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+        self,
+        models: BaseModels,
+        adapter: TrainableAdapter,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ):
         self.base = models.model.model
         if self.base.model_type not in PREDICTIONS:
@@ -64,8 +68,8 @@ class HostBridge:
         self.image_encoder = VisionCLS(image_encoder)
         self.adapter = adapter
         sigmas = self.base.model_sampling.sigmas.double()
-        self.alphas = (1 / (1 + sigmas ** 2)).float().to(self.device)
-        self.compute = torch.float32        # of everything outside the UNet
+        self.alphas = (1 / (1 + sigmas**2)).float().to(self.device)
+        self.compute = torch.float32  # of everything outside the UNet
         self.lora = LoRAHooks(self.unet, self.texts, adapter)
 
     @property
@@ -130,11 +134,16 @@ class HostBridge:
             return None
         height, width = size
         return self.base.encode_adm(
-            pooled_output=pooled, height=height, width=width, crop_h=0, crop_w=0,
-            target_height=height, target_width=width,
+            pooled_output=pooled,
+            height=height,
+            width=width,
+            crop_h=0,
+            crop_w=0,
+            target_height=height,
+            target_width=width,
         )
 
-    @lru_cache(maxsize=100_000)     # noqa: B019  (a bridge lives as long as its run)
+    @lru_cache(maxsize=100_000)  # noqa: B019  (a bridge lives as long as its run)
     def _read(self, caption: str, spans: tuple[Span, ...]) -> Tokens:
         """Tokens and nouns, by the search that inference uses for a prompt."""
         marked, at = "", 0
@@ -162,15 +171,23 @@ class HostBridge:
         return _plain(attention.to_k), _plain(attention.to_v)
 
     def predict(
-        self, noisy: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor | None,
-        slots: Mapping[Slot, SlotCall], checkpointing: bool = False,
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        vector: Tensor | None,
+        slots: Mapping[Slot, SlotCall],
+        checkpointing: bool = False,
     ) -> Prediction:
         measured: list[Tensor] = []
         options = {**slot_options(slots, measured), **training_options(self.device)}
         dtype = next(self.unet.parameters()).dtype
         with recomputed(self.unet) if checkpointing else nullcontext():
             out = self.unet(
-                noisy.to(dtype), timesteps.to(self.compute), context=context.to(dtype), y=vector,
+                noisy.to(dtype),
+                timesteps.to(self.compute),
+                context=context.to(dtype),
+                y=vector,
                 transformer_options=options,
             )
         return Prediction(out.to(self.compute), measured)
@@ -178,6 +195,7 @@ class HostBridge:
 
 def _plain(linear: nn.Linear) -> Linear:
     """The layer without hooks, in the type of its input."""
+
     def call(x: Tensor) -> Tensor:
         bias = None if linear.bias is None else linear.bias.to(x)
         return F.linear(x, linear.weight.to(x), bias)

@@ -1,4 +1,5 @@
 """A run's training module on ComfyUI's models: to train, to score, to sample."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -17,7 +18,9 @@ from .bridge import HostBridge
 
 
 def build_task(
-    run: RunConfig, device: torch.device | str = "cpu", flat: Mapping[str, Tensor] | None = None,
+    run: RunConfig,
+    device: torch.device | str = "cpu",
+    flat: Mapping[str, Tensor] | None = None,
     base: BaseModels | None = None,
 ) -> MMDiffTask:
     """The run's training module on its base.

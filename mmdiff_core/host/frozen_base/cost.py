@@ -1,4 +1,5 @@
 """What a training step costs beside a plain denoising step of the base."""
+
 from __future__ import annotations
 
 import time
@@ -22,6 +23,7 @@ def compare_cost(
     The plain step is forward and backward to the latents, without adapter and maps, on the same
     batch. Each is the best of `repeats`, taken in turn.
     """
+
     def ours() -> Tensor:
         return task(batch)["loss"]
 

@@ -5,6 +5,7 @@ refuses; here the same modules are called without that.
 
 Shapes   B batch · T text tokens · L patches with CLS · W width · C CLS width · S image side
 """
+
 from __future__ import annotations
 
 import re
@@ -27,8 +28,7 @@ def walk(layers: nn.ModuleList, x: Tensor, mask: Tensor | None = None) -> list[T
 
 
 def text_states(transformer: nn.Module, embeds: Tensor) -> tuple[Tensor, Tensor]:
-    """Word embeddings [B T W] -> last (normed) and penultimate states of the host's CLIPTextModel.
-    """
+    """Word embeddings [B T W] -> last (normed) and penultimate states of CLIPTextModel."""
     model = transformer.text_model
     x = embeds + model.embeddings.position_embedding.weight[: embeds.shape[1]].to(embeds)
     length = x.shape[1]

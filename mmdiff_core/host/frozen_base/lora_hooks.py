@@ -1,4 +1,5 @@
 """The adapter's LoRA in the frozen base's own modules."""
+
 from __future__ import annotations
 
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from ...bases import SELF_PROJECTIONS
 from ...training.trainable import TrainableAdapter, live_pair, pair_stems
 
 # values of a matrix up to which its LoRA is added into it for a step: cheaper than beside it
-MERGED = 2 ** 16
+MERGED = 2**16
 
 
 class LoRAHooks:

@@ -1,4 +1,5 @@
 """One training run on ComfyUI's models: from its config to adapter.safetensors."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -78,7 +79,7 @@ def face_finder(wanted: Mapping) -> FindFace:
         image = (crop * 255).round().byte().movedim(0, -1).numpy()
         try:
             embedding, aligned, _ = analyser.portrait(image, 0, "a training crop")
-        except ValueError:      # no face in this crop
+        except ValueError:  # no face in this crop
             return None
         pixels = torch.from_numpy(aligned.copy()).movedim(-1, 0).float() / 255
         return ReferenceFace(torch.from_numpy(embedding).float(), pixels)
@@ -86,9 +87,7 @@ def face_finder(wanted: Mapping) -> FindFace:
     return find_face
 
 
-def export_with(
-    run: RunConfig, task: MMDiffTask, command: str, init: Path | None = None
-) -> Export:
+def export_with(run: RunConfig, task: MMDiffTask, command: str, init: Path | None = None) -> Export:
     """What `fit` calls with the weights: writes the file that Load MM-Diff reads."""
     begun_from = checkpoint.history(init) if init else None
 
@@ -110,6 +109,7 @@ def export_with(
 
 def sample_with(task: MMDiffTask, source: ExampleSource, count: int = 6) -> Sample:
     """What `fit` calls every `sample_every` steps: draws the first `count` examples."""
+
     def sample(step: int, folder: Path) -> None:
         training_grid(task, source.batch(0, count), folder / "samples.png")
 

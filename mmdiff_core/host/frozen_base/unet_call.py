@@ -4,6 +4,7 @@ The host's own checkpointing reads `transformer_options` again while it recomput
 they belong to another block already. Here they are copied at the call, and what the slots measure
 is a result of the block.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from ...bases import Slot
 from ...method.attention import attend_by_products
 from ...training.bridge import SlotCall
 
-MEASURES = "mmdiff_measures"        # transformer_options: what the slots measured
+MEASURES = "mmdiff_measures"  # transformer_options: what the slots measured
 
 
 def slot_options(slots: Mapping[Slot, SlotCall], measured: list[Tensor]) -> dict:
@@ -48,7 +49,12 @@ def training_options(device: torch.device | str) -> dict:
 
 
 def _by_products(
-    attention: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None,
+    attention: Callable,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    mask: Tensor | None = None,
     **options,
 ) -> Tensor:
     if mask is None:
@@ -71,6 +77,7 @@ def recomputed(unet: nn.Module) -> Iterator[None]:
 
 def _recomputed(forward: Callable) -> Callable:
     """A block's forward, recomputed under the options that it was first called with."""
+
     def run(x: Tensor, context: Tensor, options: dict) -> tuple:
         measured: list[Tensor] = []
         out = forward(x, context=context, transformer_options={**options, MEASURES: measured})

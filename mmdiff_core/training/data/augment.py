@@ -3,6 +3,7 @@
 References that look different in size, side, tilt, position, light and cover cannot be learned by
 copying. All randomness is drawn in `random_variation`, from the generator that is passed in.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,9 +12,17 @@ import torch
 
 # field -> (smallest, largest); a pair must ascend
 RANGES = {
-    "clean": (0, 1), "scale": (0.05, 4), "flip": (0, 1), "rotation": (0, 180),
-    "translation": (0, 1), "brightness": (0, 0.99), "contrast": (0, 0.99),
-    "saturation": (0, 0.99), "hue": (0, 0.5), "occlusion": (0, 1), "occluded": (0, 0.95),
+    "clean": (0, 1),
+    "scale": (0.05, 4),
+    "flip": (0, 1),
+    "rotation": (0, 180),
+    "translation": (0, 1),
+    "brightness": (0, 0.99),
+    "contrast": (0, 0.99),
+    "saturation": (0, 0.99),
+    "hue": (0, 0.5),
+    "occlusion": (0, 1),
+    "occluded": (0, 0.95),
 }
 
 

@@ -2,6 +2,7 @@
 
 Shapes   H W image · h w bucket · n subjects     All sizes are (height, width) in pixels.
 """
+
 from __future__ import annotations
 
 import math
@@ -62,8 +63,8 @@ class Cropped(NamedTuple):
 
 
 def crop_to_bucket(pixels: Tensor, masks: Tensor, bucket: Size) -> Cropped:
-    """pixels [3 H W] and masks [n H W] in 0..1, cropped where most of the subjects stays, resized.
-    """
+    """pixels [3 H W] and masks [n H W] in 0..1, cropped and resized where most of the subjects
+    stays."""
     crop = best_crop(masks, tuple(pixels.shape[-2:]), bucket)
     rows = slice(crop.top, crop.top + crop.height)
     columns = slice(crop.left, crop.left + crop.width)
@@ -88,9 +89,7 @@ def best_crop(masks: Tensor, size: Size, bucket: Size) -> Crop:
     together keep most; then the one nearest to the middle.
     """
     scale = min(size[0] / bucket[0], size[1] / bucket[1])
-    height, width = (
-        max(1, min(full, round(part * scale))) for full, part in zip(size, bucket)
-    )
+    height, width = (max(1, min(full, round(part * scale))) for full, part in zip(size, bucket))
     return Crop(_best_start(masks, 1, height), _best_start(masks, 2, width), height, width)
 
 
@@ -107,6 +106,6 @@ def _best_start(masks: Tensor, axis: int, length: int) -> int:
         shares = profile / profile.sum(1, keepdim=True).clamp_min(1e-6)
         sums = F.pad(shares.cumsum(1), (1, 0))
         # [n starts], in hundredths of a percent
-        kept = (sums[:, length:] - sums[:, :full - length + 1]).mul(1e4).round()
+        kept = (sums[:, length:] - sums[:, : full - length + 1]).mul(1e4).round()
         ranks = ranks + kept.amin(0) * (1e4 * len(masks) + 1) + kept.sum(0)
     return int(ranks.argmax())

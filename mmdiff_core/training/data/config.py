@@ -1,4 +1,5 @@
 """A run's section "data", for annotated images on disk."""
+
 from __future__ import annotations
 
 import dataclasses

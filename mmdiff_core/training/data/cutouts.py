@@ -4,6 +4,7 @@ Shapes   H W image · L side of the crop in image pixels · S side of the image 
 Cutout   [4 . .] in 0..1: colours times mask, then the mask; so nothing of the surroundings shows
          at the subject's edge
 """
+
 from __future__ import annotations
 
 import math
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .augment import Variation
 
-MARGIN = 0.05       # blank border around the subject, as share of its longer side
+MARGIN = 0.05  # blank border around the subject, as share of its longer side
 BLACK = (0.0, 0.0, 0.0)
 
 Colour = tuple[float, float, float]
@@ -93,8 +94,7 @@ def _move(cutout: Tensor, v: Variation) -> Tensor:
 
 
 def _cover(cutout: Tensor, v: Variation) -> Tensor:
-    """Remove the stated share of the mask: a rectangle, or all beyond a line, as large as needed.
-    """
+    """Remove the stated share of the mask, as a rectangle or as all that lies beyond a line."""
     alpha = cutout[3].flatten()
     if v.covered <= 0 or not alpha.any():
         return cutout
@@ -116,7 +116,7 @@ def _nearness(alpha: Tensor, v: Variation) -> Tensor:
         return x * math.cos(angle) + y * math.sin(angle)
     inside = alpha.flatten().nonzero().flatten()
     row, column = divmod(int(inside[int(centre * len(inside))]), alpha.shape[1])
-    aspect = 2 ** (2 * at - 1)              # half to twice as wide as tall
+    aspect = 2 ** (2 * at - 1)  # half to twice as wide as tall
     # a quarter and an eighth of a pixel off the grid: few ties
     across, down = (x - column - 0.25).abs(), (y - row - 0.125).abs()
     return torch.maximum(across / aspect, down * aspect)

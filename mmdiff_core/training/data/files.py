@@ -3,6 +3,7 @@
 Shapes   H W image · h w bucket · n segments · R references · L side of a crop
          S side of the image encoder's input
 """
+
 from __future__ import annotations
 
 import logging
@@ -55,7 +56,10 @@ class FileExamples:
     """
 
     def __init__(
-        self, records: Sequence[Record], seed: int, config: DataConfig | None = None,
+        self,
+        records: Sequence[Record],
+        seed: int,
+        config: DataConfig | None = None,
         find_face: FindFace | None = None,
     ) -> None:
         """ValueError when there are no records."""
@@ -162,9 +166,11 @@ class FileExamples:
         variations = [random_variation(augmentation, generator) for _ in cutouts]
         references = []
         for cutout, variation in zip(cutouts, variations):
-            references.append(reference(
-                cutout.pixels, self.config.reference_side, variation, self.config.background
-            ))
+            references.append(
+                reference(
+                    cutout.pixels, self.config.reference_side, variation, self.config.background
+                )
+            )
         faces = ReferenceFaces.stack([c.face for c in cutouts]) if self.find_face else None
         return ExampleSubject(segment.span, mask, torch.stack(references), faces)
 

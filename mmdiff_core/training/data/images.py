@@ -2,6 +2,7 @@
 
 Shapes   H W image
 """
+
 from __future__ import annotations
 
 import io
@@ -21,7 +22,12 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 # what PIL and numpy raise for a damaged file
 UNREADABLE = (
-    OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+    Image.DecompressionBombError,
 )
 
 

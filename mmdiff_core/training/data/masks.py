@@ -2,6 +2,7 @@
 
 Shapes   H W image
 """
+
 from __future__ import annotations
 
 import io

@@ -1,4 +1,5 @@
 """The order of a run: which image is example number so-and-so. It follows from the seed alone."""
+
 from __future__ import annotations
 
 import hashlib
@@ -16,7 +17,7 @@ def seeded(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-@lru_cache(maxsize=64)      # a few epochs of a few buckets: every example asks for one
+@lru_cache(maxsize=64)  # a few epochs of a few buckets: every example asks for one
 def permutation(count: int, *key: object) -> Tensor:
     """0..count-1 in an order that follows from the key [count]."""
     return torch.randperm(count, generator=seeded(*key))

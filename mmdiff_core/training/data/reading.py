@@ -13,6 +13,7 @@ Paths are relative to the JSON-lines file. A segment without `id` has its number
 KEY.npy (JSON lines: "segmap": PATH) holds the id of the segment at every pixel, 0 = background.
 Boxes are in pixels, x1 and y1 just outside.
 """
+
 from __future__ import annotations
 
 import logging
@@ -89,18 +90,19 @@ def check_share(broken: Sequence[tuple[str, str]], total: int, source: str) -> N
     """ValueError when there are no records, or when more than half of them are broken."""
     if not total:
         raise ValueError(
-            f"{source} holds no records; expected a line, or a KEY.json beside a KEY.jpg, for "
-            "each image"
+            f"{source} holds no records; expected a line, or a KEY.json beside a KEY.jpg, for each "
+            "image"
         )
     if 2 * len(broken) > total:
         shown = "; ".join(f"{name}: {reason}" for name, reason in broken[:3])
         raise ValueError(
-            f"{len(broken)} of {total} records in {source} are broken, more than half. "
-            f"The first ones: {shown}"
+            f"{len(broken)} of {total} records in {source} are broken, more than half. The first "
+            f"ones: {shown}"
         )
 
 
 # ---------------------------------------------------------------- JSON lines
+
 
 def _lines(path: Path) -> Makers:
     offset = 0
@@ -139,6 +141,7 @@ def _run_lengths(given: Any, record: Stored, number: int) -> RunLengthMask:
 
 # ---------------------------------------------------------------- shards
 
+
 def _members(path: Path) -> Makers:
     """Records by key: as in WebDataset, a file's name up to its first dot."""
     path = Path(path)
@@ -175,8 +178,8 @@ def _from_members(name: str, files: Mapping[str, Stored]) -> Record:
     image = next((files[end[1:]] for end in IMAGE_ENDINGS if end[1:] in files), None)
     if image is None or "json" not in files:
         raise BrokenRecord(
-            f"has {sorted(files)}, expected json and one of {', '.join(IMAGE_ENDINGS)}; there "
-            "must be no other dot in the name"
+            f"has {sorted(files)}, expected json and one of {', '.join(IMAGE_ENDINGS)}; there must "
+            "be no other dot in the name"
         )
 
     def mask_of(number: int, segment: Mapping) -> StoredMask:

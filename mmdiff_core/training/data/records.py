@@ -4,6 +4,7 @@ A record knows where its image and masks lie; decoding waits until `decode`.
 
 Shapes   H W image · n segments
 """
+
 from __future__ import annotations
 
 import json
@@ -91,8 +92,8 @@ MaskOf = Callable[[int, Mapping], StoredMask]
 def record_from(name: str, facts: Mapping, image: Stored, mask_of: MaskOf) -> Record:
     """A record from its JSON; everything is checked that needs no decoding.
 
-    `mask_of(number, segment)` gives the mask of the segment's JSON, numbered from 0.
-    Raises BrokenRecord.
+    `mask_of(number, segment)` gives the mask of the segment's JSON, numbered from 0. Raises
+    BrokenRecord.
     """
     size, caption = image_size(image), field(facts, "caption", str)
     segments = []
@@ -121,7 +122,7 @@ def _segment(
     start, end = field(facts, "start", int), field(facts, "end", int)
     if not word or start < 0 or caption[start:end] != word:
         raise BrokenRecord(
-            f"characters {start} to {end} of the caption are {caption[max(start, 0):end]!r}, but "
+            f"characters {start} to {end} of the caption are {caption[max(start, 0) : end]!r}, but "
             f"the word is {word!r}"
         )
     mask, box = mask_of(number, facts), _box(field(facts, "box", list), size)

@@ -4,6 +4,7 @@ Letters   s optimiser step · A micro-steps in it · a micro-step · P processes
 Examples  s, a, p sees number ((s A + a) P + p) B and the B - 1 after it: what a step sees does not
           depend on how it is split.
 """
+
 from __future__ import annotations
 
 from collections import deque

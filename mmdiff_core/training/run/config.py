@@ -1,4 +1,5 @@
 """How a run trains: a run's section "loop"."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -7,16 +8,26 @@ from dataclasses import dataclass
 
 # field -> (type, smallest, largest)
 RANGES = {
-    "steps": (int, 1, 10**9), "batch": (int, 1, 10**6), "accumulate": (int, 1, 10**6),
-    "warmup_steps": (int, 0, 10**9), "save_every": (int, 1, 10**9), "keep_last": (int, 1, 10**6),
-    "log_every": (int, 1, 10**9), "sample_every": (int, 0, 10**9), "workers": (int, 0, 256),
-    "seed": (int, 0, 2**32 - 1), "learning_rate": (float, 1e-12, 10),
-    "muon_rate": (float, 1e-6, 1e6), "final_fraction": (float, 0, 1),
-    "weight_decay": (float, 0, 10), "clip_norm": (float, 0, 1e9),
+    "steps": (int, 1, 10**9),
+    "batch": (int, 1, 10**6),
+    "accumulate": (int, 1, 10**6),
+    "warmup_steps": (int, 0, 10**9),
+    "save_every": (int, 1, 10**9),
+    "keep_last": (int, 1, 10**6),
+    "log_every": (int, 1, 10**9),
+    "sample_every": (int, 0, 10**9),
+    "workers": (int, 0, 256),
+    "seed": (int, 0, 2**32 - 1),
+    "learning_rate": (float, 1e-12, 10),
+    "muon_rate": (float, 1e-6, 1e6),
+    "final_fraction": (float, 0, 1),
+    "weight_decay": (float, 0, 10),
+    "clip_norm": (float, 0, 1e9),
     "ema_decay": (float, 0, 0.999999),
 }
 CHOICES = {
-    "optimizer": ("adamw", "muon"), "schedule": ("cosine", "constant"),
+    "optimizer": ("adamw", "muon"),
+    "schedule": ("cosine", "constant"),
     "mixed_precision": ("no", "bf16", "fp16"),
 }
 

@@ -1,5 +1,5 @@
-"""The average of the weights along a run: what is exported, since it is better than the last step.
-"""
+"""The average of the weights along a run: exported, since it is better than the last step."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping

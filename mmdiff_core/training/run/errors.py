@@ -1,4 +1,5 @@
 """What can go wrong in a run."""
+
 from __future__ import annotations
 
 

@@ -5,6 +5,7 @@ any others: logged}: scalars, means over the batch, the same names in every call
 examples to its device, takes its randomness from `Example.index` and stays in the train or eval
 mode it comes in. Buffers are not saved.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -24,9 +25,15 @@ from .trainer import Export, Sample, Trainer
 
 
 def fit(
-    model: nn.Module, source: ExampleSource, config: LoopConfig, folder: Path, *,
-    export: Export | None = None, sample: Sample | None = None,
-    parameter_groups: Groups | None = None, resume: bool = True,
+    model: nn.Module,
+    source: ExampleSource,
+    config: LoopConfig,
+    folder: Path,
+    *,
+    export: Export | None = None,
+    sample: Sample | None = None,
+    parameter_groups: Groups | None = None,
+    resume: bool = True,
 ) -> Report:
     """Train the parameters of `model` that require gradients, in place.
 
@@ -59,8 +66,12 @@ def fit(
 
 
 def _train(
-    trainer: Trainer, progress: Progress, order: Iterator[Batch], stop: StopRequest,
-    export: Export | None, sample: Sample | None,
+    trainer: Trainer,
+    progress: Progress,
+    order: Iterator[Batch],
+    stop: StopRequest,
+    export: Export | None,
+    sample: Sample | None,
 ) -> None:
     """Train to the last step, or until `stop`."""
     config, stopping = trainer.config, False

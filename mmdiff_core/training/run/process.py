@@ -1,4 +1,5 @@
 """The process of a run: accelerate set up for it, signals that stop it, all restored after it."""
+
 from __future__ import annotations
 
 import logging
@@ -34,8 +35,10 @@ def accelerator_for(config: LoopConfig, folder: Path) -> Accelerator:
     plugin = GradientAccumulationPlugin(num_steps=config.accumulate, sync_with_dataloader=False)
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, project_dir=str(folder),
-        log_with=_tracker(config.tracker), gradient_accumulation_plugin=plugin,
+        mixed_precision=config.mixed_precision,
+        project_dir=str(folder),
+        log_with=_tracker(config.tracker),
+        gradient_accumulation_plugin=plugin,
         kwargs_handlers=[ddp],
     )
     kind, launched = accelerator.distributed_type, int(os.environ.get("WORLD_SIZE", "1"))
@@ -102,7 +105,7 @@ def on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
     if accelerator.is_main_process:
         try:
             work()
-        except Exception as caught:         # raised below, once the others know
+        except Exception as caught:  # raised below, once the others know
             error = caught
     failed = torch.tensor(float(error is not None), device=accelerator.device)
     if error is None and float(accelerator.reduce(failed)):

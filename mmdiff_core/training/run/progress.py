@@ -1,4 +1,5 @@
 """What a person sees of a run: a bar or log lines, metrics.jsonl, and a tracker."""
+
 from __future__ import annotations
 
 import json
@@ -81,7 +82,11 @@ class Progress:
             left = tqdm.format_interval((self.config.steps - self.step) * sum(spent.values()))
             log.info(
                 "step %d of %d: %s, %.3g images/s, %s left",
-                self.step, self.config.steps, as_text(means), rate, left,
+                self.step,
+                self.config.steps,
+                as_text(means),
+                rate,
+                left,
             )
         self._open_window()
 
@@ -134,5 +139,5 @@ def _keep_until(lines: Path, step: int) -> None:
 def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):       # a line cut off by the end of the process
+    except (ValueError, TypeError, KeyError):  # a line cut off by the end of the process
         return math.inf

@@ -1,4 +1,5 @@
 """What is measured of a run: seconds by part, peak memory, and the report at its end."""
+
 from __future__ import annotations
 
 import platform
@@ -77,10 +78,12 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         import psutil  # there is no `resource` on Windows, and no need of this elsewhere
+
         return psutil.Process().memory_info().peak_wset
     import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024    # kilobytes, on macOS bytes
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes, on macOS bytes
 
 
 def hardware() -> str:

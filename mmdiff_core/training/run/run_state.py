@@ -5,6 +5,7 @@ A run's folder   state-00000500/   weights.safetensors, ema.safetensors, optimiz
                                    shards/ (of the whole model) instead of optimizer.pt
                  metrics.jsonl, adapter.safetensors, samples/, tensorboard/: written by the others
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -34,7 +35,13 @@ FACTS = "state.json"
 UNFINISHED = ".part"
 
 MAY_CHANGE = (
-    "steps", "save_every", "keep_last", "log_every", "sample_every", "workers", "tracker",
+    "steps",
+    "save_every",
+    "keep_last",
+    "log_every",
+    "sample_every",
+    "workers",
+    "tracker",
 )
 # may change together: their product is what a step sees
 SPLIT = ("batch", "accumulate", "processes")
@@ -69,6 +76,7 @@ def _step_size(facts: Mapping) -> int:
 
 
 # ---------------------------------------------------------------- states
+
 
 @dataclass(frozen=True)
 class State:
@@ -139,7 +147,10 @@ class RunStates:
         return part
 
     def commit(
-        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], optimizer: dict | None,
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        optimizer: dict | None,
         facts: dict,
     ) -> None:
         """Write what is left to write, rename the state in one move, and delete old ones.
@@ -169,7 +180,7 @@ class RunStates:
         """
         earlier = [path for path in self.paths() if _step(path) <= step]
         later = set(self.paths()) - set(earlier)
-        for path in [*later, *earlier[self.keep:], *self.folder.glob(f"state-*{UNFINISHED}")]:
+        for path in [*later, *earlier[self.keep :], *self.folder.glob(f"state-*{UNFINISHED}")]:
             shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager

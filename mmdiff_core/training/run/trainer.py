@@ -3,6 +3,7 @@
 Letters   s optimiser step · A micro-steps in it · a micro-step · P processes · p process · B batch
           K loss terms
 """
+
 from __future__ import annotations
 
 import json
@@ -39,7 +40,11 @@ class Trainer:
     """A model in training. All processes call its methods together."""
 
     def __init__(
-        self, model: nn.Module, config: LoopConfig, folder: Path, groups: Groups | None,
+        self,
+        model: nn.Module,
+        config: LoopConfig,
+        folder: Path,
+        groups: Groups | None,
         resume: bool,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,9 +126,7 @@ class Trainer:
         """The model's losses, if they are what `fit` asks for."""
         if "loss" not in terms or any(term.numel() != 1 for term in terms.values()):
             shapes = {name: tuple(term.shape) for name, term in terms.items()}
-            raise ValueError(
-                f"the model gave {shapes}, expected scalars, one of them 'loss'"
-            )
+            raise ValueError(f"the model gave {shapes}, expected scalars, one of them 'loss'")
         self.names = self.names or sorted(terms)
         if sorted(terms) != self.names:
             raise ValueError(
@@ -145,7 +148,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
         marks = torch.full((len(rows), 1), float(asked), device=rows[0].device)
         table = self.accelerator.gather(torch.cat([torch.stack(rows), marks], dim=1)).cpu()
-        losses, stopping = table[:, :-1], bool(table[:, -1].any())                  # [P A  K]
+        losses, stopping = table[:, :-1], bool(table[:, -1].any())  # [P A  K]
         norm = None if norm is None else float(norm)
         metrics = dict(zip(self.names, losses.mean(0).tolist()))
         metrics |= {"learning_rate": self.optimizer.param_groups[0]["lr"], "gradient_norm": norm}
@@ -240,6 +243,7 @@ class Trainer:
 
     def sample(self, sample: Sample) -> None:
         """Call `sample` on the main process, with the weights that `export` gets in the model."""
+
         def work() -> None:
             path = self.folder / "samples" / f"{self.step:08d}"
             path.mkdir(parents=True, exist_ok=True)

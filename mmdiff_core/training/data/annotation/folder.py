@@ -3,6 +3,7 @@
 Beside OUT.jsonl: OUT_rejected.jsonl, a line with the reason for each image that was left out
 (delete it to try them again), and OUT_previews/, images with their annotations drawn on them.
 """
+
 from __future__ import annotations
 
 import json
@@ -23,7 +24,7 @@ from .pipeline import Models, Rejected, Rules, annotate, preview
 
 log = logging.getLogger(__name__)
 
-HALTING = 5             # so many model failures in a row are the models' fault, not the images'
+HALTING = 5  # so many model failures in a row are the models' fault, not the images'
 
 
 class AnnotationFile:
@@ -81,7 +82,8 @@ def repaired_images(path: Path) -> list[str]:
         elif not line.endswith(b"\n"):
             log.warning(
                 "%s ended within a line, which is removed: %r; its image is done again",
-                path.name, line[:60],
+                path.name,
+                line[:60],
             )
             file.truncate(whole)
     return images
@@ -127,8 +129,8 @@ class AnnotationProgress:
         self.written, rate = now, self.done / max(now - self.started, 1e-6)
         left = (self.total - self.done) / rate / 60
         self.write(
-            f"{self.done}/{self.total} · {rate:.2f} images/s · "
-            f"{sum(self.reasons.values())} rejected · {left:.0f} min left\n"
+            f"{self.done}/{self.total} · {rate:.2f} images/s · {sum(self.reasons.values())} "
+            f"rejected · {left:.0f} min left\n"
         )
 
 
@@ -150,8 +152,13 @@ def find_images(folder: Path, out: AnnotationFile) -> dict[str, Path]:
 
 
 def annotate_folder(
-    images: Mapping[str, Path], out: AnnotationFile, models: Models, classes: Sequence[str],
-    rules: Rules, progress: AnnotationProgress, previews: int = 50,
+    images: Mapping[str, Path],
+    out: AnnotationFile,
+    models: Models,
+    classes: Sequence[str],
+    rules: Rules,
+    progress: AnnotationProgress,
+    previews: int = 50,
 ) -> None:
     """Annotate images {name for the file: path} into `out`.
 

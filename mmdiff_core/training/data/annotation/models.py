@@ -2,6 +2,7 @@
 
 Shapes   H W image · n boxes · Q queries · T tokens of the prompt
 """
+
 from __future__ import annotations
 
 import json
@@ -38,7 +39,10 @@ class LocalModel:
     """
 
     def __init__(
-        self, folder: Path, known: Mapping[str, tuple[str, str]], device: torch.device,
+        self,
+        folder: Path,
+        known: Mapping[str, tuple[str, str]],
+        device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         names = known[_model_type(folder, known)]
@@ -116,7 +120,7 @@ class DinoGrounder(LocalModel):
         for word in words:
             end = start + len(word)
             tokens.append([t for t, (a, b) in enumerate(offsets) if start <= a < b <= end])
-            start = end + 2         # ". "
+            start = end + 2  # ". "
         return tokens
 
 
@@ -141,17 +145,21 @@ class SamSegmenter(LocalModel):
         wanted = [list(map(float, box)) for box in boxes]
         inputs = self.prepared(images=image, input_boxes=[wanted])
         out = self.model(
-            pixel_values=inputs["pixel_values"], input_boxes=inputs["input_boxes"],
+            pixel_values=inputs["pixel_values"],
+            input_boxes=inputs["input_boxes"],
             multimask_output=False,
         )
         # the second of these: SAM only
         sizes = [inputs[k].cpu() for k in ("original_sizes", "reshaped_input_sizes") if k in inputs]
-        masks = self.processor.post_process_masks(out.pred_masks.cpu(), *sizes)[0]    # n 1 H W
+        masks = self.processor.post_process_masks(out.pred_masks.cpu(), *sizes)[0]  # n 1 H W
         return masks[:, 0].numpy()
 
 
 def load_models(
-    captioner: Path | None, grounder: Path, segmenter: Path, device: torch.device,
+    captioner: Path | None,
+    grounder: Path,
+    segmenter: Path,
+    device: torch.device,
     threshold: float,
 ) -> Models:
     """The three models from their folders. ValueError names the folder that does not fit."""

@@ -1,4 +1,5 @@
 """The class nouns that a caption may name a subject with."""
+
 from __future__ import annotations
 
 import re

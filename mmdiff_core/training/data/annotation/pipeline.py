@@ -2,6 +2,7 @@
 
 Shapes   H W image · n boxes
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -105,8 +106,10 @@ def annotate(
 
 
 def choose(
-    detections: Sequence[Detection], wanted: Mapping[str, Any] | Sequence[str],
-    size: tuple[int, int], rules: Rules,
+    detections: Sequence[Detection],
+    wanted: Mapping[str, Any] | Sequence[str],
+    size: tuple[int, int],
+    rules: Rules,
 ) -> list[Detection]:
     """The detections of wanted words that are the only one of their word.
 
@@ -143,8 +146,12 @@ def _segment(
 ) -> dict[str, Any]:
     start, end = span
     return {
-        "word": caption[start:end], "start": start, "end": end, "box": list(detection.box),
-        "score": round(detection.score, 4), "mask": encode_rle(mask),
+        "word": caption[start:end],
+        "start": start,
+        "end": end,
+        "box": list(detection.box),
+        "score": round(detection.score, 4),
+        "mask": encode_rle(mask),
     }
 
 
