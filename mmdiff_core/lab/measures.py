@@ -32,8 +32,11 @@ def inside(task: MMDiffTask, pictures: int, batch: int = 32) -> dict[str, float]
         seed=SEED, split="test", caption_dropout=0, subject_dropout=0, count=2
     )
     rows = [task(source.batch(start, batch)) for start in range(0, pictures, batch)]
-    names = [name for name in MEASURES if name.endswith("inside")]
-    return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in names}
+    means = {}
+    for name in MEASURES:
+        if name.endswith("inside"):
+            means[name] = float(torch.stack([row[name] for row in rows]).mean())
+    return means
 
 
 @torch.no_grad()

@@ -6,8 +6,10 @@ places.
 
 Shapes   K candidates · S image side · h w sprite with headroom · Y X positions of a sprite
 """
+
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import scenes
+from . import backgrounds, scenes
 from .scenes import Identity
 from .sprites import ACCESSORIES, CLASSES, PLACES, WIDTH
 
-APART = 6           # dots between two positions that show two individuals
-NOTHING = 0.08      # mean squared error above which no candidate explains a position
-VISIBLE = 8         # dots in which two candidates must differ to be told apart
-DIFFERENT = 0.15    # by how much a colour must differ, in 0..1, for its dot to count
+APART = 6  # dots between two positions that show two individuals
+NOTHING = 0.08  # mean squared error above which no candidate explains a position
+VISIBLE = 8  # dots in which two candidates must differ to be told apart
+DIFFERENT = 0.15  # by how much a colour must differ, in 0..1, for its dot to count
 Candidate = tuple[str, Identity]
 VERDICTS = ("own", "mixture", "swap", "duplicate", "stranger", "missing")
 
@@ -44,8 +46,8 @@ class Match:
 def errors(image: Tensor, candidates: Sequence[Candidate]) -> Tensor:
     """Mean squared error of every candidate at every position [K Y X]. image [3 S S] in 0..1."""
     drawn = [scenes.sprite(kind, identity) for kind, identity in candidates]
-    colours = torch.from_numpy(np.stack([c for c, _ in drawn])).movedim(-1, 1)       # K 3 h w
-    masks = torch.from_numpy(np.stack([m for _, m in drawn])).float()[:, None]       # K 1 h w
+    colours = torch.from_numpy(np.stack([c for c, _ in drawn])).movedim(-1, 1)  # K 3 h w
+    masks = torch.from_numpy(np.stack([m for _, m in drawn])).float()[:, None]  # K 1 h w
     image = image[None].float()
     squares = F.conv2d(image.square().sum(1, keepdim=True), masks)
     products = F.conv2d(image, colours * masks)
@@ -73,6 +75,10 @@ def right_identity(image: Tensor, kind: str, truth: Identity, others: Sequence[I
     """Whether the image shows the true individual of that class rather than any of the others."""
     table = errors(image, [(kind, truth), *((kind, other) for other in others)])
     return int(table.flatten(1).amin(1).argmin()) == 0
+
+
+def _unlike(kind: str, other: Identity, who: Sequence[Identity]) -> bool:
+    return all(visibly_different(kind, other, own) for own in who)
 
 
 def visibly_different(kind: str, a: Identity, b: Identity) -> bool:
@@ -120,8 +126,13 @@ def binding(image: Tensor, wanted: Sequence[Candidate], strangers: Sequence[Iden
     return Binding(tuple(verdicts), tuple(matches))
 
 
-def _verdict(named: Candidate, error: float, wanted: Sequence[Candidate],
-             left: Sequence[Candidate], strangers: Sequence[Identity]) -> str:
+def _verdict(
+    named: Candidate,
+    error: float,
+    wanted: Sequence[Candidate],
+    left: Sequence[Candidate],
+    strangers: Sequence[Identity],
+) -> str:
     if error > NOTHING:
         return "missing"
     if named in left:
@@ -133,17 +144,17 @@ def _verdict(named: Candidate, error: float, wanted: Sequence[Candidate],
     return "stranger" if named[1] in strangers else "mixture"
 
 
-def binding_candidates(wanted: Sequence[Candidate], strangers: Sequence[Identity]
-                       ) -> list[Candidate]:
+def binding_candidates(
+    wanted: Sequence[Candidate], strangers: Sequence[Identity]
+) -> list[Candidate]:
     """Every (class, individual) that a position may be named after; the wanted ones come first."""
     who = [identity for _, identity in wanted]
-    mixtures = [m for i, a in enumerate(who) for b in who[:i] for m in scenes.blend(a, b)]
+    mixtures: list[Identity] = []
+    for a, b in itertools.combinations(who, 2):
+        mixtures += scenes.blend(b, a)
     candidates = list(dict.fromkeys(wanted))
     for kind in sorted({kind for kind, _ in wanted}):
-        clear = [
-            other for other in (*mixtures, *strangers)
-            if all(visibly_different(kind, other, own) for own in who)
-        ]
+        clear = [other for other in (*mixtures, *strangers) if _unlike(kind, other, who)]
         candidates += [(kind, own) for own in who if (kind, own) not in candidates]
         candidates += [(kind, other) for other in clear]
     return candidates
@@ -151,9 +162,9 @@ def binding_candidates(wanted: Sequence[Candidate], strangers: Sequence[Identity
 
 # ---------------------------------------------------------------- the second ruler
 
-Embed = Callable[[Tensor], Tensor]      # images [n 3 K K] in 0..1 -> features [n C]
-PAIRS = 600         # training individuals from which the second ruler learns what to ignore
-RIDGE = 1e-3        # share of the features' variance added to every direction
+Embed = Callable[[Tensor], Tensor]  # images [n 3 K K] in 0..1 -> features [n C]
+PAIRS = 600  # training individuals from which the second ruler learns what to ignore
+RIDGE = 1e-3  # share of the features' variance added to every direction
 
 
 class EncoderRuler:
@@ -183,8 +194,9 @@ class EncoderRuler:
         drawn = np.stack([scenes.reference(*candidate) for candidate in candidates])
         return self.embed(torch.from_numpy(drawn).movedim(-1, 1).float())
 
-    def sees(self, image: Tensor, wanted: Sequence[Candidate], crowd: Sequence[Identity]
-             ) -> list[bool]:
+    def sees(
+        self, image: Tensor, wanted: Sequence[Candidate], crowd: Sequence[Identity]
+    ) -> list[bool]:
         """For each wanted subject, whether it is seen in an image [3 S S] rather than any of the
         crowd in its class; those who cannot be told from it by eye are left out."""
         right = []
@@ -230,6 +242,7 @@ def _drawn(scene: scenes.Scene) -> Tensor:
 
 # ---------------------------------------------------------------- classes and backgrounds
 
+
 class Reader(nn.Module):
     """A small network: image [B 3 S S] in 0..1 -> how many of each class (logits [B classes 4]) and
     which background [B places]."""
@@ -242,9 +255,13 @@ class Reader(nn.Module):
             return nn.Sequential(convolution, nn.GroupNorm(8, outputs), nn.ReLU())
 
         self.body = nn.Sequential(
-            layer(3, width), layer(width, width), layer(width, 2 * width, 2),
-            layer(2 * width, 2 * width), layer(2 * width, 2 * width),
-            layer(2 * width, 4 * width, 2), layer(4 * width, 4 * width),
+            layer(3, width),
+            layer(width, width),
+            layer(width, 2 * width, 2),
+            layer(2 * width, 2 * width),
+            layer(2 * width, 2 * width),
+            layer(2 * width, 4 * width, 2),
+            layer(4 * width, 4 * width),
             layer(4 * width, 4 * width),
         )
         self.counts = nn.Linear(8 * width, 4 * len(CLASSES))
@@ -276,7 +293,7 @@ def without_matches(matches: Sequence[Match]) -> Tensor:
     clear = torch.ones(scenes.SIDE, scenes.SIDE, dtype=torch.bool)
     for match in matches:
         top, left = max(match.y - 1, 0), max(match.x - 1, 0)
-        clear[top:match.y + scenes.TALL + 1, left:match.x + WIDTH + 1] = False
+        clear[top : match.y + scenes.TALL + 1, left : match.x + WIDTH + 1] = False
     return clear
 
 
@@ -284,7 +301,7 @@ def region_of(candidate: Candidate, match: Match) -> Tensor:
     """Dots [S S] (bool) of a candidate at the position of a match."""
     region = torch.zeros(scenes.SIDE, scenes.SIDE, dtype=torch.bool)
     mask = torch.from_numpy(scenes.sprite(*candidate)[1].copy())
-    region[match.y:match.y + scenes.TALL, match.x:match.x + WIDTH] = mask
+    region[match.y : match.y + scenes.TALL, match.x : match.x + WIDTH] = mask
     return region
 
 
@@ -292,7 +309,7 @@ def background_noise(image: Tensor, scene: scenes.Scene, clear: Tensor) -> float
     """Mean distance of the background's dots from the nearest true colour of its place, in 0..255:
     the largest of the three channels' differences. image [3 S S]; `clear` [S S] bool, the dots
     without a subject."""
-    colours = torch.from_numpy(scenes.palette(scene.place))
+    colours = torch.from_numpy(backgrounds.palette(scene.place))
     dots = image[:, clear].T.float()
     apart = (dots[:, None] - colours[None]).abs().amax(-1)
     return float(apart.amin(1).mean()) * 255

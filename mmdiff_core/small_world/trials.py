@@ -54,9 +54,13 @@ QUESTIONS = (
     Question("two look-alikes", 2, "same", look_alike=True),
     Question("three", 3),
 )
+CLEAN = tuple(Question(f"one, {n} references", references=n) for n in (2, 3, 5))
+COVERED = tuple(
+    Question(f"one, {n} half covered", references=n, covered=0.5) for n in (1, 2, 3, 5)
+)
 MORE_QUESTIONS = (
-    *(Question(f"one, {n} references", references=n) for n in (2, 3, 5)),
-    *(Question(f"one, {n} half covered", references=n, covered=0.5) for n in (1, 2, 3, 5)),
+    *CLEAN,
+    *COVERED,
     Question("two different, held by masks", 2, "different", held=True),
     Question("two of a class, held by masks", 2, "same", held=True),
     Question("three, held by masks", 3, held=True),

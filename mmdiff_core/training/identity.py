@@ -94,4 +94,6 @@ def grid_of(positions: int, latent: Sequence[int]) -> tuple[int, int]:
         grid = (-(-height // factor), -(-width // factor))
         if grid[0] * grid[1] == positions:
             return grid
-    raise ValueError(f"a layer has {positions} positions, which fits no grid of a {height} x {width} latent")
+    raise ValueError(
+        f"a layer has {positions} positions, which fits no grid of a {height} x {width} latent"
+    )

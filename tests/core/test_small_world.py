@@ -1,4 +1,7 @@
-"""The small world is drawn by rule and known exactly, and its scores tell true pictures from swapped ones."""
+"""The small world is drawn by rule and known exactly, and its scores tell true pictures from
+swapped ones.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -21,23 +24,35 @@ def test_every_class_is_drawn_in_its_frame_with_every_accessory(kind):
     for accessory in sprites.ACCESSORIES:
         who = dataclasses.replace(scenes.random_identity(rng, "train"), accessory=accessory)
         colours, mask = scenes.sprite(kind, who)
-        assert colours.shape == (scenes.TALL, sprites.WIDTH, 3) and mask.any() and colours.min() >= 0 and colours.max() <= 1
+        assert (
+            colours.shape == (scenes.TALL, sprites.WIDTH, 3)
+            and mask.any()
+            and colours.min() >= 0
+            and colours.max() <= 1
+        )
 
 
 def test_a_number_always_gives_the_same_scene_and_another_gives_another():
     assert scenes.scene("train", 0, 7) == scenes.scene("train", 0, 7)
     assert len({scenes.scene("train", 0, i) for i in range(200)}) == 200
-    assert np.array_equal(scenes.draw(scenes.scene("test", 1, 3))[0], scenes.draw(scenes.scene("test", 1, 3))[0])
+    assert np.array_equal(
+        scenes.draw(scenes.scene("test", 1, 3))[0], scenes.draw(scenes.scene("test", 1, 3))[0]
+    )
 
 
 def test_training_never_shows_a_held_out_individual_or_pair():
     for i in range(400):
         placed = scenes.scene("train", 0, i).placed
         assert not any(p.identity.held_out for p in placed)
-        assert not {frozenset((a.kind, b.kind)) for a in placed for b in placed if a is not b} & sprites.HELD_OUT_PAIRS
+        assert (
+            not {frozenset((a.kind, b.kind)) for a in placed for b in placed if a is not b}
+            & sprites.HELD_OUT_PAIRS
+        )
     tests = [scenes.scene("test", 0, i) for i in range(400)]
     assert all(p.identity.held_out for s in tests for p in s.placed)
-    assert any({frozenset((s.placed[0].kind, s.placed[-1].kind))} & sprites.HELD_OUT_PAIRS for s in tests)
+    assert any(
+        {frozenset((s.placed[0].kind, s.placed[-1].kind))} & sprites.HELD_OUT_PAIRS for s in tests
+    )
 
 
 def test_a_caption_names_every_subject_where_its_span_says_and_the_place():
@@ -71,11 +86,17 @@ def test_a_plain_look_is_the_clean_reference_and_a_cover_hides_its_share():
 
 
 def test_references_of_a_subject_are_its_own_and_of_the_wanted_number():
-    shown = examples.show_references(np.random.default_rng(0), "cat", scenes.random_identity(np.random.default_rng(1), "train"), count=4)
+    shown = examples.show_references(
+        np.random.default_rng(0),
+        "cat",
+        scenes.random_identity(np.random.default_rng(1), "train"),
+        count=4,
+    )
     assert shown.shape == (4, 3, 32, 32) and not torch.equal(shown[0], shown[1])
 
 
 # ---------------------------------------------------------------- scores
+
 
 def asked(count: int, number: int, kinds: str = "any") -> list[trials.Trial]:
     question = trials.Question("q", count, kinds)
@@ -86,7 +107,7 @@ def verdicts(pairs: list[tuple[trials.Trial, scenes.Scene]]) -> Counter:
     """How often each verdict was given to the images of those scenes."""
     counts: Counter = Counter()
     for trial, scene in pairs:
-        strangers = trial.strangers[:trials.STRANGERS]
+        strangers = trial.strangers[: trials.STRANGERS]
         counts.update(score.binding(dots(scene), trial.wanted, strangers).verdicts)
     return counts
 
@@ -110,7 +131,8 @@ def test_true_renderings_are_their_own_in_at_least_99_per_cent(count, kinds):
     assert counts["own"] >= 0.99 * counts.total()
     right = [
         score.right_identity(dots(t.scene), kind, who, t.strangers[:7])
-        for t in given for kind, who in t.wanted
+        for t in given
+        for kind, who in t.wanted
     ]
     assert sum(right) >= 0.99 * len(right)
 
@@ -173,12 +195,16 @@ def test_candidates_that_cannot_be_seen_apart_from_a_wanted_one_are_left_out():
         for kind, who in candidates:
             for wanted_kind, wanted in t.wanted:
                 same = (kind, who) == (wanted_kind, wanted)
-                assert same or who in [w for _, w in t.wanted] or score.visibly_different(
-                    kind, who, wanted)
+                assert (
+                    same
+                    or who in [w for _, w in t.wanted]
+                    or score.visibly_different(kind, who, wanted)
+                )
 
 
 def test_the_reader_reads_true_renderings_of_every_question_right_in_99_per_cent():
     from mmdiff_core.lab.answers import load_reader
+
     reader = load_reader()
     for question in (*trials.QUESTIONS, trials.Question("unseen", 2, "unseen")):
         given = [trials.make_trial(question, 7, i) for i in range(200)]
@@ -189,6 +215,7 @@ def test_the_reader_reads_true_renderings_of_every_question_right_in_99_per_cent
 
 def test_the_image_encoder_sees_true_individuals_among_64_and_does_not_see_strangers():
     from mmdiff_core.lab.answers import load_embed
+
     ruler = score.EncoderRuler(load_embed())
     own, strange = [], []
     for number, t in enumerate(asked(2, 20, "different")):
@@ -215,7 +242,11 @@ def test_subjects_stand_on_the_latents_grid():
 
 def test_an_interval_holds_the_share_and_narrows_with_the_number():
     p, low, high = score.interval(90, 100)
-    assert p == 0.9 and low == pytest.approx(0.8256, abs=1e-3) and high == pytest.approx(0.9448, abs=1e-3)
+    assert (
+        p == 0.9
+        and low == pytest.approx(0.8256, abs=1e-3)
+        and high == pytest.approx(0.9448, abs=1e-3)
+    )
     assert score.interval(900, 1000)[1] > low
     assert score.interval(0, 10)[1] == 0 and score.interval(10, 10)[2] == pytest.approx(1)
 
@@ -223,17 +254,22 @@ def test_an_interval_holds_the_share_and_narrows_with_the_number():
 def test_the_held_places_of_a_trial_are_boxes_around_its_subjects():
     t = trials.make_trial(trials.Question("held", 2, held=True), 1, 0)
     for subject in t.example.subjects:
-        mask = subject.mask[::sizes.DOT, ::sizes.DOT]
+        mask = subject.mask[:: sizes.DOT, :: sizes.DOT]
         rows, columns = mask.any(1).sum(), mask.any(0).sum()
         assert mask.sum() == rows * columns and rows <= scenes.TALL and columns <= sprites.WIDTH
 
 
-def test_adapters_are_named_by_their_file_or_their_runs_folder_and_two_of_a_name_are_refused(tmp_path):
+def test_adapters_are_named_by_their_file_or_their_runs_folder_and_two_of_a_name_are_refused(
+    tmp_path,
+):
     from mmdiff_core.lab.evaluate import named
+
     for name in ("full/adapter.safetensors", "other/full.safetensors", "none/adapter.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert list(named([tmp_path / "full/adapter.safetensors", tmp_path / "none/adapter.safetensors"])) == ["full", "none"]
+    assert list(
+        named([tmp_path / "full/adapter.safetensors", tmp_path / "none/adapter.safetensors"])
+    ) == ["full", "none"]
     with pytest.raises(ValueError, match="would both be 'full'"):
         named([tmp_path / "full/adapter.safetensors", tmp_path / "other/full.safetensors"])
     with pytest.raises(ValueError, match="is not there"):
@@ -242,6 +278,7 @@ def test_adapters_are_named_by_their_file_or_their_runs_folder_and_two_of_a_name
 
 def test_a_question_that_does_not_exist_is_answered_with_those_that_do():
     from mmdiff_core.lab.evaluate import asked
+
     assert [q.name for q in asked(["three", "one"], False)] == ["three", "one"]
     assert len(asked([], True)) == len(trials.QUESTIONS) + len(trials.MORE_QUESTIONS)
     with pytest.raises(ValueError, match="no question 'four'.*two different"):
@@ -256,10 +293,12 @@ def test_results_of_several_files_become_one_table_with_shares_and_intervals(tmp
     import json
 
     from mmdiff_core.lab.tables import merged, table
+
     counts = tally(identity=150, own=100, complete=40, mixture=50, background=100, noise=250.0)
     levels = {"0.3": 0.1, "0.6": 0.2, "0.8": 0.3, "0.95": 0.4}
     measured = {
-        "inside": {"text_inside": 0.5, "image_inside": 0.75}, "gain": levels,
+        "inside": {"text_inside": 0.5, "image_inside": 0.75},
+        "gain": levels,
         "leakage": {"two of a class": {"inside": 3.25, "whole": 1.0}},
     }
     (tmp_path / "a.json").write_text(json.dumps({"full": {"one": counts}}))
@@ -274,17 +313,24 @@ def test_results_of_several_files_become_one_table_with_shares_and_intervals(tmp
 def test_a_fine_tuned_base_is_counted_on_its_own_individual_and_stands_in_the_same_table():
     from mmdiff_core.lab.finetune import as_scene, trials_of
     from mmdiff_core.lab.tables import table
+
     first, *others = trials_of(3, 3, 2)
-    assert {(p.kind, p.identity) for t in others for p in t.scene.placed} == set(first.wanted) and all(not t.example.subjects for t in others)
+    assert {(p.kind, p.identity) for t in others for p in t.scene.placed} == set(
+        first.wanted
+    ) and all(not t.example.subjects for t in others)
     assert len({t.scene.style for t in (first, *others)}) == 3
     reference = torch.full((3, 32, 32), 0.75)
     reference[:, 10:20, 10:20] = 1.0
-    assert as_scene(reference, np.random.default_rng(0)).gt(0.9).sum() == 3 * 25       # half as large, the rest its blank ground
+    assert (
+        as_scene(reference, np.random.default_rng(0)).gt(0.9).sum() == 3 * 25
+    )  # half as large, the rest its blank ground
     text = table({"fine-tuned": {"one": tally(identity=180), "cost": {"steps": 200}}})
     assert "| fine-tuned | one | 100 | 90.0 (" in text and "cost" not in text
 
 
 def test_unseen_pairs_are_those_that_no_training_picture_shows():
     question = next(q for q in trials.MORE_QUESTIONS if q.kinds == "unseen")
-    pairs = [frozenset(p.kind for p in trials.make_trial(question, 0, i).scene.placed) for i in range(40)]
+    pairs = [
+        frozenset(p.kind for p in trials.make_trial(question, 0, i).scene.placed) for i in range(40)
+    ]
     assert set(pairs) == sprites.HELD_OUT_PAIRS

@@ -38,7 +38,7 @@ def build_task(
 
 
 def load_task(path: Path | None) -> MMDiffTask:
-    """An exported small-world adapter on its base, by the run in its header; None = the base alone."""
+    """An exported small-world adapter by the run in its header; None = the base alone."""
     if path is None:
         adapter = {"name": "small-world", "rank": 1, "text_rank": 0, "vision": []}
         task = build_task(RunConfig.from_dict({"base": "small-world", "adapter": adapter}))
