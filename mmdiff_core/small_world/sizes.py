@@ -40,7 +40,7 @@ TEXT = {
     "num_attention_heads": 4,
     "num_hidden_layers": 3,
     "hidden_act": "quick_gelu",
-    "max_position_embeddings": 77,
+    "max_position_embeddings": TOKENS,
     "projection_dim": 128,
     "vocab_size": 49408,
     "layer_norm_eps": 1e-5,
