@@ -40,8 +40,8 @@ class LoopConfig:
                      bends to the new last step
     batch            examples in one forward pass of one process, from 1
     accumulate       forward passes summed into one optimiser step, from 1
-    optimizer        "adamw", or "muon": Muon for matrices beside AdamW for all else (torch 2.9 or
-                     newer; not sharded)
+    optimizer        "adamw", or "muon": Muon for matrices beside AdamW for all else (not
+                     sharded)
     learning_rate    AdamW's peak rate, above 0
     muon_rate        the matrices' rate under Muon in units of learning_rate, above 0
     betas            AdamW's two averages, the first also Muon's, each from 0 and below 1
