@@ -220,8 +220,9 @@ def test_a_marker_in_the_negative_prompt_is_an_error(clip, mmdiff, pair):
 def test_subjects_of_another_adapter_are_refused(clip, mmdiff, pair):
     from dataclasses import replace
 
+    other = replace(pair[0], subject=replace(pair[0].subject, adapter="other"))
     with pytest.raises(ValueError, match="another MM-Diff checkpoint"):
-        encode_prompt(clip, mmdiff, "a man<|subj|>", "", (replace(pair[0], adapter="other"),))
+        encode_prompt(clip, mmdiff, "a man<|subj|>", "", (other,))
 
 
 def test_the_node_says_which_word_was_bound_to_which_subject(clip, mmdiff, pair):
@@ -310,7 +311,7 @@ def test_the_clip_that_came_in_is_unchanged(clip, mmdiff, pair):
 
 
 def test_a_clip_of_another_base_is_refused(mmdiff):
-    class Stage:
+    class Stage(torch.nn.Module):
         pass
 
     class Clip:
