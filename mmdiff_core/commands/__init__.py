@@ -21,10 +21,10 @@ from . import (
     evaluate,
     finetune,
     gallery,
+    pretrain,
     sheet,
     shrink,
     train,
-    train_base,
 )
 
 PROGRAM = "python -m mmdiff_core"
@@ -38,7 +38,7 @@ COMMANDS: dict[str, ModuleType] = {
     "sheet": sheet,
     "gallery": gallery,
     "finetune": finetune,
-    "train-base": train_base,
+    "pretrain": pretrain,
 }
 
 

@@ -50,10 +50,30 @@ def encoder_fingerprint(clip_vision) -> str:
 
 
 def fine_tuned(clip_vision, adapter: MMDiffAdapter):
-    """A patcher on the same weights with the adapter's fine-tuned ones set over them."""
+    """A patcher on the same weights with the adapter's fine-tuned ones set over them.
+
+    The host skips weight patches of parameters that stand beside other modules (the class
+    embedding), so those are exchanged as objects.
+    """
     patcher = clip_vision.patcher.clone()
-    add_patches_strictly(patcher, set_patches(adapter.vision), 1.0, "the image encoder")
+    bare = {key for key in adapter.vision if stands_beside_modules(patcher.model, key)}
+    for key in bare:
+        weight = torch.nn.Parameter(adapter.vision[key], requires_grad=False)
+        patcher.add_object_patch(key, weight)
+    layers = {key: weight for key, weight in adapter.vision.items() if key not in bare}
+    add_patches_strictly(patcher, set_patches(layers), 1.0, "the image encoder")
     return patcher
+
+
+def stands_beside_modules(model: torch.nn.Module, key: str) -> bool:
+    """Whether a parameter belongs to a module that has modules with parameters of their own."""
+    path, _, name = key.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return False        # `add_patches_strictly` says what is missing
+    own = module._parameters.get(name) is not None
+    return own and any(True for child in module.children() for _ in child.parameters())
 
 
 def _run(clip_vision, patcher, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,7 @@ def export_with(task: nn.Module, args: argparse.Namespace):
         "seed": args.seed,
     }
     told = " ".join(f"--{name} {value}" for name, value in options.items())
-    command = f"python -m mmdiff_core train-base {args.what} OUT {told}"
+    command = f"python -m mmdiff_core pretrain {args.what} OUT {told}"
 
     def export(weights: Mapping[str, Tensor], path: Path, facts: Mapping[str, str]) -> None:
         header = {"made_by": command, "hardware": hardware(), "torch": torch.__version__}
@@ -126,7 +126,7 @@ def loop_config(args: argparse.Namespace) -> LoopConfig:
 
 
 def train(args: argparse.Namespace) -> str:
-    """Train as the command line of `commands.train_base` says; the report."""
+    """Train as the command line of `commands.pretrain` says; the report."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     task = make_task(args.what, args.init, args.seed, args.layout)

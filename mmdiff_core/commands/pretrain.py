@@ -1,8 +1,8 @@
 """Train what the small world's adapter stands on.
 
-    python -m mmdiff_core train-base unet   OUT     UNet and text encoder, from captions alone
-    python -m mmdiff_core train-base vision OUT     the image encoder
-    python -m mmdiff_core train-base reader OUT     the network that reads images for the scores
+    python -m mmdiff_core pretrain unet   OUT     UNet and text encoder, from captions alone
+    python -m mmdiff_core pretrain vision OUT     the image encoder
+    python -m mmdiff_core pretrain reader OUT     the network that reads images for the scores
 
 The first two are frozen afterwards, as SDXL and CLIP are for the paper's adapter. Every number of a
 run follows from its seed; run it again with the same OUT to continue it. OUT receives the weights
