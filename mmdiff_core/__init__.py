@@ -7,6 +7,7 @@
     training
     small_world
     host
+    lab
     commands
     __main__
 

@@ -157,10 +157,9 @@ SMALL_WORLD = Base(
     text=(TextEncoder("l", 128, 3),),
     image=ImageEncoder(width=128, cls_width=128, depth=4, patch=4, size=32),
     unet=(
-        *_rows("input", (1, 2), 1, 64),
-        ("input", 4, 1, 128),
+        ("input", 2, 1, 128),
         *_rows("output", (0, 1), 1, 128),
-        *_rows("output", (2, 3, 4), 1, 64),
+        ("output", 2, 1, 64),
         ("middle", 0, 1, 128),
     ),
 )

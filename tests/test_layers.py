@@ -20,6 +20,7 @@ ORDER = (
     ("training",),
     ("small_world",),
     ("host",),
+    ("lab",),
     ("commands",),
     ("__main__",),
 )

@@ -14,7 +14,18 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from ..training.run.errors import RunError
-from . import annotate, convert, doctor, evaluate, sheet, shrink, train
+from . import (
+    annotate,
+    convert,
+    doctor,
+    evaluate,
+    finetune,
+    gallery,
+    pretrain,
+    sheet,
+    shrink,
+    train,
+)
 
 PROGRAM = "python -m mmdiff_core"
 COMMANDS: dict[str, ModuleType] = {
@@ -25,6 +36,9 @@ COMMANDS: dict[str, ModuleType] = {
     "doctor": doctor,
     "evaluate": evaluate,
     "sheet": sheet,
+    "gallery": gallery,
+    "finetune": finetune,
+    "pretrain": pretrain,
 }
 
 

@@ -95,6 +95,19 @@ def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor,
 
 
 @torch.no_grad()
+def redraw_latents(task: MMDiffTask, examples: Sequence[Example], latents: Tensor, noise: Tensor,
+                   level: float, steps: int = 20, cfg: float = 2.0, sampler_name: str = "euler",
+                   scheduler: str = "normal") -> Tensor:
+    """Latents [B C h w] noised to `level` (fraction of the timesteps) and sampled from there."""
+    denoiser = Denoiser(task, examples, cfg)
+    sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)
+    highest = denoiser.sampling.sigma(torch.tensor(level * 999.0))
+    sigmas = sigmas[sigmas <= highest]
+    run = getattr(comfy.k_diffusion.sampling, f"sample_{sampler_name}")
+    return run(denoiser, latents + noise * sigmas[0], sigmas, disable=True)
+
+
+@torch.no_grad()
 def decode(task: MMDiffTask, latents: Tensor) -> Tensor:
     """Latents -> pictures [B H W 3] in 0..1, through the base's own VAE."""
     bridge = task.bridge

@@ -135,6 +135,7 @@ def clip(state: Tensors | None = None) -> comfy.sd.CLIP:
     target = comfy.supported_models.SD15({}).clip_target()
     built = comfy.sd.CLIP(target, model_options={"clip_l_model_config": dict(sizes.TEXT),
                                                  "dtype": torch.float32})
+    built.tokenizer.clip_l.max_length = sizes.TOKENS
     transformer = built.cond_stage_model.clip_l.transformer
     if state is None:
         _initialise(transformer)

@@ -18,7 +18,7 @@ REFERENCE_CHANCES = (0.65, 0.15, 0.08, 0.06, 0.06)
 class SmallWorldExamples:
     """Scenes with 1-3 subjects, each with 1-5 references.
 
-    caption_dropout   share of the examples with an empty caption and no subjects (for guidance)
+    caption_dropout   share of the examples with an empty caption and no subjects, for guidance
     subject_dropout   share that keeps the caption and loses the subjects
     count             subjects in every scene, or None = 1 to 3
     """

@@ -1,5 +1,4 @@
-"""Reference pictures of an individual as a person might give them: other sizes, sides, tilts and
-lights, partly covered."""
+"""Reference images as a person might give them: other sizes, sides, tilts and lights, occlusion."""
 
 from __future__ import annotations
 
@@ -16,8 +15,12 @@ SOFTENING = (0.125, 0.75, 0.125)  # what resizing a 128 px picture to 32 does to
 
 @dataclass(frozen=True)
 class Look:
-    """How an individual is shown. scale in reference dots per sprite dot; tilt in radians; covered
-    = share of it hidden."""
+    """How an individual is shown.
+
+    scale    in reference dots per sprite dot
+    tilt     in radians
+    covered  share of it that is hidden
+    """
 
     scale: float = 2.0
     tilt: float = 0.0
@@ -31,8 +34,10 @@ class Look:
 
 
 def random_look(rng: np.random.Generator, covered: float | None = None) -> Look:
-    """A look as in training; `covered` None = nothing hidden two times in three, else 0.2 to 0.5 of
-    it."""
+    """A look as in training.
+
+    covered  share that is hidden; None = nothing two times in three, else 0.2 to 0.5
+    """
     hidden = float(rng.uniform(0.2, 0.5)) if rng.random() < 1 / 3 else 0.0
     return Look(
         scale=float(rng.uniform(1.3, 2.3)),

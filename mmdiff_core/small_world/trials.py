@@ -1,11 +1,14 @@
 """What an adapter is asked in the small world, and how its pictures are counted.
 
-A trial is a prompt with individuals nobody trained on, their references, and what must be seen in the picture.
+A trial is a prompt with individuals nobody trained on, their references, and what must be seen in
+the picture.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,8 +20,9 @@ from .examples import enlarge
 from .scenes import Identity, Scene
 from .sprites import HELD_OUT_PAIRS
 
-CROWD = 8           # candidates of the identity question
-STRANGERS = 4       # individuals nobody asked for among the candidates of the binding question
+IDENTITY = 8  # candidates of the identity question
+STRANGERS = 32  # individuals nobody asked for among the candidates of the binding question
+CROWD = 64  # candidates of the second ruler
 
 
 @dataclass(frozen=True)
@@ -44,20 +48,31 @@ class Question:
 
 
 QUESTIONS = (
-    Question("one"), Question("two different", 2, "different"), Question("two of a class", 2, "same"),
-    Question("two look-alikes", 2, "same", look_alike=True), Question("three", 3),
+    Question("one"),
+    Question("two different", 2, "different"),
+    Question("two of a class", 2, "same"),
+    Question("two look-alikes", 2, "same", look_alike=True),
+    Question("three", 3),
+)
+CLEAN = tuple(Question(f"one, {n} references", references=n) for n in (2, 3, 5))
+COVERED = tuple(
+    Question(f"one, {n} half covered", references=n, covered=0.5) for n in (1, 2, 3, 5)
 )
 MORE_QUESTIONS = (
-    *(Question(f"one, {n} references", references=n) for n in (2, 3, 5)),
-    *(Question(f"one, {n} half covered", references=n, covered=0.5) for n in (1, 2, 3, 5)),
-    Question("two different, held by masks", 2, "different", held=True), Question("two of a class, held by masks", 2, "same", held=True),
-    Question("three, held by masks", 3, held=True), Question("two unseen together", 2, "unseen"),
+    *CLEAN,
+    *COVERED,
+    Question("two different, held by masks", 2, "different", held=True),
+    Question("two of a class, held by masks", 2, "same", held=True),
+    Question("three, held by masks", 3, held=True),
+    Question("two unseen together", 2, "unseen"),
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A scene that was asked for (its places are known only where masks hold them), and the example that asks for it."""
+    """A scene that was asked for (its places are known only where masks hold them), and the
+    example that asks for it.
+    """
 
     scene: Scene
     example: Example
@@ -74,10 +89,20 @@ def make_trial(question: Question, seed: int, index: int) -> Trial:
     scene = _chosen_kinds(question, scenes.scene("test", seed, index, question.subjects), rng)
     if question.look_alike:
         first = scene.placed[0].identity
-        scene = replace(scene, placed=(scene.placed[0], *(replace(p, identity=scenes.look_alike(rng, first)) for p in scene.placed[1:])))
+        scene = replace(
+            scene,
+            placed=(
+                scene.placed[0],
+                *(replace(p, identity=scenes.look_alike(rng, first)) for p in scene.placed[1:]),
+            ),
+        )
     _, masks = scenes.draw(scene)
     subjects = tuple(
-        ExampleSubject(span, enlarge(torch.from_numpy(box(mask))), _references(question, rng, p.kind, p.identity))
+        ExampleSubject(
+            span,
+            enlarge(torch.from_numpy(box(mask))),
+            _references(question, rng, p.kind, p.identity),
+        )
         for p, span, mask in zip(scene.placed, scene.spans(), masks, strict=True)
     )
     side = scenes.SIDE * sizes.DOT
@@ -89,7 +114,7 @@ def box(mask: np.ndarray) -> np.ndarray:
     """The rectangle around a mask [S S], as a person would draw it."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     out = np.zeros(mask.shape, np.float32)
-    out[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] = 1
+    out[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 1
     return out
 
 
@@ -102,56 +127,112 @@ def _chosen_kinds(question: Question, scene: Scene, rng: np.random.Generator) ->
     elif question.kinds == "unseen":
         pairs = sorted(sorted(pair) for pair in HELD_OUT_PAIRS)
         kinds = [str(k) for k in rng.permutation(pairs[rng.integers(len(pairs))])]
-    return replace(scene, placed=tuple(replace(p, kind=k) for p, k in zip(scene.placed, kinds, strict=True)))
+    return replace(
+        scene, placed=tuple(replace(p, kind=k) for p, k in zip(scene.placed, kinds, strict=True))
+    )
 
 
-def _references(question: Question, rng: np.random.Generator, kind: str, identity: Identity) -> Tensor:
+def _references(
+    question: Question, rng: np.random.Generator, kind: str, identity: Identity
+) -> Tensor:
     shown = [
-        scenes.reference(kind, identity) if i == 0 and not question.covered else
-        references.show(kind, identity, references.random_look(rng, question.covered)) for i in range(question.references)
+        scenes.reference(kind, identity)
+        if i == 0 and not question.covered
+        else references.show(kind, identity, references.random_look(rng, question.covered))
+        for i in range(question.references)
     ]
     return torch.from_numpy(np.stack(shown)).movedim(-1, 1)
 
 
 @dataclass
 class Tally:
-    """Counts over the pictures of one question; shares with intervals through `score.interval`."""
+    """Counts over the images of one question; shares with intervals through `score.interval`.
+
+    Of the subjects: `identity` (its own class shows it rather than 7 others), the verdicts of
+    `score.Binding`, and `seen` (the second ruler). Of the images: `complete` (every verdict is
+    "own"), `seen_all`, `classes` and `background` (what the reader sees is what the prompt says).
+    `noise` sums `score.background_noise` over the images that have the background asked for.
+    """
 
     pictures: int = 0
     subjects: int = 0
-    identity: int = 0       # subjects whose own class shows them rather than 7 others
-    bound: int = 0          # subjects that stand at a place of their own, as their own class
-    complete: int = 0       # pictures in which all are bound
-    mixed: int = 0          # places that show a mixture or a swap
-    classes: int = 0        # pictures with exactly the classes of the prompt
+    identity: int = 0
+    own: int = 0
+    mixture: int = 0
+    swap: int = 0
+    duplicate: int = 0
+    stranger: int = 0
+    missing: int = 0
+    seen: int = 0
+    complete: int = 0
+    seen_all: int = 0
+    classes: int = 0
     background: int = 0
+    noise: float = 0.0
 
-    def add(self, trial: Trial, picture: Tensor, read: tuple[dict[str, int], str]) -> None:
-        """Count one picture [3 S S] in 0..1 (dots) and what the reader saw in it."""
-        found = score.binding(picture, trial.wanted, trial.strangers[:STRANGERS])
-        self.pictures += 1
-        self.subjects += found.wanted
-        self.identity += sum(score.right_identity(picture, kind, who, trial.strangers) for kind, who in trial.wanted)
-        self.bound += found.bound
-        self.complete += found.complete
-        self.mixed += found.mixed
+    OF_SUBJECTS: ClassVar = ("identity", *score.VERDICTS, "seen")
+    OF_IMAGES: ClassVar = ("complete", "seen_all", "classes", "background")
+
+    def add(
+        self,
+        trial: Trial,
+        image: Tensor,
+        read: tuple[dict[str, int], str],
+        second: score.EncoderRuler | None,
+    ) -> score.Binding:
+        """Count one image [3 S S] in 0..1 (dots) and what the reader saw in it."""
+        named = score.binding(image, trial.wanted, trial.strangers[:STRANGERS])
         kinds, place = score.truth(trial.scene)
+        others = trial.strangers[: IDENTITY - 1]
+        self.pictures += 1
+        self.subjects += len(trial.wanted)
+        for kind, who in trial.wanted:
+            self.identity += score.right_identity(image, kind, who, others)
+        for verdict in named.verdicts:
+            setattr(self, verdict, getattr(self, verdict) + 1)
+        self.complete += named.complete
         self.classes += read[0] == kinds
         self.background += read[1] == place
+        if read[1] == place:
+            clear = score.without_matches(named.matches)
+            self.noise += score.background_noise(image, trial.scene, clear)
+        if second is not None:
+            seen = second.sees(image, trial.wanted, trial.strangers)
+            self.seen += sum(seen)
+            self.seen_all += all(seen)
+        return named
 
     def merge(self, other: Tally) -> Tally:
-        return Tally(**{k: v + getattr(other, k) for k, v in vars(self).items()})
+        return Tally(**{name: v + getattr(other, name) for name, v in vars(self).items()})
 
     def shares(self) -> dict[str, tuple[float, float, float]]:
         """Name -> (share, low, high) in 0..1."""
-        of = {"identity": self.subjects, "bound": self.subjects, "mixed": self.subjects,
-              "complete": self.pictures, "classes": self.pictures, "background": self.pictures}
-        return {name: score.interval(getattr(self, name), total) for name, total in of.items()}
+        totals = dict.fromkeys(self.OF_SUBJECTS, self.subjects)
+        totals |= dict.fromkeys(self.OF_IMAGES, self.pictures)
+        return {name: score.interval(getattr(self, name), n) for name, n in totals.items()}
 
 
-def count(trials: Sequence[Trial], pictures: Tensor, reader: score.Reader) -> Tally:
-    """Pictures [B 3 S S] in dots -> counts."""
+def count(
+    trials: Sequence[Trial],
+    images: Tensor,
+    reader: score.Reader,
+    second: score.EncoderRuler | None = None,
+) -> Tally:
+    """Images [B 3 S S] in dots -> counts; `second` None leaves the second ruler out."""
     tally = Tally()
-    for trial, picture, read in zip(trials, pictures, reader.read(pictures), strict=True):
-        tally.add(trial, picture, read)
+    for trial, image, read in zip(trials, images, reader.read(images), strict=True):
+        tally.add(trial, image, read, second)
     return tally
+
+
+def unrelated(trial: Trial, index: int) -> Tensor:
+    """A perfect rendering [3 S S] of the trial's scene with individuals that nobody asked for and
+    that are no candidates: what the verdicts are when nothing of the references came through."""
+    rng = np.random.default_rng((index, 31))
+    others = [replace(p, identity=scenes.random_identity(rng, "test")) for p in trial.scene.placed]
+    return true_image(replace(trial.scene, placed=tuple(others)))
+
+
+def true_image(scene: Scene) -> Tensor:
+    """A scene as drawn [3 S S] in 0..1."""
+    return torch.from_numpy(scenes.draw(scene)[0].copy()).movedim(-1, 0).float()

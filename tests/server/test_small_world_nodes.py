@@ -150,7 +150,8 @@ def test_the_workflows_and_the_demo_draw_with_the_small_worlds_sampler_numbers()
 
 
 def test_the_shipped_adapter_predicts_subjects_better_from_own_references_than_from_anothers():
-    from mmdiff_core.host.evaluate import gain, load_task
+    from mmdiff_core.host.frozen_base.build import load_task
+    from mmdiff_core.lab.measures import gain
 
     task = load_task(small_world.WEIGHTS / "adapter.safetensors")
     found = gain(task, 48, (0.6, 0.8))

@@ -31,8 +31,9 @@ import torch  # noqa: E402
 from mmdiff_core.host import small_world  # noqa: E402
 from mmdiff_core.host.apply import Strength, apply  # noqa: E402
 from mmdiff_core.host.encode import encode_prompt, encode_subject  # noqa: E402
-from mmdiff_core.host.evaluate import SEED, asked, load_reader  # noqa: E402
 from mmdiff_core.host.models import load_mmdiff  # noqa: E402
+from mmdiff_core.lab.answers import SEED, load_reader  # noqa: E402
+from mmdiff_core.lab.evaluate import asked  # noqa: E402
 from mmdiff_core.method.subjects import FindRegions, PromptSubject  # noqa: E402
 from mmdiff_core.regions.shaping import Shaping, shape_regions  # noqa: E402
 from mmdiff_core.small_world import sizes  # noqa: E402

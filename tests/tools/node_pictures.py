@@ -5,6 +5,7 @@
 Needs Chromium and playwright as the tests of the page do. Graphs run on the small world, and on the tiny portrait model with a stand-in for the
 face detector. Writes web/docs/pictures/NODE_ID.jpg and web/pictures/given.jpg, drawn.jpg, where.jpg.
 """
+
 from __future__ import annotations
 
 import io
@@ -29,17 +30,26 @@ from support.server import Server  # noqa: E402
 
 PICTURES = PACK / "web/docs/pictures"
 README = PACK / "web/pictures"
-SIDE = 320          # of a picture in the README
-MOST = 60_000       # bytes
-SCALE = 1.5         # device pixels per pixel of the page
-EDGE = 14           # pixels round the node
+SIDE = 320  # of a picture in the README
+MOST = 60_000  # bytes
+SCALE = 1.5  # device pixels per pixel of the page
+EDGE = 14  # pixels round the node
 
-SIZES = {        # of nodes that are better read a little larger than they begin
-    "MMDiffTextEncode": (420, 330), "MMDiffConstraintMasks": (340, 860), "MMDiffAttentionMaps": (340, 360), "MMDiffDoctor": (460, 330),
-    "MMDiffSaveSubject": (360, 150), "MMDiffSmallWorldSprite": (270, 230), "MMDiffLoadSubject": (330, 250), "MMDiffFindFaces": (300, 370),
+SIZES = {  # of nodes that are better read a little larger than they begin
+    "MMDiffTextEncode": (420, 330),
+    "MMDiffConstraintMasks": (340, 860),
+    "MMDiffAttentionMaps": (340, 360),
+    "MMDiffDoctor": (460, 330),
+    "MMDiffSaveSubject": (360, 150),
+    "MMDiffSmallWorldSprite": (270, 230),
+    "MMDiffLoadSubject": (330, 250),
+    "MMDiffFindFaces": (300, 370),
 }
 
-GRAPH = """async () => {""" + EMPTY + """
+GRAPH = (
+    """async () => {"""
+    + EMPTY
+    + """
   const column = (i) => i * 600;
   add("world", "MMDiffSmallWorldLoader", column(0), 0);
   add("sprite0", "MMDiffSmallWorldSprite", column(1), 0,
@@ -98,8 +108,12 @@ GRAPH = """async () => {""" + EMPTY + """
   link("masks", 1, "regions", "images");
   add("doctor", "MMDiffDoctor", column(9), 0);
 }"""
+)
 
-PORTRAIT = """async (photos) => {""" + EMPTY + """
+PORTRAIT = (
+    """async (photos) => {"""
+    + EMPTY
+    + """
   add("load", "MMDiffLoad", 0, 0, { checkpoint: "tiny-portrait" });
   add("faces", "MMDiffLoadFaceAnalysis", 0, 400, { model: "stand_in", device: "cpu" });
   add("photo", "LoadImage", 600, 0, { image: photos[1] });
@@ -116,22 +130,37 @@ PORTRAIT = """async (photos) => {""" + EMPTY + """
   add("seen", "PreviewImage", 2400, 600);
   link("subject", 1, "seen", "images");
 }"""
+)
 
-NODES = {       # picture -> (graph, the node's short name there)
-    "MMDiffSmallWorldLoader": (GRAPH, "world"), "MMDiffSmallWorldSprite": (GRAPH, "sprite0"), "MMDiffSubjectEncoder": (GRAPH, "subject0"),
-    "MMDiffSaveSubject": (GRAPH, "save"), "MMDiffSubjectWeights": (GRAPH, "weights"), "MMDiffMixSubjects": (GRAPH, "mix"),
-    "MMDiffConstraintMasks": (GRAPH, "masks"), "MMDiffFindRegions": (GRAPH, "find"), "MMDiffTextEncode": (GRAPH, "text"),
-    "MMDiffApplyAttention": (GRAPH, "apply"), "MMDiffWatchAttention": (GRAPH, "watch"), "MMDiffAttentionMaps": (GRAPH, "maps"),
-    "MMDiffDoctor": (GRAPH, "doctor"), "MMDiffLoad": (PORTRAIT, "load"), "MMDiffLoadFaceAnalysis": (PORTRAIT, "faces"),
-    "MMDiffFindFaces": (PORTRAIT, "find"), "MMDiffConvert": (PORTRAIT, "convert"), "MMDiffLoadSubject": (PORTRAIT, "subject"),
+NODES = {  # picture -> (graph, the node's short name there)
+    "MMDiffSmallWorldLoader": (GRAPH, "world"),
+    "MMDiffSmallWorldSprite": (GRAPH, "sprite0"),
+    "MMDiffSubjectEncoder": (GRAPH, "subject0"),
+    "MMDiffSaveSubject": (GRAPH, "save"),
+    "MMDiffSubjectWeights": (GRAPH, "weights"),
+    "MMDiffMixSubjects": (GRAPH, "mix"),
+    "MMDiffConstraintMasks": (GRAPH, "masks"),
+    "MMDiffFindRegions": (GRAPH, "find"),
+    "MMDiffTextEncode": (GRAPH, "text"),
+    "MMDiffApplyAttention": (GRAPH, "apply"),
+    "MMDiffWatchAttention": (GRAPH, "watch"),
+    "MMDiffAttentionMaps": (GRAPH, "maps"),
+    "MMDiffDoctor": (GRAPH, "doctor"),
+    "MMDiffLoad": (PORTRAIT, "load"),
+    "MMDiffLoadFaceAnalysis": (PORTRAIT, "faces"),
+    "MMDiffFindFaces": (PORTRAIT, "find"),
+    "MMDiffConvert": (PORTRAIT, "convert"),
+    "MMDiffLoadSubject": (PORTRAIT, "subject"),
 }
 
 
 def run(page: Page) -> None:
     """Queue the graph of the page, wait for it, and give every node the room it asks for."""
-    page.evaluate("async () => { window.done = new Promise((end) => app.api.addEventListener('execution_success', () => end('ok'), { once: true })); "
-                  "window.bad = new Promise((end) => app.api.addEventListener('execution_error', (e) => end(JSON.stringify(e.detail)), { once: true })); "
-                  "await app.queuePrompt(0); }")
+    page.evaluate(
+        "async () => { window.done = new Promise((end) => app.api.addEventListener('execution_success', () => end('ok'), { once: true })); "
+        "window.bad = new Promise((end) => app.api.addEventListener('execution_error', (e) => end(JSON.stringify(e.detail)), { once: true })); "
+        "await app.queuePrompt(0); }"
+    )
     said = page.evaluate("() => Promise.race([window.done, window.bad])")
     if said != "ok":
         sys.exit(f"the graph failed: {said[:2000]}")
@@ -140,7 +169,8 @@ def run(page: Page) -> None:
 
 def take(page: Page, name: str, size: tuple[int, int] | None) -> Image.Image:
     """The node alone, with a little of the canvas round it."""
-    box = page.evaluate("""async ([name, size]) => {
+    box = page.evaluate(
+        """async ([name, size]) => {
       const node = nodes[name];
       const least = node.computeSize();
       if (size) node.setSize([Math.max(size[0], least[0]), Math.max(size[1], least[1])]);
@@ -151,8 +181,15 @@ def take(page: Page, name: str, size: tuple[int, int] | None) -> Image.Image:
       await new Promise((r) => setTimeout(r, 600));
       const area = app.canvas.canvas.getBoundingClientRect();
       return { x: area.x + 400, y: area.y + 160 - LiteGraph.NODE_TITLE_HEIGHT, width: node.size[0], height: node.size[1] + LiteGraph.NODE_TITLE_HEIGHT };
-    }""", [name, size])
-    clip = {"x": box["x"] - EDGE, "y": box["y"] - EDGE, "width": box["width"] + 2 * EDGE, "height": box["height"] + 2 * EDGE}
+    }""",
+        [name, size],
+    )
+    clip = {
+        "x": box["x"] - EDGE,
+        "y": box["y"] - EDGE,
+        "width": box["width"] + 2 * EDGE,
+        "height": box["height"] + 2 * EDGE,
+    }
     return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
 
 
@@ -161,7 +198,10 @@ def shown(page: Page, server: Server, node: str) -> list[Image.Image]:
     entry = list(server.get("/history").values())[-1]
     found = []
     for image in entry["outputs"][str(page.evaluate("(name) => nodes[name].id", node))]["images"]:
-        with urllib.request.urlopen(f"{server.url}/view?{urllib.parse.urlencode(image)}") as answer, Image.open(answer) as opened:
+        with (
+            urllib.request.urlopen(f"{server.url}/view?{urllib.parse.urlencode(image)}") as answer,
+            Image.open(answer) as opened,
+        ):
             found.append(opened.convert("RGB").resize((SIDE, SIDE), Image.Resampling.NEAREST))
     return found
 
@@ -175,7 +215,11 @@ def beside(pictures: list[Image.Image]) -> Image.Image:
 
 def save_for_readme(page: Page, server: Server) -> None:
     """The two individuals (the first reference of each), the picture, and where each was read."""
-    rows = {"given": [shown(page, server, f"given{i}")[0] for i in (0, 1)], "drawn": shown(page, server, "drawn"), "where": shown(page, server, "maps")}
+    rows = {
+        "given": [shown(page, server, f"given{i}")[0] for i in (0, 1)],
+        "drawn": shown(page, server, "drawn"),
+        "where": shown(page, server, "maps"),
+    }
     for name, pictures in rows.items():
         save(beside(pictures), README / f"{name}.jpg")
 
@@ -193,13 +237,30 @@ def main(names: list[str]) -> None:
     server = Server(home)
     try:
         photos = [server.upload(p) for p in sorted((PACK / "web/photos").glob("*.jpg"))]
-        settings = json.dumps({**QUIET, "Comfy.VueNodes.Enabled": False, "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}).encode()
-        with urllib.request.urlopen(urllib.request.Request(f"{server.url}/api/settings", settings, {"Content-Type": "application/json"})), \
-                sync_playwright() as started:
+        settings = json.dumps(
+            {
+                **QUIET,
+                "Comfy.VueNodes.Enabled": False,
+                "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
+            }
+        ).encode()
+        with (
+            urllib.request.urlopen(
+                urllib.request.Request(
+                    f"{server.url}/api/settings", settings, {"Content-Type": "application/json"}
+                )
+            ),
+            sync_playwright() as started,
+        ):
             opened = started.chromium.launch(executable_path=browser(), args=list(FLAGS))
-            page = opened.new_page(viewport={"width": 1500, "height": 1300}, device_scale_factor=SCALE)
+            page = opened.new_page(
+                viewport={"width": 1500, "height": 1300}, device_scale_factor=SCALE
+            )
             page.goto(server.url)
-            page.wait_for_function("() => !!(window.app?.graph && LiteGraph.registered_node_types.MMDiffTextEncode)", timeout=60_000)
+            page.wait_for_function(
+                "() => !!(window.app?.graph && LiteGraph.registered_node_types.MMDiffTextEncode)",
+                timeout=60_000,
+            )
             page.wait_for_timeout(1500)
             for graph in (GRAPH, PORTRAIT):
                 mine = {name: node for name, (g, node) in wanted.items() if g is graph}
@@ -210,7 +271,9 @@ def main(names: list[str]) -> None:
                 if graph is GRAPH:
                     if not names:
                         save_for_readme(page, server)
-                    page.evaluate("() => { nodes.sprite0.widgets.find((w) => w.name === 'references').value = 3; }")
+                    page.evaluate(
+                        "() => { nodes.sprite0.widgets.find((w) => w.name === 'references').value = 3; }"
+                    )
                     run(page)
                 for name, node in mine.items():
                     save(take(page, node, SIZES.get(name)), PICTURES / f"{name}.jpg")

@@ -141,7 +141,7 @@ def test_a_lower_rank_keeps_the_nearest_product_and_the_file_can_be_trained_on(t
     )
     said = shrink(whole, small, 3)
     assert "rank 3" in said and small.stat().st_size < whole.stat().st_size
-    from mmdiff_core.host.evaluate import load_task
+    from mmdiff_core.host.frozen_base.build import load_task
 
     again = load_task(small)
     assert again.run.adapter.rank == 3 and again.adapter.config == task.adapter.config

@@ -17,7 +17,7 @@ from mmdiff_core.training.run.config import LoopConfig
 
 from support.paths import PACK
 
-RUNS = sorted((PACK / "mmdiff_core/small_world/runs").glob("*.json"))
+RUNS = sorted((PACK / "mmdiff_core/lab/runs").glob("*.json"))
 STEPS, WEIGHT = 60, 0.5
 LOOP = {
     "steps": STEPS,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from ...checkpoints import checkpoint
 from ...training.config import RunConfig
 from ...training.task import MMDiffTask
 from ...training.trainable import TrainableAdapter, from_flat
@@ -32,3 +35,15 @@ def build_task(
     adapter.to(device)
     dtype = torch.float32 if str(device) == "cpu" else models.model.model.get_dtype()
     return MMDiffTask(adapter, HostBridge(models, adapter, device, dtype), run)
+
+
+def load_task(path: Path | None) -> MMDiffTask:
+    """An exported small-world adapter by the run in its header; None = the base alone."""
+    if path is None:
+        adapter = {"name": "small-world", "rank": 1, "text_rank": 0, "vision": []}
+        task = build_task(RunConfig.from_dict({"base": "small-world", "adapter": adapter}))
+        task.bridge.strength = 0.0
+        return task
+    with safe_open(str(path), framework="pt") as file:
+        run = RunConfig.from_json((file.metadata() or {})["run"])
+    return build_task(run, flat=checkpoint.read(path)[1])

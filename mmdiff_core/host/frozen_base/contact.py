@@ -1,5 +1,4 @@
 """Contact sheets: what a run draws, and the attention maps of its subjects."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,29 +16,38 @@ from ...training.noise import draw_noise
 from ...training.task import MMDiffTask
 from ..sampling import decode, sample_latents
 
-NAMES = 130  # pixels to the left for the names of rows
-MAPS_AT = 0.6  # noise level, as fraction of the timesteps, at which maps are shown
+NAMES = 130         # pixels to the left for the names of rows
+CAPTION = 14        # pixels below a row for its captions
+MAPS_AT = 0.6       # noise level, as fraction of the timesteps, at which maps are shown
 
 
 def tile(
-    rows: Sequence[Sequence[np.ndarray]], side: int, gap: int = 4, names: Sequence[str] = ()
+    rows: Sequence[Sequence[np.ndarray]], side: int, gap: int = 4, names: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
 ) -> Image.Image:
     """Rows of uint8 images, each scaled to `side` by nearest neighbour, on white.
 
-    names  of the rows, to their left
+    names     of the rows, to their left
+    captions  of each row's images, below them; () for a row without
     """
     width, margin = max(map(len, rows)), NAMES if names else 0
-    shape = (len(rows) * (side + gap) + gap, margin + width * (side + gap) + gap, 3)
-    sheet = np.full(shape, 255, np.uint8)
-    for y, row in enumerate(rows):
+    tops, height = [], gap
+    for y in range(len(rows)):
+        tops.append(height)
+        height += side + gap + (CAPTION if y < len(captions) and captions[y] else 0)
+    sheet = np.full((height, margin + width * (side + gap) + gap, 3), 255, np.uint8)
+    for top, row in zip(tops, rows, strict=True):
         for x, image in enumerate(row):
             scaled = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
-            top, left = gap + y * (side + gap), margin + gap + x * (side + gap)
-            sheet[top : top + side, left : left + side] = np.asarray(scaled)
+            left = margin + gap + x * (side + gap)
+            sheet[top:top + side, left:left + side] = np.asarray(scaled)
     out = Image.fromarray(sheet)
-    for y, name in enumerate(names):
-        middle = gap + y * (side + gap) + side // 2
-        ImageDraw.Draw(out).text((gap, middle - 6), name.replace("_", " "), fill="black")
+    pen = ImageDraw.Draw(out)
+    for top, name in zip(tops, names):
+        pen.text((gap, top + side // 2 - 6), name.replace("_", " "), fill="black")
+    for top, texts in zip(tops, captions):
+        for x, text in enumerate(texts):
+            pen.text((margin + gap + x * (side + gap), top + side + 1), text, fill="black")
     return out
 
 
@@ -60,11 +68,7 @@ def heat(probability: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def maps_at(
-    task: MMDiffTask,
-    latents: Tensor,
-    noise: Tensor,
-    conditions: Conditions,
-    level: float,
+    task: MMDiffTask, latents: Tensor, noise: Tensor, conditions: Conditions, level: float,
     grid: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Attention maps of text and image branch [B S h w] at a noise level, 0..1 of the timesteps."""
