@@ -20,6 +20,7 @@ from ..training.example import Example
 from ..training.noise import LogNormal, draw_noise
 
 CAPTION_DROPOUT = 0.1
+TRAITS_LEFT_OUT = 0.5  # share of the captions whose traits the UNet sees in the nouns' states alone
 TRAITS = 0.3  # weight of the traits' loss, in units of the classes'
 NOISE = LogNormal(median=2.2, spread=0.9, share=0.6)  # where classes and positions are decided
 
@@ -117,7 +118,12 @@ class UNetTask(nn.Module):
         return tuple(self.vocabulary.index(token) for token, _ in tokens)
 
     def context(self, batch: Sequence[Example], drawn: Sequence[scenes.Scene]) -> Tensor:
-        """States of the captions [B TOKENS W]; of one example in ten the caption is dropped."""
+        """States of the captions [B TOKENS W].
+
+        Of one example in ten the caption is dropped; of half of the others the columns of the
+        words for traits are, so that the nouns' states must tell them: a subject's image can only
+        change the noun.
+        """
         captions = [
             ""
             if np.random.default_rng((self.seed, e.index, 3)).random() < CAPTION_DROPOUT
@@ -125,7 +131,13 @@ class UNetTask(nn.Module):
             for e, scene in zip(batch, drawn, strict=True)
         ]
         ids = torch.tensor([self.ids(c) for c in captions], device=self.rows.device)
-        return text_states(self.text, F.embedding(ids, self.rows))[0]
+        states = text_states(self.text, F.embedding(ids, self.rows))[0]
+        chosen = []
+        for example, caption in zip(batch, captions, strict=True):
+            drawn = np.random.default_rng((self.seed, example.index, 6)).random()
+            chosen.append(kept_columns(caption if drawn < TRAITS_LEFT_OUT else ""))
+        kept = torch.tensor(chosen, device=states.device)
+        return states.gather(1, kept[..., None].expand_as(states))
 
     def scene(self, number: int) -> scenes.Scene:
         """The scene of that number, with traits in its caption."""
@@ -168,6 +180,15 @@ class UNetTask(nn.Module):
             "token_ids": torch.tensor(self.vocabulary, dtype=torch.int32),
         }
         return {"unet": part("unet."), "text": text}
+
+
+def kept_columns(caption: str) -> list[int]:
+    """Columns of a caption's states [TOKENS] without those of the words for traits; the last one
+    fills up. The text encoder is causal, so the nouns' states tell the traits before them."""
+    traits = {word for words in sprites.WORDS.values() for word in words}
+    left_out = {i for i, word in enumerate(caption.split(), 1) if word in traits}
+    kept = [column for column in range(sizes.TOKENS) if column not in left_out]
+    return kept + [sizes.TOKENS - 1] * len(left_out)
 
 
 def new_words_drawn(rows: Tensor, seed: int) -> Tensor:
