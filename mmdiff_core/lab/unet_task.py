@@ -20,7 +20,7 @@ from ..training.example import Example
 from ..training.noise import LogNormal, draw_noise
 
 CAPTION_DROPOUT = 0.1
-TRAITS_LEFT_OUT = 0.5  # share of the captions whose traits the UNet sees in the nouns' states alone
+ONLY_NOUNS = 0.5  # share of the captions whose traits the UNet sees in the nouns' states alone
 TRAITS = 0.3  # weight of the traits' loss, in units of the classes'
 NOISE = LogNormal(median=2.2, spread=0.9, share=0.6)  # where classes and positions are decided
 
@@ -120,24 +120,22 @@ class UNetTask(nn.Module):
     def context(self, batch: Sequence[Example], drawn: Sequence[scenes.Scene]) -> Tensor:
         """States of the captions [B TOKENS W].
 
-        Of one example in ten the caption is dropped; of half of the others the columns of the
-        words for traits are, so that the nouns' states must tell them: a subject's image can only
-        change the noun.
+        Of one example in ten the caption is dropped. Half of the others are the states of a
+        caption without traits, but for the nouns' columns, which come from the caption with
+        traits: a subject's image can only change the noun, so the nouns must tell everything.
         """
-        captions = [
-            ""
-            if np.random.default_rng((self.seed, e.index, 3)).random() < CAPTION_DROPOUT
-            else scene.caption
-            for e, scene in zip(batch, drawn, strict=True)
-        ]
-        ids = torch.tensor([self.ids(c) for c in captions], device=self.rows.device)
-        states = text_states(self.text, F.embedding(ids, self.rows))[0]
-        chosen = []
-        for example, caption in zip(batch, captions, strict=True):
-            drawn = np.random.default_rng((self.seed, example.index, 6)).random()
-            chosen.append(kept_columns(caption if drawn < TRAITS_LEFT_OUT else ""))
-        kept = torch.tensor(chosen, device=states.device)
-        return states.gather(1, kept[..., None].expand_as(states))
+        told, bare, columns = [], [], []
+        for example, scene in zip(batch, drawn, strict=True):
+            dropped, moved = np.random.default_rng((self.seed, example.index, 3)).random(2)
+            plain = descriptions.plainly(scene)
+            captions = ("", "") if dropped < CAPTION_DROPOUT else (scene.caption, plain.caption)
+            told.append(captions[0])
+            bare.append(captions[moved < ONLY_NOUNS])
+            columns.append(source_columns(captions[0], bare[-1]))
+        ids = torch.tensor([self.ids(c) for c in (*told, *bare)], device=self.rows.device)
+        both = text_states(self.text, F.embedding(ids, self.rows))[0]
+        kept = torch.tensor(columns, device=both.device)[..., None].expand(-1, -1, both.shape[-1])
+        return torch.cat(both.chunk(2), 1).gather(1, kept)
 
     def scene(self, number: int) -> scenes.Scene:
         """The scene of that number, with traits in its caption."""
@@ -182,13 +180,15 @@ class UNetTask(nn.Module):
         return {"unet": part("unet."), "text": text}
 
 
-def kept_columns(caption: str) -> list[int]:
-    """Columns of a caption's states [TOKENS] without those of the words for traits; the last one
-    fills up. The text encoder is causal, so the nouns' states tell the traits before them."""
-    traits = {word for words in sprites.WORDS.values() for word in words}
-    left_out = {i for i, word in enumerate(caption.split(), 1) if word in traits}
-    kept = [column for column in range(sizes.TOKENS) if column not in left_out]
-    return kept + [sizes.TOKENS - 1] * len(left_out)
+def source_columns(told: str, bare: str) -> list[int]:
+    """Where each column of a caption without traits comes from: a noun's from the caption with
+    traits (0..TOKENS), every other from the one without (TOKENS..2 TOKENS)."""
+    nouns = [i for i, word in enumerate(told.split(), 1) if word in sprites.CLASSES]
+    columns = list(range(sizes.TOKENS, 2 * sizes.TOKENS))
+    for i, word in enumerate(bare.split(), 1):
+        if word in sprites.CLASSES:
+            columns[i] = nouns.pop(0)
+    return columns
 
 
 def new_words_drawn(rows: Tensor, seed: int) -> Tensor:

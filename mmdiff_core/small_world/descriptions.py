@@ -51,3 +51,8 @@ def fully(scene: Scene) -> Scene:
     room = (LONGEST - len(scene.caption.split())) // len(scene.placed)
     placed = [replace(p, told=words_of(p.identity)[:room]) for p in scene.placed]
     return replace(scene, placed=tuple(placed))
+
+
+def plainly(scene: Scene) -> Scene:
+    """The scene with nothing but classes and place in its caption."""
+    return replace(scene, placed=tuple(replace(p, told=()) for p in scene.placed))
