@@ -130,7 +130,7 @@ class UNetTask(nn.Module):
             plain = descriptions.plainly(scene)
             captions = ("", "") if dropped < CAPTION_DROPOUT else (scene.caption, plain.caption)
             told.append(captions[0])
-            bare.append(captions[moved < ONLY_NOUNS])
+            bare.append(captions[int(moved < ONLY_NOUNS)])
             columns.append(source_columns(captions[0], bare[-1]))
         ids = torch.tensor([self.ids(c) for c in (*told, *bare)], device=self.rows.device)
         both = text_states(self.text, F.embedding(ids, self.rows))[0]
