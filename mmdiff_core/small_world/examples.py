@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..training.example import Example, ExampleSubject
-from . import references, scenes, sizes
+from ..training.example import Description, Example, ExampleSubject
+from . import descriptions, references, scenes, sizes
 
 REFERENCE_COUNTS = (1, 2, 3, 4, 5)
 REFERENCE_CHANCES = (0.65, 0.15, 0.08, 0.06, 0.06)
@@ -47,7 +47,9 @@ class SmallWorldExamples:
             )
             for p, span, mask in zip(scene.placed, scene.spans(), masks, strict=True)
         )
-        return Example(image, scene.caption, subjects, index)
+        told = descriptions.fully(scene)
+        description = Description(told.caption, told.spans())
+        return Example(image, scene.caption, subjects, index, description)
 
     def batch(self, start: int, size: int) -> tuple[Example, ...]:
         return tuple(self.example(i) for i in range(start, start + size))

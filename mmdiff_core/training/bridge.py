@@ -62,6 +62,10 @@ class Bridge(Protocol):
         fuse  gets the subjects' nouns in reading order over the batch; None = they stay
         """
 
+    def described(self, batch: Sequence[Example]) -> Tensor:
+        """States of the nouns in the examples' descriptions [B S D], of the base's own encoders
+        and without gradient; of an example without description, those in its caption."""
+
     def vision(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Encode reference pixels [n 3 S S] in 0..1.
 

@@ -32,6 +32,7 @@ class Conditions:
     context   [B L D]
     vector    pooled text and sizes [B V], or None
     nouns     column of every subject's noun [B S]
+    tokens    the subject tokens [B N D], padded by zeros
     keys      {slot: (K, V)} of the subject tokens, [B N D] each; empty without subject tokens
     bias      added to the logits of the subject tokens [B 1 1 N]
     gate      1 where an example has subjects, else 0 [B 1 1]
@@ -45,6 +46,7 @@ class Conditions:
     context: Tensor
     vector: Tensor | None
     nouns: Tensor
+    tokens: Tensor
     keys: dict[Slot, tuple[Tensor, Tensor]]
     bias: Tensor
     gate: Tensor
@@ -114,6 +116,7 @@ def make_conditions(
         context=text.context,
         vector=text.vector,
         nouns=text.nouns,
+        tokens=tokens,
         keys=keys,
         bias=torch.where(there, 0.0, HIDDEN)[:, None, None],
         gate=(counts > 0).view(-1, 1, 1).float(),

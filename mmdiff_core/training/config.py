@@ -89,6 +89,8 @@ class ObjectiveConfig:
     identity_weight weight of the auxiliary objective that every position inside a subject's mask
                     tells which subject of the batch it shows (`training.identity`); 0 = off, as
                     published
+    described_first the first examples (0 = none) run no UNet: they teach nouns and subject tokens
+                    what the examples' descriptions say (`training.describing`)
     fuse_scale      lambda during training
     checkpointing   recompute the transformer blocks in the backward pass: less memory, about a
                     third more time
@@ -103,6 +105,7 @@ class ObjectiveConfig:
     subject_weight: float = 1.0
     subject_weight_until: int = 0
     identity_weight: float = 0.0
+    described_first: int = 0
     fuse_scale: float = 1.0
     checkpointing: bool = False
 
@@ -121,6 +124,11 @@ class ObjectiveConfig:
             raise ValueError(
                 f"objective.middle and high are {self.middle} and {self.high}, expected shares of "
                 "at most 1 together"
+            )
+        if self.described_first < 0:
+            raise ValueError(
+                f"objective.described_first is {self.described_first}, expected a number of "
+                "examples; 0 = none"
             )
         if self.subject_weight <= 0:
             raise ValueError(

@@ -50,17 +50,27 @@ class ExampleSubject:
     faces: ReferenceFaces | None = None
 
 
+class Description(NamedTuple):
+    """A caption that says how the subjects look, and the spans of their nouns in it, in the order
+    of the example's subjects."""
+
+    caption: str
+    spans: tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Example:
     """One image [3 H W] in 0..1 with its caption.
 
-    index  its number in the run: noise and timestep follow from it
+    index        its number in the run: noise and timestep follow from it
+    description  what `objective.described_first` learns from; None = nothing
     """
 
     pixels: Tensor
     caption: str
     subjects: tuple[ExampleSubject, ...]
     index: int = 0
+    description: Description | None = None
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:

@@ -15,6 +15,7 @@ from ..method.attention import attention_on
 from .bridge import Bridge, Grid
 from .conditions import Conditions, make_conditions
 from .config import RunConfig
+from .describing import describing_loss
 from .example import Example
 from .identity import IdentityHeads, Observed, grid_of
 from .layers import MEASURES, LayerAttention, MappedAttention, constrained_slots
@@ -37,6 +38,28 @@ class MMDiffTask(nn.Module):
         self.identity = self._identity_heads() if run.objective.identity_weight else None
 
     def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
+        first = self.run.objective.described_first
+        if not first:
+            return self._denoise(batch)
+        zero = self.bridge.alphas.new_zeros(())
+        if batch[0].index >= first:
+            return self._denoise(batch) | {"described": zero}
+        loss = self._describe(batch)
+        names = ("denoising", *MEASURES, *(("identity",) if self.identity else ()))
+        return dict.fromkeys(names, zero) | {"loss": loss, "described": loss.detach()}
+
+    def _describe(self, batch: Sequence[Example]) -> Tensor:
+        """The loss of the first stage, without the UNet."""
+        conditions = self.conditions(batch, measured=False)
+        told = [example.description is not None for example in batch]
+        known = torch.tensor(told, device=conditions.present.device)
+        described = conditions.present & known[:, None]
+        loss = describing_loss(conditions, self.bridge.described(batch), described)
+        # every parameter takes part in every step, as gradients over several processes need
+        unused = [p.sum() for p in self.parameters() if p.requires_grad]
+        return loss + 0 * torch.stack(unused).sum()
+
+    def _denoise(self, batch: Sequence[Example]) -> dict[str, Tensor]:
         alphas, wanted = self.bridge.alphas, self.run.objective
         latents = self.bridge.latents(torch.stack([e.pixels for e in batch]).to(alphas.device))
         numbers = [example.index for example in batch]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from ...bases import Slot, TransformerBlock
 from ...references.pixels import normalise
 from ...training.bridge import Conditioning, Fuse, Linear, Prediction, SlotCall
+from ...training.describing import noun_states
 from ...training.example import Example
 from ...training.trainable import TrainableAdapter
 from ..text import MARKER, find_nouns
@@ -117,6 +119,16 @@ class HostBridge:
         nouns = self._padded([tokens.columns[next(iter(self.texts))] for tokens in read])
         return Conditioning(torch.cat(states, -1), self._vector(pooled, batch[0].size), nouns)
 
+    @torch.no_grad()
+    def described(self, batch: Sequence[Example]) -> Tensor:
+        told = [described_example(example) for example in batch]
+        strength, self.strength = self.strength, 0.0
+        try:
+            text = self.conditioning(told, None)
+        finally:
+            self.strength = strength
+        return noun_states(text.context, text.nouns)
+
     def _positions(self, columns: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Example and column of every noun, in reading order."""
         examples = [b for b, own in enumerate(columns) for _ in own]
@@ -191,6 +203,16 @@ class HostBridge:
                 transformer_options=options,
             )
         return Prediction(out.to(self.compute), measured)
+
+
+def described_example(example: Example) -> Example:
+    """The example with its description as its caption."""
+    if example.description is None:
+        return example
+    caption, spans = example.description
+    pairs = zip(example.subjects, spans, strict=True)
+    subjects = tuple(replace(subject, span=span) for subject, span in pairs)
+    return replace(example, caption=caption, subjects=subjects)
 
 
 def _plain(linear: nn.Linear) -> Linear:
