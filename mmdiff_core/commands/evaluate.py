@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--only", nargs="+", default=[], metavar="QUESTION", help="by the names in the table")
     add("--no-adapter", action="store_true", help="also the base alone")
     add("--floor", action="store_true", help="also the floor and the ceiling")
+    add("--told", action="store_true", help="also the base alone, told in words how they look")
     add("--table", action="store_true", help="print the table of all files, and stop")
 
 
@@ -42,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     if args.table:
         sys.stdout.write(table(merged([args.out, *args.adapters])))
         return 0
-    wanted = Wanted(args.images, tuple(args.only), args.more, args.no_adapter, args.floor)
+    wanted = Wanted(
+        args.images, tuple(args.only), args.more, args.no_adapter, args.floor, args.told
+    )
     sys.stdout.write(table(run_all(args.out, args.adapters, wanted)))
     return 0

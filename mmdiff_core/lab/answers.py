@@ -12,7 +12,7 @@ from ..host import small_world
 from ..host.frozen_base.encoders import vision_states
 from ..host.sampling import decode, redraw_latents, sample_latents
 from ..references.pixels import normalise
-from ..small_world import sizes
+from ..small_world import descriptions, sizes
 from ..small_world.score import Embed, EncoderRuler, Reader
 from ..small_world.trials import Question, Tally, Trial, count, make_trial, true_image, unrelated
 from ..training.example import Example
@@ -63,6 +63,17 @@ def draw_with(task: MMDiffTask, question: Question, without: bool = False) -> Dr
     def answer(trials: Sequence[Trial]) -> Tensor:
         examples = [replace(t.example, subjects=()) if without else t.example for t in trials]
         return draw(task, examples, question.held)
+
+    return answer
+
+
+def draw_told(task: MMDiffTask) -> Draw:
+    """What the base alone answers when the caption describes the individuals in words."""
+
+    def answer(trials: Sequence[Trial]) -> Tensor:
+        captions = [descriptions.fully(trial.scene).caption for trial in trials]
+        pairs = zip(trials, captions, strict=True)
+        return draw(task, [replace(t.example, caption=c, subjects=()) for t, c in pairs])
 
     return answer
 

@@ -20,6 +20,7 @@ from .answers import (
     ask,
     draw_ceiling,
     draw_floor,
+    draw_told,
     draw_with,
     load_embed,
     load_reader,
@@ -27,7 +28,7 @@ from .answers import (
 from .measures import gain, inside, leakage
 
 log = logging.getLogger(__name__)
-BASE, FLOOR, CEILING = "no adapter", "floor", "ceiling"
+BASE, TOLD, FLOOR, CEILING = "no adapter", "told in words", "floor", "ceiling"
 
 
 def asked(only: Sequence[str], more: bool) -> list[Question]:
@@ -70,6 +71,7 @@ class Wanted:
     more        also the questions about references, masks and unseen pairs
     no_adapter  also the base alone
     floor       also the floor and the ceiling
+    told        also the base alone, told in words how the individuals look
     """
 
     images: int = 512
@@ -77,6 +79,7 @@ class Wanted:
     more: bool = False
     no_adapter: bool = False
     floor: bool = False
+    told: bool = False
 
 
 class Evaluation:
@@ -110,12 +113,7 @@ def run_all(out: Path, adapters: Sequence[Path], wanted: Wanted) -> dict:
     paths: dict[str, Path | None] = {BASE: None} if wanted.no_adapter else {}
     paths |= named(adapters)
     run = Evaluation(out, wanted)
-    if wanted.floor:
-        base = load_task(None)
-        for question in run.questions:
-            run.answer(FLOOR, question, draw_floor)
-            run.answer(CEILING, question, draw_ceiling(base))
-        base.bridge.close()
+    answer_alone(run, wanted)
     for name, path in paths.items():
         task = load_task(path)
         for question in run.questions:
@@ -125,6 +123,18 @@ def run_all(out: Path, adapters: Sequence[Path], wanted: Wanted) -> dict:
             run.save()
         task.bridge.close()
     return run.results
+
+
+def answer_alone(run: Evaluation, wanted: Wanted) -> None:
+    """The answers that need no adapter, as far as they are wanted."""
+    base = load_task(None)
+    for question in run.questions:
+        if wanted.floor:
+            run.answer(FLOOR, question, draw_floor)
+            run.answer(CEILING, question, draw_ceiling(base))
+        if wanted.told:
+            run.answer(TOLD, question, draw_told(base))
+    base.bridge.close()
 
 
 def measure(task: MMDiffTask, cells: dict, pictures: int) -> None:

@@ -21,7 +21,8 @@ def examples(start: int = 0):
 
 
 def test_the_distance_is_one_for_the_mean_and_zero_for_the_wanted_states():
-    wanted, present = torch.randn(3, 2, 5), torch.tensor([[True, True], [True, False], [True, True]])
+    wanted = torch.randn(3, 2, 5)
+    present = torch.tensor([[True, True], [True, False], [True, True]])
     mean = wanted[present].mean(0).expand_as(wanted)
     assert distance(wanted, wanted, present) == 0
     assert float(distance(mean, wanted, present)) == pytest.approx(1)
