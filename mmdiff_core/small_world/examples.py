@@ -11,7 +11,7 @@ from ..training.example import Description, Example, ExampleSubject
 from . import descriptions, references, scenes, sizes
 
 REFERENCE_COUNTS = (1, 2, 3, 4, 5)
-REFERENCE_CHANCES = (0.65, 0.15, 0.08, 0.06, 0.06)
+REFERENCE_CHANCES = (0.8, 0.08, 0.04, 0.04, 0.04)
 
 
 @dataclass(frozen=True)
