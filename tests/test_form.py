@@ -42,8 +42,6 @@ BREACHES: dict[str, int] = {
     "nodes/small_world.py": 1,
     "nodes/subjects.py": 2,
     "nodes/watch.py": 3,
-    "tests/core/test_small_world.py": 4,
-    "tests/tools/node_pictures.py": 14,
 }
 
 

@@ -21,7 +21,7 @@ from ..training.noise import LogNormal, draw_noise
 
 CAPTION_DROPOUT = 0.1
 ONLY_NOUNS = 0.5  # share of the captions whose traits the UNet sees in the nouns' states alone
-TRAITS = 0.3  # weight of the traits' loss, in units of the classes'
+TRAITS = 1.0  # weight of the traits' loss, in units of the classes'
 NOISE = LogNormal(median=2.2, spread=0.9, share=0.6)  # where classes and positions are decided
 
 
@@ -56,7 +56,9 @@ class LayoutHeads(nn.Module):
         truth = layout_maps(drawn, masks)
         classes, traits = torch.zeros(()), torch.zeros(())
         for head, features in zip(self.heads, self.features, strict=True):
-            logits = head(features.float())
+            # normed, so that a step of the optimizer moves the logits alike at every layer
+            normed = F.layer_norm(features.float().movedim(1, -1), features.shape[1:2])
+            logits = head(normed.movedim(-1, 1))
             wanted = F.adaptive_avg_pool2d(truth, logits.shape[-2:]).to(logits)
             of_class, *of_traits, nothing = split_groups(logits)
             true_class, *true_traits, true_nothing = split_groups(wanted)

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from mmdiff_core.small_world import examples, references, scenes, score, sizes, sprites, trials
+from mmdiff_core.small_world import (
+    descriptions,
+    examples,
+    references,
+    scenes,
+    score,
+    sizes,
+    sprites,
+    trials,
+)
 
 
 def dots(scene: scenes.Scene) -> torch.Tensor:
@@ -58,8 +67,26 @@ def test_training_never_shows_a_held_out_individual_or_pair():
 def test_a_caption_names_every_subject_where_its_span_says_and_the_place():
     for i in range(50):
         s = scenes.scene("train", 2, i)
-        assert [s.caption[a:b] for a, b in s.spans()] == [p.kind for p in s.placed]
+        nouns = [s.caption[a:b] for a, b in s.spans()]
+        assert nouns == [p.kind for p in s.placed]
         assert s.caption.endswith(sprites.PLACES[s.place])
+
+
+def test_a_described_caption_tells_what_is_true_and_its_spans_are_the_nouns():
+    for i in range(200):
+        rng = np.random.default_rng(i)
+        s = descriptions.describe(scenes.scene("train", 2, i), rng)
+        nouns = [s.caption[a:b] for a, b in s.spans()]
+        assert nouns == [p.kind for p in s.placed]
+        assert len(s.caption.split()) <= descriptions.LONGEST
+        for p in s.placed:
+            assert set(p.told) <= set(descriptions.words_of(p.identity))
+        assert descriptions.plainly(s).caption == scenes.scene("train", 2, i).caption
+
+
+def test_hues_are_told_by_the_nearest_of_twelve_words():
+    who = scenes.Identity(0.99, 0.34, "dots", "red", "bow")
+    assert descriptions.words_of(who) == ("fierce", "red", "green", "dotted", "bow")
 
 
 def test_masks_are_exactly_the_subjects_dots():
@@ -139,8 +166,11 @@ def test_true_renderings_are_their_own_in_at_least_99_per_cent(count, kinds):
 
 def test_swapped_individuals_of_two_classes_are_swaps():
     given = asked(2, 60, "different")
-    scenes_of = [with_identities(t, *[p.identity for p in reversed(t.scene.placed)]) for t in given]
-    counts = verdicts(list(zip(given, scenes_of, strict=True)))
+    swapped = []
+    for t in given:
+        others = [p.identity for p in reversed(t.scene.placed)]
+        swapped.append((t, with_identities(t, *others)))
+    counts = verdicts(swapped)
     assert counts["swap"] >= 0.99 * counts.total()
 
 
@@ -315,9 +345,9 @@ def test_a_fine_tuned_base_is_counted_on_its_own_individual_and_stands_in_the_sa
     from mmdiff_core.lab.tables import table
 
     first, *others = trials_of(3, 3, 2)
-    assert {(p.kind, p.identity) for t in others for p in t.scene.placed} == set(
-        first.wanted
-    ) and all(not t.example.subjects for t in others)
+    shown = {(p.kind, p.identity) for t in others for p in t.scene.placed}
+    assert shown == set(first.wanted)
+    assert all(not t.example.subjects for t in others)
     assert len({t.scene.style for t in (first, *others)}) == 3
     reference = torch.full((3, 32, 32), 0.75)
     reference[:, 10:20, 10:20] = 1.0
@@ -330,7 +360,8 @@ def test_a_fine_tuned_base_is_counted_on_its_own_individual_and_stands_in_the_sa
 
 def test_unseen_pairs_are_those_that_no_training_picture_shows():
     question = next(q for q in trials.MORE_QUESTIONS if q.kinds == "unseen")
-    pairs = [
-        frozenset(p.kind for p in trials.make_trial(question, 0, i).scene.placed) for i in range(40)
-    ]
-    assert set(pairs) == sprites.HELD_OUT_PAIRS
+    pairs = set()
+    for i in range(40):
+        placed = trials.make_trial(question, 0, i).scene.placed
+        pairs.add(frozenset(p.kind for p in placed))
+    assert pairs == sprites.HELD_OUT_PAIRS

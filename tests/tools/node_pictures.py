@@ -1,9 +1,10 @@
-"""Makes the pictures of the help pages and the README anew, run when named: every node as it looks in ComfyUI after a real run.
+"""Make the images of the help pages and the README: every node as it looks after a real run.
 
     COMFYUI_PATH=/path/to/ComfyUI python tests/tools/node_pictures.py [NODE_ID ...]
 
-Needs Chromium and playwright as the tests of the page do. Graphs run on the small world, and on the tiny portrait model with a stand-in for the
-face detector. Writes web/docs/pictures/NODE_ID.jpg and web/pictures/given.jpg, drawn.jpg, where.jpg.
+Needs Chromium and playwright, as the tests of the page do. The graphs run on the small world, and
+on the tiny portrait model with a stand-in for the face detector. Writes given.jpg, drawn.jpg and
+where.jpg in web/pictures, and web/docs/pictures/NODE_ID.jpg.
 """
 
 from __future__ import annotations
@@ -46,91 +47,20 @@ SIZES = {  # of nodes that are better read a little larger than they begin
     "MMDiffFindFaces": (300, 370),
 }
 
-GRAPH = (
-    """async () => {"""
-    + EMPTY
-    + """
-  const column = (i) => i * 600;
-  add("world", "MMDiffSmallWorldLoader", column(0), 0);
-  add("sprite0", "MMDiffSmallWorldSprite", column(1), 0,
-      { kind: "ghost", first_colour: 0.74, second_colour: 0.17, pattern: "stripes", eyes: "white", accessory: "crown", references: 1 });
-  add("sprite1", "MMDiffSmallWorldSprite", column(1), 900,
-      { kind: "ghost", first_colour: 0.5, second_colour: 0.84, pattern: "bars", eyes: "dark", accessory: "bow", references: 1 });
-  for (const [i, name] of ["Violet", "Teal"].entries()) {
-    add(`subject${i}`, "MMDiffSubjectEncoder", column(2), i * 900, { name });
-    link("world", 4, `subject${i}`, "mmdiff");
-    link("world", 3, `subject${i}`, "clip_vision");
-    link(`sprite${i}`, 0, `subject${i}`, "image");
-  }
-  link("subject0", 0, "subject1", "subjects");
-  add("save", "MMDiffSaveSubject", column(3), 0, { prefix: "help/", overwrite: true });
-  link("subject1", 0, "save", "subjects");
-  add("weights", "MMDiffSubjectWeights", column(3), 600, { name: "Teal", weight: 1.0 });
-  link("save", 0, "weights", "subjects");
-  add("mix", "MMDiffMixSubjects", column(3), 1200, { weights: "0.7, 0.3" });
-  link("subject1", 0, "mix", "subjects");
-  add("masks", "MMDiffConstraintMasks", column(4), 0, { width: 128, height: 128, boxes: JSON.stringify([
-    { subject: 1, x: 0.04, y: 0.3, width: 0.4, height: 0.62 }, { subject: 2, x: 0.56, y: 0.3, width: 0.4, height: 0.62 }]) });
-  link("weights", 0, "masks", "subjects");
-  add("find", "MMDiffFindRegions", column(4), 1400);
-  link("weights", 0, "find", "subjects");
-  add("text", "MMDiffTextEncode", column(5), 0, { text: "a ghost<|violet|> and a ghost<|teal|> on the beach", negative: "" });
-  link("weights", 0, "text", "subjects");
-  link("world", 1, "text", "clip");
-  link("world", 4, "text", "mmdiff");
-  add("apply", "MMDiffApplyAttention", column(5), 900, { fuse_scale: 1.0 });
-  link("world", 0, "apply", "model");
-  link("world", 4, "apply", "mmdiff");
-  add("watch", "MMDiffWatchAttention", column(5), 1500, { live: true });
-  link("apply", 0, "watch", "model");
-  add("latent", "EmptyLatentImage", column(6), 0, { width: 128, height: 128 });
-  add("sample", "KSampler", column(6), 300,
-      { seed: 1, control_after_generate: "fixed", steps: 20, cfg: 3, sampler_name: "dpmpp_2m", scheduler: "sgm_uniform" });
-  link("watch", 0, "sample", "model");
-  link("text", 0, "sample", "positive");
-  link("text", 1, "sample", "negative");
-  link("latent", 0, "sample", "latent_image");
-  add("decode", "VAEDecode", column(6), 800);
-  link("sample", 0, "decode", "samples");
-  link("world", 2, "decode", "vae");
-  add("maps", "MMDiffAttentionMaps", column(7), 0);
-  link("watch", 1, "maps", "maps");
-  link("decode", 0, "maps", "image");
-  add("given0", "PreviewImage", column(8), 1200);
-  link("sprite0", 0, "given0", "images");
-  add("given1", "PreviewImage", column(8), 1800);
-  link("sprite1", 0, "given1", "images");
-  add("drawn", "PreviewImage", column(8), 2400);
-  link("decode", 0, "drawn", "images");
-  add("strip", "PreviewImage", column(8), 0);
-  link("maps", 2, "strip", "images");
-  add("regions", "PreviewImage", column(8), 600);
-  link("masks", 1, "regions", "images");
-  add("doctor", "MMDiffDoctor", column(9), 0);
+THREE_REFERENCES = """() => {
+  const widget = nodes.sprite0.widgets.find((w) => w.name === "references");
+  widget.value = 3;
 }"""
-)
 
-PORTRAIT = (
-    """async (photos) => {"""
-    + EMPTY
-    + """
-  add("load", "MMDiffLoad", 0, 0, { checkpoint: "tiny-portrait" });
-  add("faces", "MMDiffLoadFaceAnalysis", 0, 400, { model: "stand_in", device: "cpu" });
-  add("photo", "LoadImage", 600, 0, { image: photos[1] });
-  add("find", "MMDiffFindFaces", 1200, 0);
-  link("photo", 0, "find", "image");
-  link("faces", 0, "find", "faces");
-  add("show", "PreviewImage", 1200, 700);
-  link("find", 0, "show", "images");
-  add("convert", "MMDiffConvert", 1800, 0);
-  nodes.convert.mode = 2;      // shown, not run
-  add("world", "MMDiffSmallWorldLoader", 1800, 400);
-  add("subject", "MMDiffLoadSubject", 2400, 0, { file: "help/Violet.safetensors" });
-  link("world", 4, "subject", "mmdiff");
-  add("seen", "PreviewImage", 2400, 600);
-  link("subject", 1, "seen", "images");
-}"""
-)
+
+def script(name: str, parameters: str = "") -> str:
+    """A graph's file as a function of the page, with `add` and `link` defined."""
+    return f"async ({parameters}) => {{{EMPTY}{(SCRIPTS / name).read_text(encoding='utf-8')}}}"
+
+
+SCRIPTS = Path(__file__).parent / "pictures"
+GRAPH, PORTRAIT = script("graph.js"), script("portrait.js", "photos")
+SHOW, QUEUE = ((SCRIPTS / f"{n}.js").read_text(encoding="utf-8") for n in ("show", "queue"))
 
 NODES = {  # picture -> (graph, the node's short name there)
     "MMDiffSmallWorldLoader": (GRAPH, "world"),
@@ -156,12 +86,7 @@ NODES = {  # picture -> (graph, the node's short name there)
 
 def run(page: Page) -> None:
     """Queue the graph of the page, wait for it, and give every node the room it asks for."""
-    page.evaluate(
-        "async () => { window.done = new Promise((end) => app.api.addEventListener('execution_success', () => end('ok'), { once: true })); "
-        "window.bad = new Promise((end) => app.api.addEventListener('execution_error', (e) => end(JSON.stringify(e.detail)), { once: true })); "
-        "await app.queuePrompt(0); }"
-    )
-    said = page.evaluate("() => Promise.race([window.done, window.bad])")
+    said = page.evaluate(QUEUE)
     if said != "ok":
         sys.exit(f"the graph failed: {said[:2000]}")
     page.wait_for_timeout(1500)
@@ -169,21 +94,7 @@ def run(page: Page) -> None:
 
 def take(page: Page, name: str, size: tuple[int, int] | None) -> Image.Image:
     """The node alone, with a little of the canvas round it."""
-    box = page.evaluate(
-        """async ([name, size]) => {
-      const node = nodes[name];
-      const least = node.computeSize();
-      if (size) node.setSize([Math.max(size[0], least[0]), Math.max(size[1], least[1])]);
-      app.canvas.deselectAll();
-      app.canvas.ds.scale = 1;
-      app.canvas.ds.offset = [400 - node.pos[0], 160 - node.pos[1]];
-      app.canvas.setDirty(true, true);
-      await new Promise((r) => setTimeout(r, 600));
-      const area = app.canvas.canvas.getBoundingClientRect();
-      return { x: area.x + 400, y: area.y + 160 - LiteGraph.NODE_TITLE_HEIGHT, width: node.size[0], height: node.size[1] + LiteGraph.NODE_TITLE_HEIGHT };
-    }""",
-        [name, size],
-    )
+    box = page.evaluate(SHOW, [name, size])
     clip = {
         "x": box["x"] - EDGE,
         "y": box["y"] - EDGE,
@@ -231,52 +142,54 @@ def save(picture: Image.Image, path: Path) -> None:
             return
 
 
+def wait_for_pack(page: Page, server: Server) -> None:
+    """Open ComfyUI and wait for the pack's nodes."""
+    page.goto(server.url)
+    ready = "() => !!(window.app?.graph && LiteGraph.registered_node_types.MMDiffTextEncode)"
+    page.wait_for_function(ready, timeout=60_000)
+    page.wait_for_timeout(1500)
+
+
+def use_plain_page(server: Server) -> None:
+    """The classic renderer, without badges and questions."""
+    plain = {"Comfy.VueNodes.Enabled": False, "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
+    settings = json.dumps(QUIET | plain).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server.url}/api/settings", settings, headers)
+    urllib.request.urlopen(request).close()
+
+
+def take_all(page: Page, server: Server, names: list[str]) -> None:
+    """Run both graphs and save the images of the nodes, or of those that are named."""
+    photos = [server.upload(p) for p in sorted((PACK / "web/photos").glob("*.jpg"))]
+    for graph in (GRAPH, PORTRAIT):
+        page.evaluate(graph, photos)
+        page.wait_for_timeout(800)
+        run(page)
+        page.evaluate("() => { if (nodes.convert) nodes.convert.mode = 0; }")
+        if graph is GRAPH:
+            if not names:
+                save_for_readme(page, server)
+            page.evaluate(THREE_REFERENCES)
+            run(page)
+        for name in names or NODES:
+            if NODES[name][0] is graph:
+                image = take(page, NODES[name][1], SIZES.get(name))
+                save(image, PICTURES / f"{name}.jpg")
+
+
 def main(names: list[str]) -> None:
-    wanted = {name: NODES[name] for name in names or NODES}
+    """Start a server and a browser, and take the images."""
     home = Path(tempfile.mkdtemp())
     server = Server(home)
     try:
-        photos = [server.upload(p) for p in sorted((PACK / "web/photos").glob("*.jpg"))]
-        settings = json.dumps(
-            {
-                **QUIET,
-                "Comfy.VueNodes.Enabled": False,
-                "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
-            }
-        ).encode()
-        with (
-            urllib.request.urlopen(
-                urllib.request.Request(
-                    f"{server.url}/api/settings", settings, {"Content-Type": "application/json"}
-                )
-            ),
-            sync_playwright() as started,
-        ):
+        use_plain_page(server)
+        with sync_playwright() as started:
             opened = started.chromium.launch(executable_path=browser(), args=list(FLAGS))
-            page = opened.new_page(
-                viewport={"width": 1500, "height": 1300}, device_scale_factor=SCALE
-            )
-            page.goto(server.url)
-            page.wait_for_function(
-                "() => !!(window.app?.graph && LiteGraph.registered_node_types.MMDiffTextEncode)",
-                timeout=60_000,
-            )
-            page.wait_for_timeout(1500)
-            for graph in (GRAPH, PORTRAIT):
-                mine = {name: node for name, (g, node) in wanted.items() if g is graph}
-                page.evaluate(graph, photos)
-                page.wait_for_timeout(800)
-                run(page)
-                page.evaluate("() => { if (nodes.convert) nodes.convert.mode = 0; }")
-                if graph is GRAPH:
-                    if not names:
-                        save_for_readme(page, server)
-                    page.evaluate(
-                        "() => { nodes.sprite0.widgets.find((w) => w.name === 'references').value = 3; }"
-                    )
-                    run(page)
-                for name, node in mine.items():
-                    save(take(page, node, SIZES.get(name)), PICTURES / f"{name}.jpg")
+            viewport = {"width": 1500, "height": 1300}
+            page = opened.new_page(viewport=viewport, device_scale_factor=SCALE)
+            wait_for_pack(page, server)
+            take_all(page, server, names)
             opened.close()
     finally:
         server.stop()
