@@ -22,6 +22,7 @@ from .lab import needs_lab
 # what -> (steps, batch, peak rate, optimizer)
 DEFAULTS = {
     "unet": (1600, 32, 2e-3, "muon"),
+    "text": (1500, 32, 2e-3, "muon"),
     "vision": (700, 96, 6e-4, "adamw"),
     "reader": (1100, 64, 1e-3, "adamw"),
 }

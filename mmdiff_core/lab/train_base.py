@@ -18,6 +18,7 @@ from ..training.run.config import LoopConfig
 from ..training.run.loop import fit
 from ..training.run.report import hardware
 from .encoder_tasks import ReaderTask, VisionTask
+from .text_task import TextTask
 from .unet_task import UNetTask
 
 EMA = 0.998
@@ -41,7 +42,7 @@ def make_task(what: str, init: Path | None, seed: int, layout: float) -> nn.Modu
     """The module that trains "unet", "vision" or "reader"."""
     if what == "unet":
         return UNetTask(init, seed, layout)
-    return {"vision": VisionTask, "reader": ReaderTask}[what](init, seed)
+    return {"text": TextTask, "vision": VisionTask, "reader": ReaderTask}[what](init, seed)
 
 
 def write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from ..method import losses
 from ..small_world import descriptions, scenes, sizes, sprites
 from ..training.example import Example
 from ..training.noise import LogNormal, draw_noise
+from .told import ToldHeads
 
 CAPTION_DROPOUT = 0.1
 ONLY_NOUNS = 0.5  # share of the captions whose traits the UNet sees in the nouns' states alone
+SUBJECTS = 3.0  # how much more a subject's positions count than the background's
+TOLD = 0.1  # weight of the loss that keeps the traits in the nouns' states
 TRAITS = 1.0  # weight of the traits' loss, in units of the classes'
 NOISE = LogNormal(median=2.2, spread=0.9, share=0.6)  # where classes and positions are decided
 
@@ -110,6 +114,7 @@ class UNetTask(nn.Module):
         self.rows = nn.Parameter(new_words_drawn(table[self.vocabulary].clone(), seed))
         self.layout = LayoutHeads(self.unet)
         self.layout_weight = layout_weight
+        self.told = ToldHeads()
         self.seed = seed
         self.sigmas = base.model_sampling.sigmas
         self.alphas = 1 / (1 + self.sigmas**2)
@@ -119,8 +124,10 @@ class UNetTask(nn.Module):
         tokens = self.clip.tokenize(caption)["l"][0]
         return tuple(self.vocabulary.index(token) for token, _ in tokens)
 
-    def context(self, batch: Sequence[Example], drawn: Sequence[scenes.Scene]) -> Tensor:
-        """States of the captions [B TOKENS W].
+    def context(
+        self, batch: Sequence[Example], drawn: Sequence[scenes.Scene]
+    ) -> tuple[Tensor, Tensor]:
+        """States of the captions [B TOKENS W], and the loss of the told traits.
 
         Of one example in ten the caption is dropped. Half of the others are the states of a
         caption without traits, but for the nouns' columns, which come from the caption with
@@ -137,7 +144,8 @@ class UNetTask(nn.Module):
         ids = torch.tensor([self.ids(c) for c in (*told, *bare)], device=self.rows.device)
         both = text_states(self.text, F.embedding(ids, self.rows))[0]
         kept = torch.tensor(columns, device=both.device)[..., None].expand(-1, -1, both.shape[-1])
-        return torch.cat(both.chunk(2), 1).gather(1, kept)
+        names = self.told(both[: len(told)], told_scenes(drawn, told))
+        return torch.cat(both.chunk(2), 1).gather(1, kept), names
 
     def scene(self, number: int) -> scenes.Scene:
         """The scene of that number, with traits in its caption."""
@@ -154,18 +162,20 @@ class UNetTask(nn.Module):
         steps = NOISE.replace_steps(steps, numbers, self.sigmas, self.seed)
         alpha = self.alphas[steps].view(-1, 1, 1, 1)
         a, b = alpha.sqrt(), (1 - alpha).sqrt()
+        context, told = self.context(batch, drawn)
         v = self.unet(
             a * latents + b * noise,
             steps.float(),
-            context=self.context(batch, drawn),
+            context=context,
             transformer_options=training_options(latents.device),
         )
         target = losses.denoising_target("v", latents, noise, a, b)
-        denoising = losses.denoising_loss(v, target, torch.ones(len(batch))).mean()
+        where = subject_weights([masks for _, masks in shown])
+        denoising = losses.denoising_loss(v, target, torch.ones(len(batch)), where).mean()
         layout, traits = self.layout(drawn, [masks for _, masks in shown])
-        loss = denoising + self.layout_weight * (layout + TRAITS * traits)
-        told = {"denoising": denoising, "layout": layout, "traits": traits}
-        return {"loss": loss} | {name: term.detach() for name, term in told.items()}
+        loss = denoising + self.layout_weight * (layout + TRAITS * traits) + TOLD * told
+        terms = {"denoising": denoising, "layout": layout, "traits": traits, "told": told}
+        return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
 
     def files(self, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Trained weights -> the base's files."""
@@ -180,6 +190,19 @@ class UNetTask(nn.Module):
             "token_ids": torch.tensor(self.vocabulary, dtype=torch.int32),
         }
         return {"unet": part("unet."), "text": text}
+
+
+def told_scenes(drawn: Sequence[scenes.Scene], captions: Sequence[str]) -> list[scenes.Scene]:
+    """The scenes of these captions; a scene whose caption was dropped has no subjects."""
+    pairs = zip(drawn, captions, strict=True)
+    return [scene if caption else replace(scene, placed=()) for scene, caption in pairs]
+
+
+def subject_weights(masks: Sequence[np.ndarray]) -> Tensor:
+    """How much each latent position counts [B 1 h w]: more where subjects stand."""
+    standing = [torch.from_numpy(of_scene.any(0)).float() for of_scene in masks]
+    grid = (scenes.SIDE // sizes.FOLD,) * 2
+    return losses.weigh_subjects(torch.stack(standing)[:, None], grid, SUBJECTS)
 
 
 def source_columns(told: str, bare: str) -> list[int]:
