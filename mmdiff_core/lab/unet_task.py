@@ -19,11 +19,13 @@ from ..method import losses
 from ..small_world import descriptions, scenes, sizes, sprites
 from ..training.example import Example
 from ..training.noise import LogNormal, draw_noise
+from .noun_maps import NounMaps
 from .told import ToldHeads
 
 CAPTION_DROPOUT = 0.1
 ONLY_NOUNS = 0.5  # share of the captions whose traits the UNet sees in the nouns' states alone
 SUBJECTS = 3.0  # how much more a subject's positions count than the background's
+FOUND = 0.05  # weight of the loss that brings the attention maps to the nouns
 TOLD = 0.1  # weight of the loss that keeps the traits in the nouns' states
 TRAITS = 1.0  # weight of the traits' loss, in units of the classes'
 NOISE = LogNormal(median=2.2, spread=0.9, share=0.6)  # where classes and positions are decided
@@ -115,6 +117,7 @@ class UNetTask(nn.Module):
         self.layout = LayoutHeads(self.unet)
         self.layout_weight = layout_weight
         self.told = ToldHeads()
+        self.nouns = NounMaps(self.unet)
         self.seed = seed
         self.sigmas = base.model_sampling.sigmas
         self.alphas = 1 / (1 + self.sigmas**2)
@@ -126,8 +129,9 @@ class UNetTask(nn.Module):
 
     def context(
         self, batch: Sequence[Example], drawn: Sequence[scenes.Scene]
-    ) -> tuple[Tensor, Tensor]:
-        """States of the captions [B TOKENS W], and the loss of the told traits.
+    ) -> tuple[Tensor, Tensor, list[list[int]]]:
+        """States of the captions [B TOKENS W], the loss of the told traits, and the columns of
+        the nouns.
 
         Of one example in ten the caption is dropped. Half of the others are the states of a
         caption without traits, but for the nouns' columns, which come from the caption with
@@ -145,7 +149,7 @@ class UNetTask(nn.Module):
         both = text_states(self.text, F.embedding(ids, self.rows))[0]
         kept = torch.tensor(columns, device=both.device)[..., None].expand(-1, -1, both.shape[-1])
         names = self.told(both[: len(told)], told_scenes(drawn, told))
-        return torch.cat(both.chunk(2), 1).gather(1, kept), names
+        return torch.cat(both.chunk(2), 1).gather(1, kept), names, list(map(noun_columns, bare))
 
     def scene(self, number: int) -> scenes.Scene:
         """The scene of that number, with traits in its caption."""
@@ -162,7 +166,7 @@ class UNetTask(nn.Module):
         steps = NOISE.replace_steps(steps, numbers, self.sigmas, self.seed)
         alpha = self.alphas[steps].view(-1, 1, 1, 1)
         a, b = alpha.sqrt(), (1 - alpha).sqrt()
-        context, told = self.context(batch, drawn)
+        context, told, nouns = self.context(batch, drawn)
         v = self.unet(
             a * latents + b * noise,
             steps.float(),
@@ -172,9 +176,13 @@ class UNetTask(nn.Module):
         target = losses.denoising_target("v", latents, noise, a, b)
         where = subject_weights([masks for _, masks in shown])
         denoising = losses.denoising_loss(v, target, torch.ones(len(batch)), where).mean()
-        layout, traits = self.layout(drawn, [masks for _, masks in shown])
-        loss = denoising + self.layout_weight * (layout + TRAITS * traits) + TOLD * told
+        masks = [masks for _, masks in shown]
+        layout, traits = self.layout(drawn, masks)
+        found = self.nouns.loss(nouns, masks)
+        loss = denoising + self.layout_weight * (layout + TRAITS * traits)
+        loss = loss + TOLD * told + FOUND * found
         terms = {"denoising": denoising, "layout": layout, "traits": traits, "told": told}
+        terms["found"] = found
         return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
 
     def files(self, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -205,10 +213,15 @@ def subject_weights(masks: Sequence[np.ndarray]) -> Tensor:
     return losses.weigh_subjects(torch.stack(standing)[:, None], grid, SUBJECTS)
 
 
+def noun_columns(caption: str) -> list[int]:
+    """Columns of the nouns in a caption's states."""
+    return [i for i, word in enumerate(caption.split(), 1) if word in sprites.CLASSES]
+
+
 def source_columns(told: str, bare: str) -> list[int]:
     """Where each column of a caption without traits comes from: a noun's from the caption with
     traits (0..TOKENS), every other from the one without (TOKENS..2 TOKENS)."""
-    nouns = [i for i, word in enumerate(told.split(), 1) if word in sprites.CLASSES]
+    nouns = noun_columns(told)
     columns = list(range(sizes.TOKENS, 2 * sizes.TOKENS))
     for i, word in enumerate(bare.split(), 1):
         if word in sprites.CLASSES:
