@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..training.example import Description, Example, ExampleSubject
+from ..training.example import Example, ExampleSubject
 from . import descriptions, references, scenes, sizes
 
 REFERENCE_COUNTS = (1, 2, 3, 4, 5)
@@ -39,17 +39,12 @@ class SmallWorldExamples:
             return Example(image, "", (), index)
         if dropped < self.caption_dropout + self.subject_dropout:
             return Example(image, scene.caption, (), index)
-        subjects = tuple(
-            ExampleSubject(
-                span,
-                enlarge(torch.from_numpy(mask.astype(np.float32))),
-                show_references(rng, p.kind, p.identity),
-            )
-            for p, span, mask in zip(scene.placed, scene.spans(), masks, strict=True)
-        )
-        told = descriptions.fully(scene)
-        description = Description(told.caption, told.spans())
-        return Example(image, scene.caption, subjects, index, description)
+        told, subjects = descriptions.fully(scene), []
+        for p, span, mask in zip(told.placed, scene.spans(), masks, strict=True):
+            where = enlarge(torch.from_numpy(mask.astype(np.float32)))
+            shown = show_references(rng, p.kind, p.identity)
+            subjects.append(ExampleSubject(span, where, shown, told=" ".join(p.told)))
+        return Example(image, scene.caption, tuple(subjects), index)
 
     def batch(self, start: int, size: int) -> tuple[Example, ...]:
         return tuple(self.example(i) for i in range(start, start + size))

@@ -63,8 +63,8 @@ class Bridge(Protocol):
         """
 
     def described(self, batch: Sequence[Example]) -> Tensor:
-        """States of the nouns in the examples' descriptions [B S D], of the base's own encoders
-        and without gradient; of an example without description, those in its caption."""
+        """States of the nouns [B S D] in captions that tell how the subjects look, of the base's
+        own encoders and without gradient."""
 
     def vision(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Encode reference pixels [n 3 S S] in 0..1.

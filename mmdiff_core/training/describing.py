@@ -11,10 +11,25 @@ Shapes   B examples · S subjects · N tokens of all subjects · D context width
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from .conditions import Conditions
+from .example import Example
+
+
+def told_example(example: Example) -> Example:
+    """The example with what is told of its subjects before their nouns in the caption."""
+    caption, subjects, at = "", [], 0
+    for subject in sorted(example.subjects, key=lambda one: one.span):
+        start, end = subject.span
+        caption += example.caption[at:start] + (f"{subject.told} " if subject.told else "")
+        span = (len(caption), len(caption) + end - start)
+        caption, at = caption + example.caption[start:end], end
+        subjects.append(replace(subject, span=span))
+    return replace(example, caption=caption + example.caption[at:], subjects=tuple(subjects))
 
 
 def noun_states(context: Tensor, nouns: Tensor) -> Tensor:

@@ -42,35 +42,27 @@ class ExampleSubject:
     mask        [H W] in 0..1, where the subject is in the image
     references  [R 3 S S] in 0..1, the subject cut out on a blank background, augmented
     faces       for portrait adapters only
+    told        how it looks, in words that can stand before the noun; "" = nothing is known
     """
 
     span: tuple[int, int]
     mask: Tensor
     references: Tensor
     faces: ReferenceFaces | None = None
-
-
-class Description(NamedTuple):
-    """A caption that says how the subjects look, and the spans of their nouns in it, in the order
-    of the example's subjects."""
-
-    caption: str
-    spans: tuple[tuple[int, int], ...]
+    told: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
     """One image [3 H W] in 0..1 with its caption.
 
-    index        its number in the run: noise and timestep follow from it
-    description  what `objective.described_first` learns from; None = nothing
+    index  its number in the run: noise and timestep follow from it
     """
 
     pixels: Tensor
     caption: str
     subjects: tuple[ExampleSubject, ...]
     index: int = 0
-    description: Description | None = None
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:

@@ -51,9 +51,10 @@ class MMDiffTask(nn.Module):
     def _describe(self, batch: Sequence[Example]) -> Tensor:
         """The loss of the first stage, without the UNet."""
         conditions = self.conditions(batch, measured=False)
-        told = [example.description is not None for example in batch]
-        known = torch.tensor(told, device=conditions.present.device)
-        described = conditions.present & known[:, None]
+        described = torch.zeros_like(conditions.present)
+        for row, example in zip(described, batch, strict=True):
+            for number, subject in enumerate(example.subjects):
+                row[number] = bool(subject.told)
         loss = describing_loss(conditions, self.bridge.described(batch), described)
         # every parameter takes part in every step, as gradients over several processes need
         unused = [p.sum() for p in self.parameters() if p.requires_grad]

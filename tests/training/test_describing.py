@@ -9,7 +9,8 @@ import torch
 
 from mmdiff_core.small_world.examples import SmallWorldExamples
 from mmdiff_core.training.config import ObjectiveConfig
-from mmdiff_core.training.describing import distance, noun_states
+from mmdiff_core.training.describing import distance, noun_states, told_example
+from mmdiff_core.training.example import Example, ExampleSubject
 
 from support.small_task import RUN, build
 
@@ -37,6 +38,15 @@ def test_subjects_that_are_not_there_do_not_count():
     assert distance(told, wanted, torch.zeros_like(present)) == 0
 
 
+def test_what_is_told_stands_before_the_noun_and_the_spans_follow():
+    mask, shown = torch.zeros(4, 4), torch.zeros(1, 3, 4, 4)
+    cat = ExampleSubject((2, 5), mask, shown, told="small grey")
+    dog = ExampleSubject((12, 15), mask, shown)
+    told = told_example(Example(torch.zeros(3, 4, 4), "a cat and a dog at night", (cat, dog)))
+    assert told.caption == "a small grey cat and a dog at night"
+    assert [told.caption[a:b] for a, b in told.spans] == ["cat", "dog"]
+
+
 def test_the_first_stage_runs_no_unet_and_the_later_examples_run_it():
     task, called = build(FIRST), []
     task.bridge.unet.register_forward_hook(lambda *_: called.append(1))
@@ -58,8 +68,10 @@ def test_the_first_stage_trains_nouns_and_tokens_and_leaves_the_rest():
 
 def test_what_is_wanted_comes_from_the_description_by_the_base_alone():
     task, batch = build(FIRST), examples()
-    wanted = task.bridge.described(batch)
-    other = [replace(e, description=None) for e in batch]
+    wanted, other = task.bridge.described(batch), []
+    for example in batch:
+        subjects = tuple(replace(subject, told="") for subject in example.subjects)
+        other.append(replace(example, subjects=subjects))
     task.bridge.strength = 0.0
     text = task.bridge.conditioning(batch, None)
     plain = noun_states(text.context, text.nouns)

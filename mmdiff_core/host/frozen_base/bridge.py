@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from ...bases import Slot, TransformerBlock
 from ...references.pixels import normalise
 from ...training.bridge import Conditioning, Fuse, Linear, Prediction, SlotCall
-from ...training.describing import noun_states
+from ...training.describing import noun_states, told_example
 from ...training.example import Example
 from ...training.trainable import TrainableAdapter
 from ..text import MARKER, find_nouns
@@ -121,7 +120,7 @@ class HostBridge:
 
     @torch.no_grad()
     def described(self, batch: Sequence[Example]) -> Tensor:
-        told = [described_example(example) for example in batch]
+        told = [told_example(example) for example in batch]
         strength, self.strength = self.strength, 0.0
         try:
             text = self.conditioning(told, None)
@@ -203,16 +202,6 @@ class HostBridge:
                 transformer_options=options,
             )
         return Prediction(out.to(self.compute), measured)
-
-
-def described_example(example: Example) -> Example:
-    """The example with its description as its caption."""
-    if example.description is None:
-        return example
-    caption, spans = example.description
-    pairs = zip(example.subjects, spans, strict=True)
-    subjects = tuple(replace(subject, span=span) for subject, span in pairs)
-    return replace(example, caption=caption, subjects=subjects)
 
 
 def _plain(linear: nn.Linear) -> Linear:
