@@ -18,7 +18,8 @@ class ApplyAttention(io.ComfyNode):
             display_name="Apply MM-Diff Attention",
             category=CATEGORY,
             description="Adds multi-modal cross-attention to a model. The subjects travel with the "
-            "conditioning of MM-Diff Text Encode.",
+            "conditioning of MM-Diff Text Encode. For regional prompts use Conditioning (Set "
+            "Mask) or (Set Area), not Attention Couple.",
             inputs=[
                 io.Model.Input(
                     "model",

@@ -12,7 +12,6 @@ What happens when:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,10 +23,15 @@ from ..bases import Slot, TransformerBlock
 from ..method.adapter import MMDiffAdapter, image_weights, join_tokens, key_value
 from ..method.attention import by_head
 from ..regions.layer_weights import layer_factors
-from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows
-from .run import Group, ModelCall, PromptState, Run, Side, Window
+from .conditioning import KEY, NOTHING, BoundPrompt, Row
+from .finder import Continuation, FinderLook, make_finder
+from .layer_attention import Columns, Watcher, watched_slots
+from .parts import Latents, add_places, locate, place_rows
+from .progress import Window
+from .run import Group, ModelCall, PromptState, Run, Side
+from .served import application_key, check_served, label_conds, sampling_wrappers
 from .slot import SubjectAttention
-from .watch import WATCH, Columns, Recording, StepCounter, Watcher, make_finder, watched_slots
+from .watch import WATCH, Recording
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class Application:
         }
         self.blocks = tuple(block for block in blocks if block.slot in self.scales)
         self.watched = watched_slots(self.blocks)
-        self.key = f"mmdiff-{adapter.fingerprint}"
+        self.key = application_key(adapter.fingerprint)
+        self.continuation = Continuation()
 
     def __deepcopy__(self, memo: dict) -> Application:
         return self
@@ -66,49 +71,69 @@ class Application:
         """SAMPLER_SAMPLE: models are loaded and the conds processed; make K and V, then sample."""
         model_options = extra_args["model_options"]
         options = model_options.get("transformer_options", {})
-        run = self.make_run(guider, sigmas, noise, model_options)
+        before = args[0] if args else kwargs.get("latent_image")
+        run = self.make_run(guider, sigmas, noise, model_options, before)
         extra_args = {
             **extra_args,
             "model_options": {**model_options, "transformer_options": {**options, self.key: run}},
         }
-        latents = executor(
-            guider, sigmas, extra_args, run.steps.counting(callback), noise, *args, **kwargs
-        )
+        latents = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         self.check_called(run)
+        for state in run.states.values():
+            if state.finder is not None:
+                self.continuation.keep(state.prompt, state.finder, latents, float(sigmas[-1]))
         return latents
 
-    def make_run(self, guider, sigmas: Tensor, noise: Tensor, model_options: dict) -> Run:
-        """Everything of a run that does not depend on the step. RuntimeError where nouns cannot be
-        held."""
-        prompts = label_conds(guider.conds, self.adapter.fingerprint)
-        model, latent = guider.inner_model, tuple(noise.shape[-2:])
-        states = {
-            id(p): self.make_state(
-                p,
-                model.diffusion_model,
-                model_dtype(model),
-                noise.device,
-                len(noise),
-                length,
-                sigmas,
-                latent,
-                model.model_sampling,
-            )
-            for p, length in prompts.items()
-        }
+    def make_run(
+        self, guider, sigmas: Tensor, noise: Tensor, model_options: dict, before: Tensor | None
+    ) -> Run:
+        """Everything of a run that does not depend on the step. `before`: the latents it starts
+        from. RuntimeError where prompts are not served, or nouns or regions cannot be held."""
         options = model_options.get("transformer_options", {})
+        prompts = label_conds(guider.conds)
+        check_served(prompts, options, self.adapter.source)
+        latents = Latents(len(noise), tuple(noise.shape[-2:]))
+        states = self.make_states(guider.inner_model, prompts, noise.device, latents)
+        for state in states.values():
+            if state.finder is not None:
+                state.finder = self.continuation.resume(
+                    state.prompt, state.finder, before, float(sigmas[0])
+                )
         slots = options.get("patches_replace", {}).get("attn2", {})
-        acts = bool(prompts) and self.strength.fuse_scale != 0
+        acts = bool(states) and self.strength.fuse_scale != 0
         if acts:
             self.check_holding(states.values(), slots)
-        devices = [
-            device for device in model_options.get("multigpu_clones", ()) if device != noise.device
-        ]
+            wrapper = model_options.get("model_function_wrapper")
+            watched = WATCH in sampling_wrappers(options)
+            if wrapper is not None and (watched or any(p.has_regions for p in prompts)):
+                add_places(guider.conds, latents.size, wrapper)
         copies = {}
-        for device in devices:
-            copies[device] = {i: state.on(device) for i, state in states.items()}
-        window = Window.of(model.model_sampling, self.strength.start, self.strength.end)
-        return Run(states, copies, window, latent, self.unsure_slots(slots) if acts else {})
+        for device in model_options.get("multigpu_clones", ()):
+            if device != noise.device:
+                copies[device] = {i: state.on(device) for i, state in states.items()}
+        sampling = guider.inner_model.model_sampling
+        window = Window.of(sampling, self.strength.start, self.strength.end)
+        return Run(states, copies, window, latents, self.unsure_slots(slots) if acts else {})
+
+    def make_states(
+        self, model, prompts: Mapping[BoundPrompt, int], device: torch.device, latents: Latents
+    ) -> dict[int, PromptState]:
+        """The states of this adapter's prompts, by the prompts' ids; `prompts` tells the length of
+        each one's text."""
+        kind = model_dtype(model), device
+        states = {}
+        for prompt, length in prompts.items():
+            if prompt.adapter != self.adapter.fingerprint:
+                continue
+            keys = self.keys_and_values(prompt, model.diffusion_model, *kind, latents.images)
+            state = PromptState(prompt, keys, Side.both(prompt.subjects, device))
+            if prompt.nouns and length:
+                state.columns = Columns.of(prompt.subjects, prompt.nouns, length, device)
+                state.finder = make_finder(
+                    prompt.subjects, state.columns, model.model_sampling, latents, self.watched
+                )
+            states[id(prompt)] = state
+        return states
 
     def check_holding(self, states: Iterable[PromptState], slots: Mapping[tuple, object]) -> None:
         """RuntimeError when nouns should be held to their regions, but another pack draws the text
@@ -149,62 +174,48 @@ class Application:
                 "patches"
             )
 
-    def make_state(
+    def keys_and_values(
         self,
         prompt: BoundPrompt,
-        diffusion_model: UNetModel,
+        unet: UNetModel,
         dtype: torch.dtype,
         device: torch.device,
-        pictures: int = 1,
-        length: int = 0,
-        sigmas: Tensor | None = None,
-        latent: tuple[int, int] = (1, 1),
-        sampling=None,
-    ) -> PromptState:
-        """K and V of a prompt's subjects at every layer, through the layers' own modules; with the
-        `length` of its text, what tells its columns apart, and with `sigmas` what finds its
-        subjects' regions."""
+        images: int = 1,
+    ) -> dict[Slot, tuple[Tensor, Tensor]]:
+        """K and V of a prompt's subjects at every layer, through the layers' own modules."""
         tokens, weights = join_tokens(prompt.subjects)
         tokens, weights = tokens.to(device, dtype), weights.to(device, dtype)
         single = None
         if prompt.per_image:
-            single = image_weights(prompt.subjects, pictures).to(device, dtype)
+            single = image_weights(prompt.subjects, images).to(device, dtype)
         keys = {}
         for block in self.blocks:
-            attn = diffusion_model.get_submodule(block.path).attn2
+            attn = unet.get_submodule(block.path).attn2
             k, v = key_value(self.adapter, block, tokens, attn.to_k, attn.to_v, self.strength.lora)
             value = by_head(v * weights, attn.heads)
             keys[block.slot] = (by_head(k, attn.heads), value if single is None else value * single)
-        columns = None
-        if prompt.nouns and length:
-            columns = Columns.of(prompt.subjects, prompt.nouns, length, device)
-        finder = None
-        if columns is not None and sigmas is not None:
-            finder = make_finder(
-                prompt.subjects, columns, sigmas, sampling, latent, pictures, self.watched, device
-            )
-        return PromptState(prompt, keys, Side.both(prompt.subjects, device), columns, finder)
+        return keys
 
     # ------------------------------------------------------------ once a model call
+    def on_apply(self, executor, *args, **kwargs):
+        """APPLY_MODEL: read which part of the latents the call draws, and keep that from the
+        model."""
+        return executor(*args, **place_rows(kwargs))
+
     def on_call(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
         """DIFFUSION_MODEL: tell the layers which rows show which subjects."""
-        groups = self.groups(kwargs.get(KEY, ()), len(x), x.device, transformer_options)
+        groups = self.groups(kwargs.get(KEY, ()), x, transformer_options)
         run = transformer_options.get(self.key)
-        call = ModelCall(groups, run.uncalled if isinstance(run, Run) else {})
+        call = ModelCall(groups, len(x), run.uncalled if isinstance(run, Run) else {})
         transformer_options = {**transformer_options, self.key: call}
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
     def groups(
-        self, rows: tuple[Row, ...], batch: int, device: torch.device, transformer_options: dict
+        self, rows: tuple[Row, ...], x: Tensor, transformer_options: dict
     ) -> tuple[Group, ...]:
-        """Neighbouring equal rows that carry subjects of this adapter, and their state on
-        `device`."""
-        mine = [
-            row
-            if row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint
-            else NOTHING
-            for row in rows
-        ]
+        """Neighbouring equal rows that carry subjects of this adapter, and their state on the
+        device of x [B C h w]."""
+        mine = tuple(row if self.serves(row) else NOTHING for row in rows)
         if all(row.prompt is None for row in mine):
             return ()
         run = transformer_options.get(self.key)
@@ -214,48 +225,42 @@ class Application:
                 "does not run ComfyUI's SAMPLER_SAMPLE wrappers; use KSampler, SamplerCustom or a "
                 "guider built on CFGGuider"
             )
-        if len(mine) != batch:
-            raise RuntimeError(
-                f"MM-Diff: the model was called with {batch} rows, but the conditioning describes "
-                f"{len(mine)}; a node between sampler and model splits the batch so that its rows "
-                "can no longer be matched"
-            )
+        watched = WATCH in transformer_options
+        mine = locate(mine, x, run.latents, transformer_options, watched)
         factor = run.window.factor(transformer_options["sigmas"])
         if isinstance(factor, float) and factor == 0:
             return ()
-        states = run.copies.get(device, run.states)
-        recording = transformer_options.get(WATCH)
-        edges = [0, *(i for i in range(1, batch) if not mine[i].continues(mine[i - 1])), batch]
+        states = run.copies.get(x.device, run.states)
+        starts = [i for i in range(1, len(mine)) if not mine[i].continues(mine[i - 1])]
         groups = []
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in zip([0, *starts], [*starts, len(mine)], strict=True):
             row = mine[start]
             if row.prompt is not None:
-                state = states[id(row.prompt)]
-                watchers = self.watchers(state, run.steps, recording)
+                view = self.look_at(states[id(row.prompt)], transformer_options)
                 groups.append(
-                    Group(
-                        start,
-                        stop,
-                        state,
-                        row.area,
-                        run.latent,
-                        factor,
-                        row.image,
-                        state.regions(run.steps),
-                        watchers,
-                    )
+                    Group(start, stop, row.area, run.latents.size, factor, row.image, *view)
                 )
         return tuple(groups)
 
-    def watchers(
-        self, state: PromptState, steps: StepCounter, recording: Recording | None
-    ) -> tuple[Watcher, ...]:
-        """Who records a prompt's attention at this step."""
-        finder = state.finder
-        if finder is not None and not finder.looks_at(steps.step):
-            finder = None
-        recorded = None if recording is None else recording.watcher(state, self.blocks, steps.step)
-        return tuple(w for w in (finder, recorded) if w is not None)
+    def serves(self, row: Row) -> bool:
+        return row.prompt is not None and row.prompt.adapter == self.adapter.fingerprint
+
+    def look_at(
+        self, state: PromptState, transformer_options: dict
+    ) -> tuple[PromptState, Tensor | None, tuple[Watcher, ...]]:
+        """A prompt's state, the regions of its subjects found by now, and who records its
+        attention in this call."""
+        sigmas, watchers = transformer_options["sigmas"], []
+        regions = state.regions(sigmas)
+        if state.finder is not None:
+            weight = state.finder.looks(sigmas)
+            if not isinstance(weight, float) or weight != 0:
+                watchers.append(FinderLook(state.finder, weight))
+        recording: Recording | None = transformer_options.get(WATCH)
+        recorder = None if recording is None else recording.watcher(state, self.blocks, sigmas)
+        if recorder is not None:
+            watchers.append(recorder)
+        return state, regions, tuple(watchers)
 
 
 def _name_of(patch: object) -> str:
@@ -267,39 +272,3 @@ def model_dtype(base_model) -> torch.dtype:
     if hasattr(base_model, "get_dtype_inference"):
         return base_model.get_dtype_inference()
     return base_model.manual_cast_dtype or base_model.get_dtype()
-
-
-def label_conds(conds: dict[str, list[dict]], adapter: str) -> dict[BoundPrompt, int]:
-    """Give every processed cond of a run its `SubjectRows`, so that all batch together; return the
-    adapter's prompts and the length of each one's text.
-
-    A cond whose text was zeroed out (ConditioningZeroOut) is an unconditional one and shows
-    nothing, nor does one whose subjects have no tokens. The plain half of a delayed prompt ends
-    just above the sigma where the fused half begins, so that no step runs both.
-    """
-    prompts: dict[BoundPrompt, int] = {}
-    for kind in conds:
-        for i, cond in enumerate(conds[kind]):
-            rows = cond["model_conds"].get(KEY)
-            ours = isinstance(rows, SubjectRows)
-            prompt = rows.cond[0].prompt if ours else None
-            if prompt is not None and (_zeroed(cond) or not prompt.shows):
-                prompt = None
-            changes: dict = {
-                "model_conds": {**cond["model_conds"], KEY: SubjectRows((Row(prompt),))}
-            }
-            if ours and rows.cond[0].prompt is None and "timestep_end" in cond:
-                end = torch.tensor(cond["timestep_end"], dtype=torch.float32)
-                changes["timestep_end"] = torch.nextafter(end, torch.tensor(math.inf)).item()
-            conds[kind][i] = {**cond, **changes}
-            if prompt is not None and prompt.adapter == adapter:
-                text = cond["model_conds"].get("c_crossattn")
-                prompts[prompt] = max(
-                    prompts.get(prompt, 0), 0 if text is None else text.cond.shape[1]
-                )
-    return prompts
-
-
-def _zeroed(cond: dict) -> bool:
-    text = cond["model_conds"].get("c_crossattn")
-    return text is not None and not bool(text.cond.any())

@@ -44,6 +44,7 @@ def apply(model, adapter: MMDiffAdapter, strength: Strength):
     patched.add_wrapper_with_key(Wrappers.SAMPLER_SAMPLE, application.key, application.on_run)
     if strength.fuse_scale != 0:
         fill_slots(patched, application)
+        patched.add_wrapper_with_key(Wrappers.APPLY_MODEL, application.key, application.on_apply)
         patched.add_wrapper_with_key(Wrappers.DIFFUSION_MODEL, application.key, application.on_call)
     return patched
 

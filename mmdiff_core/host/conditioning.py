@@ -8,14 +8,28 @@ never waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import comfy.conds
 
-from ..method.subjects import Subjects
+from ..method.subjects import PromptSubject, Subjects
 from ..regions.attention_bias import Area
 
 KEY = "mmdiff_rows"
+NOT_SERVED = (
+    "MM-Diff: this prompt has the subjects {names}, but nothing in the sampling shows them. "
+    "Connect Apply MM-Diff Attention, with the same Load MM-Diff, between the model and this "
+    "sampler. If it is connected, the sampler does not run ComfyUI's SAMPLER_SAMPLE wrappers: use "
+    "KSampler, SamplerCustom or a guider built on CFGGuider"
+)
+
+
+def quote_names(subjects: Sequence[PromptSubject], most: int = 4, length: int = 40) -> str:
+    """The subjects' names for a message, cut to a bounded length."""
+    names = [repr(s.name[:length]) for s in subjects[:most]]
+    left = len(subjects) - most
+    return ", ".join(names) + (f" and {left} more" if left > 0 else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +45,11 @@ class BoundPrompt:
     def per_image(self) -> bool:
         """Whether a subject's weight differs between the images of a batch."""
         return any(s.per_image for s in self.subjects)
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether a subject acts in a part of the image alone: a row must know where it is."""
+        return any(s.region.mask is not None or s.region.find for s in self.subjects)
 
     @property
     def counts_images(self) -> bool:
@@ -49,13 +68,19 @@ class BoundPrompt:
 
 @dataclass(frozen=True)
 class Row:
-    """What one row of a model call carries: a bound prompt or nothing, the part of the picture it
-    covers, and, where subjects have weights per picture or are looked for, its number in the latent
-    batch."""
+    """What one row of a model call carries.
+
+    prompt  a bound prompt, or nothing
+    area    the part of the image it covers; None = all
+    image   its number among the latents its cond was made for, and, once it was located
+            (`parts.locate`), in the whole batch; None where nobody asks
+    images  how many latents its cond was made for
+    """
 
     prompt: BoundPrompt | None = None
     area: Area | None = None
     image: int | None = None
+    images: int = 1
 
     def continues(self, before: Row) -> bool:
         """Whether this row can be drawn together with the one before it."""
@@ -70,17 +95,25 @@ NOTHING = Row()
 
 class SubjectRows(comfy.conds.CONDRegular):
     """A cond entry holding one `Row` per latent of the batch; batches with any other of its
-    kind."""
+    kind.
 
-    def __init__(self, cond: tuple[Row, ...] = (NOTHING,)):
+    served  whether a run of Apply MM-Diff Attention has seen it: the host asks every cond for its
+            rows, so one that nobody serves is noticed here
+    """
+
+    def __init__(self, cond: tuple[Row, ...] = (NOTHING,), served: bool = False):
         super().__init__(cond)
+        self.served = served
 
     def process_cond(self, batch_size: int, area=None, **kwargs) -> SubjectRows:
-        row = self.cond[0]
-        covered = None if area is None else tuple(int(x) for x in area)
-        if row.prompt is None or not row.prompt.counts_images:
-            return SubjectRows((Row(row.prompt, covered),) * batch_size)
-        return SubjectRows(tuple(Row(row.prompt, covered, i) for i in range(batch_size)))
+        prompt = self.cond[0].prompt
+        if prompt is None or not prompt.shows:
+            return SubjectRows((NOTHING,) * batch_size, True)
+        if not self.served:
+            raise RuntimeError(NOT_SERVED.format(names=quote_names(prompt.subjects)))
+        covered = None if area is None else tuple(int(side) for side in area)
+        rows = [Row(prompt, covered, i, batch_size) for i in range(batch_size)]
+        return SubjectRows(tuple(rows), True)
 
     def can_concat(self, other) -> bool:
         return isinstance(other, SubjectRows)

@@ -36,8 +36,8 @@ class BaseModels(NamedTuple):
 
 
 class Encodings:
-    """The last encodings made with an adapter, found by the very objects that made them, by
-    pictures and by settings."""
+    """The last encodings made with an adapter, found by the very objects that made them, by images
+    and by settings."""
 
     def __init__(self, keep: int = 16):
         self._kept: OrderedDict[tuple, tuple[list[ref | None], Any]] = OrderedDict()
@@ -46,19 +46,19 @@ class Encodings:
     def remember(
         self,
         makers: Sequence[object | None],
-        pictures: Sequence[Tensor | None],
+        images: Sequence[Tensor | None],
         settings: tuple,
         make: Callable[[], Any],
     ) -> Any:
         """What `make` gave for the same before, or gives now. `makers` are compared as objects and
-        not kept alive, `pictures` dot by dot; beyond `keep` the one that was not asked for longest
-        goes."""
+        not kept alive, `images` by every pixel; beyond `keep` the one that was not asked for
+        longest goes."""
         digest = hashlib.sha256()
-        for picture in pictures:
+        for image in images:
             digest.update(
-                b"none" if picture is None else f"{picture.dtype}{tuple(picture.shape)}".encode()
+                b"none" if image is None else f"{image.dtype}{tuple(image.shape)}".encode()
             )
-            digest.update(b"" if picture is None else picture.cpu().contiguous().numpy().tobytes())
+            digest.update(b"" if image is None else image.cpu().contiguous().numpy().tobytes())
         key = tuple(id(maker) for maker in makers), settings, digest.digest()
         held, encoding = self._kept.pop(key, (None, None))
         # an id may be taken again

@@ -1,6 +1,6 @@
 """What one sampling run makes before its loop, and what one model call and one layer read of it.
 
-    Run         the prompts' states, when the image branch acts, how far the sampler is
+    Run         the prompts' states, when the image branch acts, what the latents are
     ModelCall   which rows of one call of the model show which subjects
     LayerView   what one layer of that call needs to put a region on its own grid
 
@@ -9,7 +9,6 @@ All of it lives in the run's transformer_options and is gone with the run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,30 +19,10 @@ from ..bases import Slot
 from ..method.subjects import PromptSubject, count_tokens
 from ..regions.attention_bias import Area, crop_to_grid, noun_bias, shares, token_bias
 from .conditioning import BoundPrompt
-from .watch import Columns, Finder, StepCounter, Watcher
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """When the image branch acts, as sigmas. first >= sigma > last."""
-
-    first: float
-    last: float
-
-    @classmethod
-    def of(cls, sampling, start: float, end: float) -> Window:
-        """From fractions of the denoising, by the schedule the model has when it samples."""
-        first = math.inf if start <= 0 else float(sampling.percent_to_sigma(start))
-        return cls(first, -1.0 if end >= 1 else float(sampling.percent_to_sigma(end)))
-
-    def factor(self, sigmas: Tensor) -> float | Tensor:
-        """1 inside, 0 outside. On a GPU it stays there as a tensor: reading it would stop the
-        sampling loop."""
-        if math.isinf(self.first) and self.last <= 0:
-            return 1.0
-        sigma = sigmas[:1]
-        inside = (sigma <= self.first) & (sigma > self.last)
-        return float(inside) if sigma.device.type == "cpu" else inside
+from .finder import Finder
+from .layer_attention import Columns, Watcher
+from .parts import Latents
+from .progress import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +65,8 @@ class Side:
         layer and step."""
         regions = [s.region for s in subjects]
         masks = [None if r.mask is None else r.mask.to(device) for r in regions]
-        held = {
-            "tokens": [r.hold_tokens for r in regions],
-            "nouns": [r.hold_nouns for r in regions],
-        }
-        return {side: cls.of(which, masks) for side, which in held.items()}
+        tokens, nouns = zip(*((r.hold_tokens, r.hold_nouns) for r in regions), strict=True)
+        return {"tokens": cls.of(tokens, masks), "nouns": cls.of(nouns, masks)}
 
     def shares(self, view: LayerView, device: torch.device) -> tuple[Tensor, Tensor]:
         """How far each position is open to each subject [1|B S P], by masks and found regions; and
@@ -105,7 +81,7 @@ class Side:
         return open_to * torch.stack(found, 1), gate
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PromptState:
     """One bound prompt during one run: K [1 H N D] and V by slot, the subjects' weights in V ([B H
     N D] where they differ between the images of a batch)."""
@@ -127,10 +103,11 @@ class PromptState:
             self.prompt, keys, Side.both(self.prompt.subjects, device), columns, finder
         )
 
-    def regions(self, steps: StepCounter) -> Tensor | None:
-        """The found regions [images S h w] by now, where they are looked for and settled. The step
-        is read by whoever needs it alone: a compiled model would be compiled anew for each."""
-        return None if self.finder is None else self.finder.regions(steps.step)
+    def regions(self, sigmas: Tensor) -> Tensor | None:
+        """The found regions [images S h w] at this sigma, where they are looked for and settled.
+        The sigma is read by whoever needs it alone: a compiled model would be compiled anew for
+        each."""
+        return None if self.finder is None else self.finder.regions(sigmas)
 
     @property
     def holds_nouns(self) -> bool:
@@ -178,9 +155,8 @@ class Run:
     states: dict[int, PromptState]
     copies: dict[torch.device, dict[int, PromptState]]
     window: Window
-    latent: tuple[int, int]
+    latents: Latents
     uncalled: dict[Slot, str]
-    steps: StepCounter = field(default_factory=StepCounter)
 
     def __deepcopy__(self, memo: dict) -> Run:
         return self
@@ -198,11 +174,11 @@ class Group:
 
     start: int
     stop: int
-    state: PromptState
     area: Area | None
     latent: tuple[int, int]
     factor: float | Tensor
     image: int | None
+    state: PromptState
     regions: Tensor | None = None
     watchers: tuple[Watcher, ...] = ()
 
@@ -214,7 +190,9 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class ModelCall:
-    """One call of the model: its groups, and the run's slots that are still uncalled."""
+    """One call of the model: its groups, its number of rows, and the run's slots that are still
+    uncalled."""
 
     groups: tuple[Group, ...]
+    rows: int
     uncalled: dict[Slot, str]

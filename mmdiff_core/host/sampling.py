@@ -1,7 +1,7 @@
-"""Pictures from a model in training: ComfyUI's own samplers and schedules over
+"""Images from a model in training: ComfyUI's own samplers and schedules over
 `MMDiffTask.predict`, many prompts in one batch.
 
-The graph's way (Apply MM-Diff Attention, KSampler) gives the same pictures one prompt at a time; a
+The graph's way (Apply MM-Diff Attention, KSampler) gives the same images one prompt at a time; a
 test holds them together.
 
 Shapes   B examples · C h w latent
@@ -85,7 +85,7 @@ def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor,
                    sampler_name: str = "euler", scheduler: str = "normal",
                    held: bool = False) -> Tensor:
     """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and
-    references; their pixels only say how large the picture is. `held`: every subject acts only
+    references; their pixels only say how large the image is. `held`: every subject acts only
     inside its mask, as with Multi-Subject Constraint Masks."""
     denoiser = Denoiser(task, examples, cfg, held)
     sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)
@@ -109,7 +109,7 @@ def redraw_latents(task: MMDiffTask, examples: Sequence[Example], latents: Tenso
 
 @torch.no_grad()
 def decode(task: MMDiffTask, latents: Tensor) -> Tensor:
-    """Latents -> pictures [B H W 3] in 0..1, through the base's own VAE."""
+    """Latents -> images [B H W 3] in 0..1, through the base's own VAE."""
     bridge = task.bridge
     first_stage = bridge.vae.first_stage_model.to(latents.device)
     weight = next(first_stage.parameters())

@@ -13,9 +13,17 @@ from torch import Tensor
 from ..bases import Slot
 from ..method.attention import add_image_branch
 from ..regions.attention_maps import fit_columns
+from .layer_attention import LayerAttention
 from .run import Group, ModelCall
-from .watch import LayerAttention
 
+REPEATED = (
+    "MM-Diff: a cross-attention layer was given {found} rows in a model call with {rows}: a node "
+    "such as Attention Couple repeats the image for each region inside the layer and exchanges the "
+    "text there, so the subjects of its prompts cannot be told apart. Remove that node and give "
+    "every region its own MM-Diff Text Encode, with Conditioning (Set Mask) or Conditioning (Set "
+    "Area), joined by Conditioning (Combine); where no prompt has subjects, take the model from "
+    "before Apply MM-Diff Attention"
+)
 ALWAYS = 1e8  # a sigma that no schedule begins above: what percent 0 becomes
 
 
@@ -84,8 +92,11 @@ class SubjectAttention:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         call: ModelCall | None = extra_options.get(self.key)
         groups = () if call is None else call.groups
-        if call is not None and call.uncalled:
-            call.uncalled.pop(self.slot, None)
+        if call is not None:
+            if len(q) != call.rows:
+                raise RuntimeError(REPEATED.format(found=len(q), rows=call.rows))
+            if call.uncalled:
+                call.uncalled.pop(self.slot, None)
         out = self.text_branch(q, k, v, extra_options, self.noun_bias(q, k, groups, extra_options))
         if groups and self.inner is not None:
             out = out.clone()  # another pack's result may be shared; ours is written into

@@ -10,9 +10,11 @@ as they are, so prompt weights, long prompts and embeddings keep working and no 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -234,15 +236,31 @@ def fuse_tokens(
 def encode(clip, tokens: Tokens) -> list:
     """Tokens -> CONDITIONING. The pooled output is read at the prompt's end token, also when a
     fused row stands on or after it."""
-    conditioning = clip.encode_from_tokens_scheduled(tokens)
     encoder = "g" if "g" in tokens else next(iter(tokens))  # whose pooled output counts
     chunk = tokens[encoder][0]
     end = next((p for p, entry in enumerate(chunk) if entry[2] == 0 and p > 0), len(chunk))
     if any(torch.is_tensor(entry[0]) for entry in chunk[end:]):
-        pooled = _pooled_at(clip, encoder, chunk, end)
-        for _, options in conditioning:
-            options["pooled_output"] = pooled.to(options["pooled_output"])
-    return conditioning
+        model, clip = clip.cond_stage_model, copy.copy(clip)
+        clip.cond_stage_model = _PooledAtEnd(model, partial(_pooled_at, clip, encoder, chunk, end))
+    return clip.encode_from_tokens_scheduled(tokens)
+
+
+class _PooledAtEnd:
+    """The host's text encoders, with `pooled()` [1 width] in place of their pooled output.
+
+    The host encodes a prompt once for each part of a schedule of CLIP hooks, with other weights
+    each time, so the pooled output is read while those weights are in place.
+    """
+
+    def __init__(self, model, pooled: Callable[[], Tensor]):
+        self._model, self._pooled = model, pooled
+
+    def __getattr__(self, name: str):
+        return getattr(self._model, name)
+
+    def encode_token_weights(self, tokens: Tokens) -> tuple:
+        cond, pooled, *more = self._model.encode_token_weights(tokens)
+        return cond, self._pooled().to(pooled), *more
 
 
 def _pooled_at(clip, encoder: str, chunk: list, position: int) -> Tensor:

@@ -88,7 +88,7 @@ def _run(clip_vision, patcher, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cls_of_pixels(clip_vision, adapter: MMDiffAdapter, pixels: Tensor) -> Tensor:
-    """Padded pictures [R 3 S S] in 0..1 -> CLS of the fine-tuned encoder [R C]."""
+    """Padded images [R 3 S S] in 0..1 -> CLS of the fine-tuned encoder [R C]."""
     return _run(clip_vision, fine_tuned(clip_vision, adapter), normalise(pixels))[0]
 
 

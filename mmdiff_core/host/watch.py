@@ -1,209 +1,20 @@
-"""Looking at attention while sampling: regions found from it, and recordings for a person to see.
-
-Nothing here reads a number back from the device: which step it is comes from the sampler's own
-callback.
-"""
+"""Recordings of attention while sampling, for a person to see."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import comfy.patcher_extension
 import torch
 from torch import Tensor
 
 from ..bases import Slot, TransformerBlock
-from ..method.subjects import FindRegions, PromptSubject, count_tokens
-from ..regions.attention_bias import Area
-from ..regions.attention_maps import (
-    AttentionMaps,
-    Canvas,
-    CanvasArea,
-    canvas_grid,
-    find_regions,
-    members,
-    noun_map,
-    owners,
-    token_map,
-)
+from ..regions.attention_maps import AttentionMaps, Canvas, canvas_grid
 from ..regions.layer_weights import named_layers
-
-WATCHED = 12  # layers that are looked at, spread over the model
-FADE = 0.7  # how much earlier steps count after each one while found regions are updated
-
-
-@dataclass(eq=False)
-class StepCounter:
-    """The step a sampling is at, told by its callback."""
-
-    step: int = 0
-
-    def counting(self, callback: Callable | None) -> Callable:
-        """The sampler's callback(step, ...), which also moves this on."""
-
-        def counted(step: int, *args, **kwargs):
-            self.step = step + 1
-            return None if callback is None else callback(step, *args, **kwargs)
-
-        return counted
-
-
-def step_of(percent: float, sigmas: Tensor, sampling) -> int:
-    """The first step of the schedule that begins at or below a fraction of the denoising; all of
-    them when none does."""
-    if percent <= 0:
-        return 0
-    bound = float(sampling.percent_to_sigma(percent))
-    begun = [i for i, sigma in enumerate(sigmas[:-1].tolist()) if sigma <= bound]
-    return begun[0] if begun else len(sigmas) - 1
-
-
-def watched_slots(blocks: Sequence[TransformerBlock]) -> frozenset[Slot]:
-    """At most `WATCHED` layers, spread evenly."""
-    every = max(1, -(-len(blocks) // WATCHED))
-    return frozenset(block.slot for block in blocks[every // 2 :: every])
-
-
-class Watcher(Protocol):
-    """Whoever looks at a prompt's attention during a call."""
-
-    slots: frozenset[Slot]  # the layers it looks at
-
-    def look(self, layer: LayerAttention) -> None: ...
-
-
-@dataclass(frozen=True, eq=False)
-class LayerAttention:
-    """What one layer shows of one group of rows.
-
-    q [B P HD], k [B T HD] of its rows; key [1|B H N D] of the subjects; `bias` as the image branch
-    has it; the layer's grid; `first` row's number in the latent batch; the part of the picture its
-    cond covers.
-    """
-
-    q: Tensor
-    k: Tensor
-    heads: int
-    key: Tensor
-    bias: Tensor | None
-    grid: tuple[int, int]
-    first: int
-    area: Area | None
-    latent: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class Columns:
-    """Which text columns [T S] and which tokens [N S] are each subject's, on the device."""
-
-    nouns: Tensor
-    tokens: Tensor
-
-    def to(self, device: torch.device) -> Columns:
-        return Columns(self.nouns.to(device), self.tokens.to(device))
-
-    @classmethod
-    def of(
-        cls,
-        subjects: Sequence[PromptSubject],
-        nouns: Sequence[Sequence[int]],
-        length: int,
-        device: torch.device,
-    ) -> Columns:
-        tokens = count_tokens(subjects)
-        return cls(members(nouns, length, device), members(owners(tokens), sum(tokens), device))
-
-    def maps(self, layer: LayerAttention) -> tuple[Tensor, Tensor]:
-        """Text and image maps of a layer [B S h w]."""
-        text = noun_map(layer.q, layer.k, layer.heads, self.nouns)
-        image = token_map(layer.q, layer.key, layer.heads, self.tokens, layer.bias)
-        return text.unflatten(-1, layer.grid), image.unflatten(-1, layer.grid)
-
-
-def box_on(canvas: Canvas, area: Area | None, latent: tuple[int, int]) -> CanvasArea | None:
-    """The part of the canvas that a cond's area covers."""
-    if area is None:
-        return None
-    height, width, top, left = area
-    down, across = (side / whole for side, whole in zip(canvas.looks.shape, latent, strict=True))
-    y, x = round(top * down), round(left * across)
-    return (
-        y,
-        x,
-        max(1, round((top + height) * down) - y),
-        max(1, round((left + width) * across) - x),
-    )
-
-
-@dataclass(eq=False)
-class Finder:
-    """Regions of one prompt's subjects during one run: looked for until `settle`, then held, or
-    followed.
-
-    shares      region of each subject [images S h w] in 0..1, once they are settled
-    """
-
-    plan: FindRegions
-    settle: int
-    slots: frozenset[Slot]
-    columns: Columns
-    canvas: Canvas
-    shares: Tensor | None = None
-    made_at: int = -1
-
-    def on(self, device: torch.device, columns: Columns) -> Finder:
-        """A finder of its own for another device."""
-        text = self.canvas.text
-        return Finder(
-            self.plan,
-            self.settle,
-            self.slots,
-            columns,
-            Canvas.blank(len(text), text.shape[1], tuple(text.shape[-2:]), device),
-        )
-
-    def looks_at(self, step: int) -> bool:
-        return step < self.settle or self.plan.update
-
-    def look(self, layer: LayerAttention) -> None:
-        text, image = self.columns.maps(layer)
-        self.canvas.add(text, image, layer.first, box_on(self.canvas, layer.area, layer.latent))
-
-    def regions(self, step: int) -> Tensor | None:
-        """Region of each subject [images S h w] in 0..1, or None while nothing is settled. Made
-        once, or, where they follow the maps, once a step."""
-        if step < self.settle:
-            return None
-        if self.shares is None or (self.plan.update and self.made_at != step):
-            self.shares = find_regions(
-                *self.canvas.mean(), self.plan.sharpness, self.plan.image_share
-            )
-            self.canvas.fade(FADE)
-            self.made_at = step
-        return self.shares
-
-
-def make_finder(
-    subjects: Sequence[PromptSubject],
-    columns: Columns,
-    sigmas: Tensor,
-    sampling,
-    latent: tuple[int, int],
-    pictures: int,
-    slots: frozenset[Slot],
-    device: torch.device,
-) -> Finder | None:
-    """A finder where the prompt's subjects ask for one and there is somebody to tell apart."""
-    plan = next((s.region.find for s in subjects if s.region.find is not None), None)
-    if plan is None or len(subjects) < 2:
-        return None
-    canvas = Canvas.blank(pictures, len(subjects), canvas_grid(latent), device)
-    return Finder(plan, max(1, step_of(plan.settle, sigmas, sampling)), slots, columns, canvas)
-
-
-# ---------------------------------------------------------------- recordings
+from .layer_attention import Columns, LayerAttention, Watcher, canvas_area, watched_slots
+from .progress import NEAR, Window
 
 WATCH = "mmdiff-watch"
 Wrappers = comfy.patcher_extension.WrappersMP
@@ -220,43 +31,62 @@ class WatchPlan:
     layers: str = ""
 
 
+def parts_of(plan: WatchPlan, sigmas: Tensor, sampling) -> tuple[Window, ...]:
+    """The plan's parts of a schedule [steps + 1], each with as many of its sigmas as the others."""
+    levels = sorted(set(sigmas[:-1].tolist()), reverse=True)
+
+    def begin(percent: float) -> int:
+        """Number of the first level at or below a fraction of the denoising."""
+        bound = math.inf if percent <= 0 else float(sampling.percent_to_sigma(percent)) * NEAR
+        return sum(level > bound for level in levels)
+
+    first, last = begin(plan.start), len(levels)
+    if plan.end < 1:
+        last = min(last, max(first + 1, begin(plan.end)))
+    steps = last - first
+    count = min(plan.strip, steps)
+    edges = [levels[first - (-part * steps // count)] * NEAR for part in range(count)]
+    edges.append(-1.0 if last == len(levels) else levels[last] * NEAR)
+    if first == 0:
+        edges[0] = math.inf
+    return tuple(map(Window, edges, edges[1:]))
+
+
 @dataclass(eq=False)
 class Recording:
     """One sampling run, recorded. Canvases are made at a prompt's first look and added to in
     place."""
 
     plan: WatchPlan
-    first: int
-    last: int
-    pictures: int
+    parts: tuple[Window, ...]
+    images: int
     latent: tuple[int, int]
-    steps: StepCounter
     # by the id of the prompt's state, which the sheet holds
     sheets: dict[int, Sheet] = field(default_factory=dict)
 
-    def watcher(self, state, blocks: Sequence[TransformerBlock], step: int) -> Watcher | None:
-        """Who records a prompt at this step, or None."""
-        if not self.first <= step < self.last or state.columns is None:
+    def watcher(
+        self, state, blocks: Sequence[TransformerBlock], sigmas: Tensor
+    ) -> Watcher | None:
+        """Who records a prompt in a call at this sigma, or None."""
+        factors = [part.factor(sigmas) for part in self.parts]
+        if state.columns is None or all(isinstance(f, float) and f == 0 for f in factors):
             return None
         if id(state) not in self.sheets:
-            subjects = state.prompt.subjects
-            parts = min(self.plan.strip, self.last - self.first)
-            slots = watched_slots(blocks)
-            if self.plan.layers.strip():
-                slots = named_layers(self.plan.layers, blocks)
-            canvases = tuple(
-                Canvas.blank(
-                    self.pictures,
-                    len(subjects),
-                    canvas_grid(self.latent),
-                    state.columns.nouns.device,
-                )
-                for _ in range(parts)
-            )
-            self.sheets[id(state)] = Sheet(state, slots, canvases)
+            self.sheets[id(state)] = self.blank_sheet(state, blocks)
         sheet = self.sheets[id(state)]
-        part = (step - self.first) * len(sheet.canvases) // (self.last - self.first)
-        return SheetPart(sheet.slots, state.columns, sheet.canvases[part])
+        places = []
+        for canvas, factor in zip(sheet.canvases, factors, strict=True):
+            if not isinstance(factor, float) or factor != 0:
+                places.append((canvas, factor))
+        return SheetLook(sheet.slots, state.columns, tuple(places))
+
+    def blank_sheet(self, state, blocks: Sequence[TransformerBlock]) -> Sheet:
+        slots = watched_slots(blocks)
+        if self.plan.layers.strip():
+            slots = named_layers(self.plan.layers, blocks)
+        size = self.images, len(state.prompt.subjects), canvas_grid(self.latent)
+        device = state.columns.nouns.device
+        return Sheet(state, slots, tuple(Canvas.blank(*size, device) for _ in self.parts))
 
     def result(self) -> list[AttentionMaps]:
         """What was recorded so far, on the CPU."""
@@ -281,26 +111,23 @@ class Sheet:
 
 
 @dataclass(frozen=True, eq=False)
-class SheetPart:
-    """Where this step's looks go."""
+class SheetLook:
+    """Where a call's looks go: canvases, each with whether they count on it."""
 
     slots: frozenset[Slot]
     columns: Columns
-    canvas: Canvas
+    canvases: tuple[tuple[Canvas, float | Tensor], ...]
 
     def look(self, layer: LayerAttention) -> None:
-        text, image = (self.of_pictures(seen) for seen in self.columns.maps(layer))
-        self.canvas.add(text, image, layer.first, box_on(self.canvas, layer.area, layer.latent))
-
-    def of_pictures(self, seen: Tensor) -> Tensor:
-        """A prompt that is drawn twice in one call has its rows twice: their mean."""
-        pictures = len(self.canvas.text)
-        return seen.unflatten(0, (-1, pictures)).mean(0) if len(seen) > pictures else seen
+        text, image = self.columns.maps(layer)
+        for canvas, weight in self.canvases:
+            area = canvas_area(canvas, layer.area, layer.latent)
+            canvas.add(text, image, layer.first, area, weight)
 
 
 class Recorder:
-    """The wire between the node that watches a model and the one that shows what was seen: holds
-    the newest finished run."""
+    """The link between the node that watches a model and the one that shows what was seen: holds
+    the newest finished run. `live(recording, step, steps)` is called after every step."""
 
     def __init__(self, plan: WatchPlan, live: Callable[[Recording, int, int], None] | None = None):
         self.plan, self.live = plan, live
@@ -311,40 +138,30 @@ class Recorder:
 
     def on_run(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
         """SAMPLER_SAMPLE: record this run."""
-        sampling, model_options = guider.inner_model.model_sampling, extra_args["model_options"]
-        first = step_of(self.plan.start, sigmas, sampling)
-        last = len(sigmas) - 1
-        if self.plan.end < 1:
-            last = max(first + 1, step_of(self.plan.end, sigmas, sampling))
-        recording = Recording(
-            self.plan, first, last, len(noise), tuple(noise.shape[-2:]), StepCounter()
-        )
+        model_options = extra_args["model_options"]
+        parts = parts_of(self.plan, sigmas, guider.inner_model.model_sampling)
+        recording = Recording(self.plan, parts, len(noise), tuple(noise.shape[-2:]))
         transformer_options = {**model_options.get("transformer_options", {}), WATCH: recording}
         extra_args = {
             **extra_args,
             "model_options": {**model_options, "transformer_options": transformer_options},
         }
+        callback = self.following(recording, callback, len(sigmas) - 1)
         try:
-            return executor(
-                guider,
-                sigmas,
-                extra_args,
-                self.following(recording, callback, len(sigmas) - 1),
-                noise,
-                *args,
-                **kwargs,
-            )
+            return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         finally:
             self.maps = recording.result()
             recording.sheets.clear()
 
-    def following(self, recording: Recording, callback: Callable | None, steps: int) -> Callable:
-        counted = recording.steps.counting(callback)
+    def following(
+        self, recording: Recording, callback: Callable | None, steps: int
+    ) -> Callable | None:
+        """The sampler's callback(step, ...), which also shows the recording so far."""
         if self.live is None:
-            return counted
+            return callback
 
         def shown(step: int, *args, **kwargs):
-            answer = counted(step, *args, **kwargs)
+            answer = None if callback is None else callback(step, *args, **kwargs)
             self.live(recording, step + 1, steps)
             return answer
 

@@ -70,8 +70,8 @@ def canvas_grid(latent: tuple[int, int]) -> tuple[int, int]:
 class Canvas:
     """Sums of maps on one grid, made once and added to in place.
 
-    text, image     [pictures S h w]
-    looks           [h w] how many maps each place has
+    text, image     [images S h w]
+    looks           [images 1 h w] how many maps each position of each image has
     """
 
     text: Tensor
@@ -80,33 +80,51 @@ class Canvas:
 
     @classmethod
     def blank(
-        cls, pictures: int, subjects: int, grid: tuple[int, int], device: torch.device | str = "cpu"
+        cls, images: int, subjects: int, grid: tuple[int, int], device: torch.device | str = "cpu"
     ) -> Canvas:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(*shape, device=device)
+        def zeros(channels: int) -> Tensor:
+            return torch.zeros(images, channels, *grid, device=device)
 
-        return cls(zeros(pictures, subjects, *grid), zeros(pictures, subjects, *grid), zeros(*grid))
+        return cls(zeros(subjects), zeros(subjects), zeros(1))
 
-    def add(self, text: Tensor, image: Tensor, first: int, box: CanvasArea | None = None) -> None:
-        """Maps [B S gh gw] of pictures from number `first` on; `box` says which part of the canvas
-        they cover."""
-        top, left, height, width = box or (0, 0, *self.looks.shape)
-        rows, part = (
+    @property
+    def grid(self) -> tuple[int, int]:
+        return tuple(self.looks.shape[-2:])
+
+    def copy_to(self, device: torch.device) -> Canvas:
+        """The same sums on another device, or once more on this one."""
+        return Canvas(*(x.to(device, copy=True) for x in (self.text, self.image, self.looks)))
+
+    def add(
+        self,
+        text: Tensor,
+        image: Tensor,
+        first: int,
+        box: CanvasArea | None = None,
+        weight: float | Tensor = 1.0,
+    ) -> None:
+        """Maps [B S gh gw] of images from number `first` on; `box` says which part of the canvas
+        they cover, `weight` (0 or 1, a number or a tensor [1]) whether they count."""
+        top, left, height, width = box or (0, 0, *self.grid)
+        part = (
             slice(first, first + len(text)),
-            (slice(top, top + height), slice(left, left + width)),
+            slice(None),
+            slice(top, top + height),
+            slice(left, left + width),
         )
         for sums, seen in ((self.text, text), (self.image, image)):
-            sums[rows, :, part[0], part[1]] += F.interpolate(
+            seen = F.interpolate(
                 seen.float(), size=(height, width), mode="bilinear", align_corners=False
             )
-        self.looks[part] += 1
+            sums[part] += seen if isinstance(weight, float) else seen * weight
+        self.looks[part] += weight
 
     def mean(self) -> tuple[Tensor, Tensor]:
-        """Mean text and image maps [pictures S h w]; 0 where nothing was looked at."""
+        """Mean text and image maps [images S h w]; 0 where nothing was looked at."""
         looks = self.looks.clamp_min(1)
         return self.text / looks, self.image / looks
 
-    def fade(self, share: float) -> None:
+    def fade(self, share: float | Tensor) -> None:
         """Let what was seen so far count `share` as much."""
         for sums in (self.text, self.image, self.looks):
             sums.mul_(share)

@@ -75,9 +75,10 @@ def test_user_lora_on_keys_acts_on_both_branches(scene):
     comfy.model_management.load_model_gpu(model)
     application = Application(scene.adapter, BOTH, check_unet(model, scene.adapter))
     prompt = BoundPrompt(scene.subjects, scene.adapter.fingerprint)
-    k, _ = application.make_state(
+    keys = application.keys_and_values(
         prompt, model.model.diffusion_model, torch.float32, torch.device("cpu")
-    ).keys["middle", 0, 0]
+    )
+    k, _ = keys["middle", 0, 0]
     tokens = torch.cat([s.subject.tokens for s in scene.subjects])
     base = scene.model.model.state_dict()[key] if not model.backup else model.backup[key].weight
     image = scene.adapter.unet["middle_block.1.transformer_blocks.0.attn2.to_k_image"]

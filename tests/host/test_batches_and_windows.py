@@ -7,7 +7,7 @@ import torch
 from mmdiff_core.host.application import Strength
 from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import BoundPrompt
-from mmdiff_core.host.run import Window
+from mmdiff_core.host.progress import Window
 
 from support.scene import BOTH, IMAGE_ONLY, SIGMAS
 

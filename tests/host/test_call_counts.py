@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import carry
-from mmdiff_core.host.run import Window
+from mmdiff_core.host.progress import Window
 from mmdiff_core.host.slot import SubjectAttention
 
 from support.scene import BOTH, SIGMAS, calls_of

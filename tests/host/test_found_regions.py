@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmdiff_core.host.apply import apply
-from mmdiff_core.host.watch import Finder
+from mmdiff_core.host.finder import Finder
 from mmdiff_core.method.subjects import FindRegions
 
 from support.scene import BOTH, half_masks
@@ -42,11 +42,11 @@ def test_without_sharpness_found_regions_change_nothing(scene, model):
 
 
 def regions_of(scene, model, subjects, monkeypatch, **options) -> list[torch.Tensor]:
-    """What the finder held, at each step where it was asked first."""
+    """What the finder held, at each sigma where it was asked first."""
     held, found = [], Finder.regions
 
-    def noted(self, step):
-        out = found(self, step)
+    def noted(self, sigmas):
+        out = found(self, sigmas)
         if out is not None and (not held or out is not held[-1]):
             held.append(out)
         return out

@@ -243,12 +243,12 @@ def test_subject_keys_and_values_are_the_recorded_ones(case, world, subjects, nu
     comfy.model_management.load_model_gpu(model)
     application = Application(adapter, Strength(fuse_scale=1.0), check_unet(model, adapter))
     prompt = BoundPrompt(subjects, adapter.fingerprint)
-    state = application.make_state(
+    keys = application.keys_and_values(
         prompt, model.model.diffusion_model, torch.float32, torch.device("cpu")
     )
     slot = {"0": ("input", 4, 0), "1": ("middle", 0, 1)}[number]
     shown = torch.cat([torch.arange(4 * i, 4 * i + 4) for s in case.slots() for i in s])
-    for part, found in zip(("k_image", "v_image"), state.keys[slot], strict=True):
+    for part, found in zip(("k_image", "v_image"), keys[slot], strict=True):
         close(
             found.transpose(1, 2).flatten(2),
             case[f"official/attn2/{number}/{part}"][1:2, shown],

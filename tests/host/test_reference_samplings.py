@@ -57,8 +57,23 @@ def test_sampling_without_guidance_ends_in_the_recorded_latents(case, world, sub
     )
 
 
-def test_an_empty_negative_prompt_is_fused_as_recorded(case, world, subjects):
-    if not case.has("official/run/latents_final_negative_empty"):
+def zeroed(conditioning: list) -> list:
+    """As ConditioningZeroOut leaves it."""
+    return [
+        [torch.zeros_like(c), {**o, "pooled_output": torch.zeros_like(o["pooled_output"])}]
+        for c, o in conditioning
+    ]
+
+
+@pytest.mark.parametrize("negative", ["empty", "none"])
+def test_without_words_in_the_negative_samplings_end_in_the_recorded_latents(
+    case, world, subjects, negative
+):
+    """An empty negative prompt is fused like any other. Without one the official code takes zeros,
+    which is what ConditioningZeroOut makes of the personalised prompt.
+    """
+    key = f"official/run/latents_final_negative_{negative}"
+    if not case.has(key):
         return
     model = apply(
         world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"])
@@ -72,42 +87,8 @@ def test_an_empty_negative_prompt_is_fused_as_recorded(case, world, subjects):
         case.start(model),
         "released",
     )
-    close(
-        sample(case, model, encoded.positive, encoded.negative),
-        case["official/run/latents_final_negative_empty"],
-        LATENTS,
-        "empty",
-    )
-
-
-def test_a_zeroed_negative_ends_in_the_recorded_latents(case, world, subjects):
-    """ConditioningZeroOut of the personalised prompt is what the official code does without a
-    negative prompt (quirk 3).
-    """
-    if not case.has("official/run/latents_final_negative_none"):
-        return
-    model = apply(
-        world["model"], world["mmdiff"].adapter, Strength(fuse_scale=case.call["fuse_scale"])
-    )
-    positive = encode_prompt(
-        world["clip"],
-        world["mmdiff"],
-        recorded_prompt(case),
-        "",
-        subjects,
-        case.start(model),
-        "released",
-    ).positive
-    zeroed = [
-        [torch.zeros_like(c), {**o, "pooled_output": torch.zeros_like(o["pooled_output"])}]
-        for c, o in positive
-    ]
-    close(
-        sample(case, model, positive, zeroed),
-        case["official/run/latents_final_negative_none"],
-        LATENTS,
-        "no negative",
-    )
+    against = encoded.negative if negative == "empty" else zeroed(encoded.positive)
+    close(sample(case, model, encoded.positive, against), case[key], LATENTS, negative)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

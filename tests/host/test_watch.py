@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mmdiff_core.bases import SD15, SDXL, SMALL_WORLD
+from mmdiff_core.host.layer_attention import Columns, watched_slots
 from mmdiff_core.host.live import live_view
-from mmdiff_core.host.watch import Recorder, StepCounter, WatchPlan, step_of, watch, watched_slots
+from mmdiff_core.host.watch import Recorder, WatchPlan, parts_of, watch
 
 from support.scene import SIGMAS
 from support.watching import NOUNS, prompt, record
@@ -22,15 +23,13 @@ class Looks:
     """Counts the layers at which somebody looked."""
 
     def __init__(self, monkeypatch):
-        from mmdiff_core.host import watch as module
-
-        self.count, found = 0, module.Columns.maps
+        self.count, found = 0, Columns.maps
 
         def counted(columns, look):
             self.count += 1
             return found(columns, look)
 
-        monkeypatch.setattr(module.Columns, "maps", counted)
+        monkeypatch.setattr(Columns, "maps", counted)
 
 
 # ---------------------------------------------------------------- recordings
@@ -154,31 +153,27 @@ def test_an_exception_while_sampling_leaves_nothing_behind_and_keeps_what_was_se
     )
 
 
-# ---------------------------------------------------------------- which step it is
+# ---------------------------------------------------------------- which part it is
 
 
-def test_the_step_is_told_by_the_samplers_callback_and_the_persons_own_is_called():
-    progress, told = StepCounter(), []
-    counted = progress.counting(lambda *args: told.append(args))
-    counted(0, "x")
-    counted(1, "y")
-    assert progress.step == 2 and told == [(0, "x"), (1, "y")]
-
-
-def test_a_fraction_of_the_denoising_is_the_first_step_at_or_below_it(scene):
+def test_the_parts_of_a_recording_share_the_sigmas_of_the_schedule_between_start_and_end(scene):
     sampling = scene.model.get_model_object("model_sampling")
-    sigmas = torch.tensor(
-        [float(sampling.percent_to_sigma(p)) for p in (0.0, 0.25, 0.5, 0.75)] + [0.0]
-    )
-    assert [step_of(p, sigmas, sampling) for p in (0.0, 0.2, 0.25, 0.5, 0.6, 1.0)] == [
-        0,
-        1,
-        1,
-        2,
-        3,
-        4,
-    ]
+    levels = [float(sampling.percent_to_sigma(p)) for p in (0.0, 0.25, 0.5, 0.75)]
+
+    def parts(**plan) -> list[list[int]]:
+        """Numbers of the levels that each part holds."""
+        windows = parts_of(WatchPlan(**plan), torch.tensor([*levels, 0.0]), sampling)
+        return [
+            [i for i, level in enumerate(levels) if window.factor(torch.tensor([level]))]
+            for window in windows
+        ]
+
+    assert parts(strip=6) == [[0], [1], [2], [3]]
+    assert parts(strip=2) == [[0, 1], [2, 3]] and parts(strip=3) == [[0, 1], [2], [3]]
+    assert parts(strip=1, start=0.2) == [[1, 2, 3]] and parts(strip=1, start=0.25) == [[1, 2, 3]]
+    assert parts(strip=2, start=0.2, end=0.5) == [[1]] and parts(strip=1, end=0.6) == [[0, 1, 2]]
+    assert parts(strip=1, start=1.0) == []
 
 
 def test_at_most_twelve_layers_are_watched_unless_named():
-    assert [len(watched_slots(base.blocks)) for base in (SDXL, SD15, SMALL_WORLD)] == [12, 8, 9]
+    assert [len(watched_slots(base.blocks)) for base in (SDXL, SD15, SMALL_WORLD)] == [12, 8, 5]

@@ -92,14 +92,14 @@ def test_a_partly_loaded_model_draws_what_the_whole_one_draws(scene, share):
     application = application_of(ours)
     prompt = BoundPrompt(scene.subjects, scene.adapter.fingerprint)
     kind = torch.float32, torch.device("cpu")
-    state = application.make_state(prompt, ours.model.diffusion_model, *kind)
+    keys = application.keys_and_values(prompt, ours.model.diffusion_model, *kind)
     comfy.model_management.unload_all_models()
     ours.detach()
     whole = apply(scene.model, scene.adapter, BOTH)
     comfy.model_management.load_model_gpu(whole)
-    again = application.make_state(prompt, whole.model.diffusion_model, *kind)
-    for slot in state.keys:
-        for a, b in zip(state.keys[slot], again.keys[slot], strict=True):
+    again = application.keys_and_values(prompt, whole.model.diffusion_model, *kind)
+    for slot in keys:
+        for a, b in zip(keys[slot], again[slot], strict=True):
             assert torch.allclose(a, b, atol=1e-4), (slot, block)
     assert torch.equal(draw(scene, whole, bound), expected)
 
@@ -241,7 +241,8 @@ def test_rows_on_another_device_show_the_subjects_from_that_device(scene):
     prompt = next(iter(run.states.values())).prompt
     options = {**options, "sigmas": torch.tensor([2.0])}
     for device in (torch.device("cpu"), OTHER):
-        (group,) = application.groups((Row(prompt),), 1, device, options)
+        x = torch.zeros(1, 4, 8, 8, device=device)
+        (group,) = application.groups((Row(prompt),), x, options)
         held = [
             *itertools.chain.from_iterable(group.state.keys.values()),
             *group.state.sides["tokens"].masks,
