@@ -22,9 +22,6 @@ FOLDERS = ("mmdiff_core", "nodes", "tests", "dev_parts")
 
 # a file or a folder -> how many breaches it may have
 BREACHES: dict[str, int] = {
-    "mmdiff_core/checkpoints/checkpoint.py": 1,
-    "mmdiff_core/checkpoints/released.py": 1,
-    "mmdiff_core/checkpoints/subject_file.py": 1,
     "mmdiff_core/host/application.py": 1,
     "mmdiff_core/host/doctor.py": 1,
     "mmdiff_core/host/encode.py": 3,
@@ -33,8 +30,6 @@ BREACHES: dict[str, int] = {
     "mmdiff_core/host/text.py": 1,
     "mmdiff_core/host/watch.py": 1,
     "mmdiff_core/references/faces.py": 1,
-    "mmdiff_core/references/mix.py": 1,
-    "mmdiff_core/training/data/annotation/folder.py": 1,
     "nodes/apply.py": 1,
     "nodes/keep.py": 1,
     "nodes/prompt.py": 1,
