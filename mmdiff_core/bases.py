@@ -142,7 +142,7 @@ class Base:
         """Inverse of `to_json`. Raises ValueError for text that is no such record, or one with
         sizes out of range."""
         try:
-            return parse(cls, text, "it")
+            return parse(cls, text, "the record")
         except ValueError as error:
             raise ValueError(
                 f"the record of the base model cannot be read ({error}); expected the fields "

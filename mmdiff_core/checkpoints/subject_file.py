@@ -47,15 +47,17 @@ class _Header:
 
     name: Annotated[str, Field(min_length=1, max_length=1000)]
     adapter: Annotated[str, Field(max_length=100)]
-    references: Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+    references: Annotated[str, Field(max_length=9)]
     encoder: Annotated[str, Field(max_length=100)] = ""
     weight: Annotated[str, Field(max_length=30)] = "1.0"
 
     def __post_init__(self) -> None:
         if re.search(r"[\x00-\x1f\x7f-\x9f]", f"{self.name}{self.adapter}{self.encoder}"):
             raise ValueError("a text in it has control characters")
-        if not 1 <= int(self.references) <= MOST_REFERENCES:
-            raise ValueError(f"references is {self.references}, expected 1 to {MOST_REFERENCES}")
+        whole = re.fullmatch("[0-9]+", self.references)
+        if not whole or not 1 <= int(self.references) <= MOST_REFERENCES:
+            found = quoted(self.references)
+            raise ValueError(f"references is {found}, expected 1 to {MOST_REFERENCES}")
         if not re.fullmatch(r"[0-9.e+-]+", self.weight) or not 0 <= _number(self.weight) <= 100:
             raise ValueError(f"weight is {quoted(self.weight)}, expected a number from 0 to 100")
 
