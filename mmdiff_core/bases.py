@@ -11,9 +11,23 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .untrusted import STRICT, parse
 
 Slot = tuple[str, int, int]
-SpatialRow = tuple[str, int, int, int]  # block, id, depth, width
+# what a record in a checkpoint may say
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+EncoderName = Annotated[str, Field(pattern="^[a-z0-9_]{1,16}$")]
+Width = Annotated[int, Field(ge=1, le=65536)]
+Depth = Annotated[int, Field(ge=1, le=256)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+BlockId = Annotated[int, Field(ge=0, le=999)]
+BlockName = Literal["input", "output", "middle"]
+SpatialRow = tuple[BlockName, BlockId, Depth, Width]  # block, id, depth, width
+MOST_BLOCKS = 1024
 
 
 @dataclass(frozen=True)
@@ -47,9 +61,11 @@ class TransformerBlock:
 class TextEncoder:
     """One CLIP text encoder: ComfyUI's name of it ("l", "g", "h"), its width, its layers."""
 
-    name: str
-    width: int
-    depth: int
+    __pydantic_config__ = STRICT
+
+    name: EncoderName
+    width: Width
+    depth: Depth
 
 
 @dataclass(frozen=True)
@@ -62,11 +78,17 @@ class ImageEncoder:
     patch, size     sides of a patch and of the image, in pixels
     """
 
-    width: int
-    cls_width: int
-    depth: int
-    patch: int
-    size: int = 224
+    __pydantic_config__ = STRICT
+
+    width: Width
+    cls_width: Width
+    depth: Depth
+    patch: Pixels
+    size: Pixels = 224
+
+    def __post_init__(self) -> None:
+        if self.patch > self.size:
+            raise ValueError(f"a patch of {self.patch} pixels in an image of {self.size}")
 
 
 @dataclass(frozen=True)
@@ -81,12 +103,22 @@ class Base:
     mlp_ratio       width of the encoders' feed-forward layers, as a multiple of their width
     """
 
-    name: str
-    unet: tuple[SpatialRow, ...]
-    context_width: int
-    text: tuple[TextEncoder, ...]
+    __pydantic_config__ = STRICT
+
+    name: Name
+    unet: Annotated[tuple[SpatialRow, ...], Field(min_length=1, max_length=100)]
+    context_width: Width
+    text: Annotated[tuple[TextEncoder, ...], Field(min_length=1, max_length=4)]
     image: ImageEncoder
-    mlp_ratio: int = 4
+    mlp_ratio: Annotated[int, Field(ge=1, le=16)] = 4
+
+    def __post_init__(self) -> None:
+        if len({row[:2] for row in self.unet}) < len(self.unet):
+            raise ValueError("two rows of unet are for the same block")
+        if len(set(self.encoders)) < len(self.text):
+            raise ValueError("two text encoders have the same name")
+        if (blocks := sum(row[2] for row in self.unet)) > MOST_BLOCKS:
+            raise ValueError(f"unet has {blocks} transformer blocks, at most {MOST_BLOCKS}")
 
     @cached_property
     def blocks(self) -> tuple[TransformerBlock, ...]:
@@ -107,17 +139,15 @@ class Base:
 
     @classmethod
     def from_json(cls, text: str) -> Base:
-        """Inverse of `to_json`. Raises ValueError for text that is no such record."""
+        """Inverse of `to_json`. Raises ValueError for text that is no such record, or one with
+        sizes out of range."""
         try:
-            fields = json.loads(text)
-            fields["unet"] = tuple((str(row[0]), *map(int, row[1:])) for row in fields["unet"])
-            fields["text"] = tuple(TextEncoder(**encoder) for encoder in fields["text"])
-            return cls(**fields | {"image": ImageEncoder(**fields["image"])})
-        except (TypeError, KeyError, ValueError) as error:
+            return parse(cls, text, "the record")
+        except ValueError as error:
             raise ValueError(
                 f"the record of the base model cannot be read ({error}); expected the fields "
                 f"{', '.join(f.name for f in dataclasses.fields(cls))}"
-            ) from error
+            ) from None
 
 
 def _rows(block: str, ids: tuple[int, ...], depth: int, width: int) -> tuple[SpatialRow, ...]:

@@ -6,12 +6,21 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from .bases import BASES, SD2, SD15, SDXL, Base
+from pydantic import Field
+
+from .bases import BASES, SD2, SD15, SDXL, Base, EncoderName, Name, Pixels, Width
 from .bases import SMALL_WORLD as SMALL_WORLD_BASE
+from .untrusted import STRICT, fill, listed, load_json, quoted
 
 BEHAVIOURS = ("released", "corrected")
+# field of a config -> (smallest, largest)
+RANGES = {
+    "tokens_per_reference": (1, 64),
+    "refiner_depth": (0, 64),
+    "refiner_head_width": (1, 4096),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,9 @@ class MMDiffConfig:
     base        the model it is made for
     behaviour   "released": as the official code runs (the LoRA of the second text encoder unused,
                 the negative prompt fused too); "corrected": both undone
+    tokens_per_reference    1..64
+    refiner_depth           0..64; 0 = tokens from the query embedding alone
+    refiner_head_width      1..4096, a divisor of the context width
     """
 
     name: str
@@ -55,7 +67,14 @@ class MMDiffConfig:
 
     def __post_init__(self) -> None:
         if self.behaviour not in BEHAVIOURS:
-            raise ValueError(f"behaviour is {self.behaviour!r}, expected one of {BEHAVIOURS}")
+            raise ValueError(
+                f"behaviour is {quoted(self.behaviour)}, expected one of {BEHAVIOURS}"
+            )
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(
+                    f"{name} is {quoted(getattr(self, name))}, expected {low} to {high}"
+                )
         if self.context_width % self.refiner_head_width:
             raise ValueError(
                 f"context width {self.context_width} is not a multiple of the refiner's head width "
@@ -99,20 +118,43 @@ class MMDiffConfig:
 
     @classmethod
     def from_json(cls, text: str, bases: Mapping[str, Base] = BASES) -> MMDiffConfig:
-        """Inverse of `to_json`. Raises ValueError naming a field that is unknown, missing, or not
-        as this version has it."""
-        fields = json.loads(text)
+        """Inverse of `to_json`. Raises ValueError naming a field that is unknown, missing, of
+        another type, out of range, or not as this version has it."""
+        fields = load_json(text, "the config in the header")
         _check_names(fields, _header(PORTRAIT_SDXL))
-        own = {f.name: fields[f.name] for f in dataclasses.fields(cls) if f.name in fields}
+        told = fill(_Header, fields, "the config in the header")
+        own = {f.name: getattr(told, f.name) for f in dataclasses.fields(cls)}
         for field, known in (("variant", VARIANTS), ("base", bases)):
-            if fields[field] not in known:
+            if own[field] not in known:
                 raise ValueError(
-                    f"the header says {field} {fields[field]!r}; this version knows {sorted(known)}"
+                    f"the header says {field} {quoted(own[field])}; this version knows "
+                    f"{sorted(known)}"
                 )
-            own[field] = known[fields[field]]
+            own[field] = known[own[field]]
         config = cls(**own)
         _check_widths(fields, _header(config))
         return config
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The record as JSON has it; `MMDiffConfig` checks its ranges."""
+
+    __pydantic_config__ = STRICT
+
+    name: Name
+    variant: Name
+    base: Name
+    behaviour: Name
+    query_width: Width
+    cls_width: Width
+    vision_width: Width
+    context_width: Width
+    text_widths: Annotated[tuple[tuple[EncoderName, Width], ...], Field(max_length=4)]
+    image_size: Pixels | None = None
+    tokens_per_reference: int = 4
+    refiner_depth: int = 4
+    refiner_head_width: int = 256
 
 
 WIDTHS = ("query_width", "cls_width", "vision_width", "image_size", "context_width")
@@ -133,15 +175,17 @@ def _header(config: MMDiffConfig) -> dict[str, Any]:
     )
 
 
-def _check_names(fields: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def _check_names(fields: Any, known: Mapping[str, Any]) -> None:
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"the config in the header is {quoted(fields)}, expected an object")
     if unknown := sorted(set(fields) - set(known)):
         raise ValueError(
-            f"the config in the header has unknown fields {unknown}: was it written by a newer "
-            "version?"
+            f"the config in the header has unknown fields {listed(unknown)}: was it written by a "
+            "newer version?"
         )
-    optional = {
-        f.name for f in dataclasses.fields(MMDiffConfig) if f.default is not dataclasses.MISSING
-    } | {"image_size"}
+    optional = {"image_size"}
+    for field in dataclasses.fields(MMDiffConfig):
+        optional |= set() if field.default is dataclasses.MISSING else {field.name}
     if missing := sorted(set(known) - set(fields) - optional):
         raise ValueError(
             f"the config in the header lacks the fields {missing}: the file is damaged, or was not "
@@ -153,8 +197,8 @@ def _check_widths(fields: Mapping[str, Any], expected: Mapping[str, Any]) -> Non
     for name in (*WIDTHS, "text_widths"):
         if name in fields and fields[name] != expected[name]:
             raise ValueError(
-                f"the header says {name} {fields[name]}, but adapters of this variant for "
-                f"{expected['base']} have {expected[name]}: is it another base?"
+                f"the header says {name} {quoted(fields[name])}, but adapters of this variant for "
+                f"{quoted(expected['base'])} have {expected[name]}: is it another base?"
             )
 
 

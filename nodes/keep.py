@@ -127,7 +127,10 @@ class LoadSubject(io.ComfyNode):
     @classmethod
     def execute(cls, mmdiff, file: str, name: str, weight: float, subjects=()) -> io.NodeOutput:
         loaded = load_subject(
-            files.find_subject(file), mmdiff.adapter.fingerprint, mmdiff.adapter.source
+            files.find_subject(file),
+            mmdiff.adapter.fingerprint,
+            mmdiff.adapter.source,
+            mmdiff.config,
         )
         subject = replace(loaded, name=name.strip() or loaded.name)
         seen = (

@@ -39,6 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="folder with case_*.json/.safetensors in the recorded format",
     )
+    parser.addoption(
+        "--mutations",
+        type=int,
+        default=60,
+        help="damages that the tests of damaged files make of each kind of file",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,6 +63,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(
             "case", names, indirect=True, ids=[p.stem for p in names], scope="session"
         )
+
+
+@pytest.fixture(scope="session")
+def mutations(request: pytest.FixtureRequest) -> int:
+    """How many times a kind of file is damaged."""
+    return request.config.getoption("--mutations")
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,11 @@ TEXT_FAMILIES = {
     "mlp": tuple(p for p in TEXT_PROJECTIONS if p.startswith("mlp")),
 }
 
+VISION_LAYER = (
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+    *("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"),
+)
+_LAYER_KEY = "vision_model.encoder.layers.{{}}.{}.{}"
 # transformers' CLIP vision tower below "vision_model.": what may be fine-tuned
 VISION_KEYS = (
     "vision_model.embeddings.class_embedding",
@@ -83,20 +88,8 @@ VISION_KEYS = (
     "vision_model.post_layernorm.weight",
     "vision_model.post_layernorm.bias",
     "visual_projection.weight",
-    *(
-        f"vision_model.encoder.layers.{{}}.{module}.{part}"
-        for part in ("weight", "bias")
-        for module in (
-            "self_attn.q_proj",
-            "self_attn.k_proj",
-            "self_attn.v_proj",
-            "self_attn.out_proj",
-            "layer_norm1",
-            "layer_norm2",
-            "mlp.fc1",
-            "mlp.fc2",
-        )
-    ),
+    *map(_LAYER_KEY.format, VISION_LAYER, len(VISION_LAYER) * ["weight"]),
+    *map(_LAYER_KEY.format, VISION_LAYER, len(VISION_LAYER) * ["bias"]),
 )
 # a buffer of older transformers, not a weight
 VISION_IGNORED = ("vision_model.embeddings.position_ids",)

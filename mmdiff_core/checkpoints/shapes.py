@@ -10,6 +10,7 @@ import torch
 from ..bases import Base, layer_pairs, projection_shape
 from ..config import MMDiffConfig
 from ..method.adapter import SubjectModules
+from ..untrusted import listed
 from .released import TEXT_ENCODERS, UNET_FILE, vision_keys
 
 Shape = tuple[int, ...]
@@ -65,15 +66,16 @@ def guess_base(shapes: Mapping[str, Shape], bases: Iterable[Base]) -> Base:
     """The base whose layer widths are those of a unet_adapter_weights.bin, among the bases that the
     layout has room for. ValueError with both sides when none is."""
     names = (f"{i}.to_q_lora.up.weight" for i in range(len(shapes)))
-    widths = tuple(shapes[name][0] for name in names if name in shapes)
+    widths = tuple(shapes[name][0] for name in names if shapes.get(name))
     fitting = [base for base in bases if base.encoders == tuple(TEXT_ENCODERS)]
     for base in fitting:
         if query_widths(base) == widths:
             return base
     counts = {base.name: len(query_widths(base)) for base in fitting}
     raise ValueError(
-        f"{UNET_FILE} has {len(widths)} attention layers of widths {sorted(set(widths))}; known "
-        f"bases have {counts}. Is it an adapter for another base model, or another adapter's file?"
+        f"{UNET_FILE} has {len(widths)} attention layers of widths {listed(sorted(set(widths)))}; "
+        f"known bases have {counts}. Is it an adapter for another base model, or another adapter's "
+        "file?"
     )
 
 

@@ -56,6 +56,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _annotate(args: argparse.Namespace) -> None:
+    from ..training.lock import Lock
+
+    if args.out.suffix != ".jsonl":
+        raise ValueError(f"OUT is {args.out}; its name must end in .jsonl")
+    if not args.folder.is_dir():
+        raise ValueError(f"{args.folder} is not a folder; expected one with images")
+    with Lock(args.out.with_name(f"{args.out.name}.lock"), str(args.out)) as lock:
+        lock.acquire()
+        _annotate_rest(args)
+
+
+def _annotate_rest(args: argparse.Namespace) -> None:
+    """Annotate what is not yet in OUT, which is ours alone."""
     import torch
 
     from ..training.data.annotation.folder import (
@@ -68,10 +81,6 @@ def _annotate(args: argparse.Namespace) -> None:
     from ..training.data.annotation.nouns import read_classes
     from ..training.data.annotation.pipeline import Rules
 
-    if args.out.suffix != ".jsonl":
-        raise ValueError(f"OUT is {args.out}; its name must end in .jsonl")
-    if not args.folder.is_dir():
-        raise ValueError(f"{args.folder} is not a folder; expected one with images")
     out, classes = AnnotationFile(args.out), read_classes(args.classes)
     images = find_images(args.folder, out)
     sys.stderr.write(f"{len(images)} images to do, {len(out.done)} are done\n")

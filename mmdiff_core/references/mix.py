@@ -6,6 +6,7 @@ Shapes   T tokens per reference · D context width
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -64,13 +65,10 @@ def mix(
     A subject without tokens (clip_only) adds its words alone. What one prompt did with a subject
     (weights, region) is not part of it.
 
-    Raises ValueError for no subjects, other adapters, or weights that do not fit.
+    Raises ValueError for no subjects, other adapters or sizes, and weights that do not fit.
     """
     check_mix(subjects, weights, method)
     shares = [w / sum(weights) for w in weights]
-    words = {}
-    for encoder in subjects[0].words:
-        words[encoder] = blend([s.words[encoder] for s in subjects], shares, method)
     thumbnails = [s.thumbnails for s in subjects if s.thumbnails is not None]
     encoders = {s.encoder for s in subjects}
     if method == "together":
@@ -81,13 +79,23 @@ def mix(
     return Subject(
         name,
         tokens,
-        words,
+        mean_words(subjects, shares, method),
         references,
         subjects[0].adapter,
         encoder=encoders.pop() if len(encoders) == 1 else "",
         identity=mean_identity(subjects, shares),
         thumbnails=torch.cat(thumbnails) if thumbnails else None,
     )
+
+
+def mean_words(
+    subjects: Sequence[Subject], shares: Sequence[float], method: str
+) -> dict[str, Tensor]:
+    """Mix of the words by encoder."""
+    words = {}
+    for encoder in subjects[0].words:
+        words[encoder] = blend([s.words[encoder] for s in subjects], shares, method)
+    return words
 
 
 def check_mix(subjects: Sequence[Subject], weights: Sequence[float], method: str) -> None:
@@ -102,7 +110,7 @@ def check_mix(subjects: Sequence[Subject], weights: Sequence[float], method: str
             f"{len(weights)} weights for {len(subjects)} subjects ({names}); give one weight per "
             "subject"
         )
-    if min(weights) < 0 or sum(weights) <= 0:
+    if not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
         raise ValueError(
             f"mix weights {list(weights)}: expected numbers of at least 0, and one above 0"
         )
@@ -111,6 +119,17 @@ def check_mix(subjects: Sequence[Subject], weights: Sequence[float], method: str
             "the subjects were encoded with different MM-Diff adapters; encode them with the same "
             "Load MM-Diff node"
         )
+    if len({_sizes(s) for s in subjects}) > 1:
+        raise ValueError(
+            "the subjects have tokens or words of different widths; encode them again with the "
+            "same Load MM-Diff node"
+        )
+
+
+def _sizes(subject: Subject) -> tuple:
+    """Widths of a subject's tokens, words and identity."""
+    words = sorted((encoder, len(vector)) for encoder, vector in subject.words.items())
+    return subject.tokens.shape[-1], *words
 
 
 def mean_tokens(
@@ -129,8 +148,9 @@ def mean_tokens(
 
 
 def mean_identity(subjects: Sequence[Subject], shares: Sequence[float]) -> Tensor | None:
-    """Mean unit vector [Q], or None where one is not known."""
+    """Mean unit vector [Q], or None where one is not known, or they cancel out."""
     known = [s.identity for s in subjects if s.identity is not None]
-    return (
-        F.normalize(blend(known, shares, "average"), dim=0) if len(known) == len(subjects) else None
-    )
+    if len(known) < len(subjects):
+        return None
+    mean = blend(known, shares, "average")
+    return F.normalize(mean, dim=0) if mean.norm() > PARALLEL else None

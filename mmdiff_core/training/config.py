@@ -1,7 +1,7 @@
 """The config of one training run; it is written into the checkpoint's header.
 
-JSON with the sections of `RunConfig`. A field that is not known is an error; a field that is left
-out has its default.
+JSON with the sections of `RunConfig`. A field that is not known, of another type or out of range is
+an error; a field that is left out has its default.
 """
 from __future__ import annotations
 
@@ -9,11 +9,24 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from ..config import CONFIGS
+from ..untrusted import STRICT, fill, load_json, quoted
 from .noise import LogNormal
 
 LAYERS = ("all", "deep", "shallow")
+
+# what a run's JSON may say
+Rank = Annotated[int, Field(ge=1, le=1024)]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Depth = Annotated[int, Field(ge=0, le=64)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+KeyPrefix = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 @dataclass(frozen=True)
@@ -29,16 +42,20 @@ class ConstraintConfig:
     warmup          examples over which the weights grow to their values
     """
 
-    text: float = 0.05
-    image: float = 0.05
+    __pydantic_config__ = STRICT
+
+    text: Weight = 0.05
+    image: Weight = 0.05
     layers: str = "all"
-    first: float = 0.0
-    last: float = 1.0
-    warmup: int = 0
+    first: Share = 0.0
+    last: Share = 1.0
+    warmup: Count = 0
 
     def __post_init__(self) -> None:
         if self.layers not in LAYERS:
-            raise ValueError(f"constraint.layers is {self.layers!r}, expected one of {LAYERS}")
+            raise ValueError(
+                f"constraint.layers is {quoted(self.layers)}, expected one of {LAYERS}"
+            )
         if not 0 <= self.first <= self.last <= 1:
             raise ValueError(
                 f"constraint.first..last is {self.first}..{self.last}, expected "
@@ -53,21 +70,32 @@ class AdapterConfig:
     """What is trained.
 
     name            a name of `config.CONFIGS`: the sizes of the adapter
-    rank            of the UNet's LoRA (published: 64)
-    text_rank       of the text encoders' LoRA; 0 = none
+    rank            of the UNet's LoRA, 1..1024 (published: 64)
+    text_rank       of the text encoders' LoRA, 0..1024; 0 = none
     vision          weights of the image encoder whose keys start with one of these are fine-tuned
-    refiner_depth   None = the named config's; 0 = tokens from the query embedding alone
+    refiner_depth   None = the named config's; 0..64, 0 = tokens from the query embedding alone
     text_fusion     whether nouns are fused with their subjects
     subject_tokens  whether the image branch exists
     """
 
+    __pydantic_config__ = STRICT
+
     name: str = "general-sdxl"
-    rank: int = 64
-    text_rank: int = 16
-    vision: tuple[str, ...] = ("visual_projection", "vision_model.post_layernorm")
-    refiner_depth: int | None = None
+    rank: Rank = 64
+    text_rank: Annotated[int, Field(ge=0, le=1024)] = 16
+    vision: Annotated[tuple[KeyPrefix, ...], Field(max_length=500)] = (
+        "visual_projection",
+        "vision_model.post_layernorm",
+    )
+    refiner_depth: Depth | None = None
     text_fusion: bool = True
     subject_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name not in CONFIGS:
+            raise ValueError(
+                f"adapter.name is {quoted(self.name)}, expected one of {sorted(CONFIGS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -96,17 +124,19 @@ class ObjectiveConfig:
                     third more time
     """
 
-    min_snr: float | None = None
-    middle: float = 0.0
-    high: float = 0.0
-    noise_median: float = 2.2
-    noise_spread: float = 0.9
-    noise_share: float = 0.0
-    subject_weight: float = 1.0
-    subject_weight_until: int = 0
-    identity_weight: float = 0.0
-    described_first: int = 0
-    fuse_scale: float = 1.0
+    __pydantic_config__ = STRICT
+
+    min_snr: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    middle: Share = 0.0
+    high: Share = 0.0
+    noise_median: Annotated[float, Field(gt=0, le=1e6)] = 2.2
+    noise_spread: Annotated[float, Field(ge=0, le=100)] = 0.9
+    noise_share: Share = 0.0
+    subject_weight: Weight = 1.0
+    subject_weight_until: Count = 0
+    identity_weight: Weight = 0.0
+    described_first: Count = 0
+    fuse_scale: Annotated[float, Field(ge=0, le=100)] = 1.0
     checkpointing: bool = False
 
     @property
@@ -144,15 +174,27 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything of a run. `data` and `loop` go to the data reader and the loop as they are."""
+    """Everything of a run. `data` and `loop` go to the data reader and the loop as they are.
 
-    base: str = "checkpoint"
+    base    a name, or files by their roles
+    """
+
+    __pydantic_config__ = STRICT
+
+    base: Any = "checkpoint"
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     constraint: ConstraintConfig = field(default_factory=ConstraintConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: Mapping[str, Any] = field(default_factory=dict)
     loop: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        files = self.base.values() if isinstance(self.base, Mapping) else (self.base,)
+        if not all(isinstance(file, str) for file in files):
+            raise ValueError(
+                f"base is {quoted(self.base)}, expected a name, or names of files by their roles"
+            )
 
     def to_json(self) -> str:
         """JSON with sorted keys; `from_json` is the inverse."""
@@ -161,31 +203,10 @@ class RunConfig:
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
         """The config of a JSON text; errors as in `from_dict`."""
-        return read_section(cls, json.loads(text), "run")
+        return cls.from_dict(load_json(text, "the run's config"))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """ValueError names an unknown field, its section and the known ones."""
-        return read_section(cls, values, "run")
-
-
-SECTIONS = {
-    "adapter": AdapterConfig, "constraint": ConstraintConfig, "objective": ObjectiveConfig,
-}
-
-
-def read_section(cls: type, values: Mapping[str, Any], name: str) -> Any:
-    """A mapping -> dataclass. ValueError names an unknown field, its section and the known ones."""
-    known = {f.name for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(
-            f"the config's section {name!r} has unknown fields {unknown}; known are "
-            f"{sorted(known)}"
-        )
-    filled = dict(values)
-    for key, section in SECTIONS.items():
-        if key in known and isinstance(filled.get(key), Mapping):
-            filled[key] = read_section(section, filled[key], key)
-    if "vision" in filled and cls is AdapterConfig:
-        filled["vision"] = tuple(filled["vision"])
-    return cls(**filled)
+        """ValueError names a field that is unknown, of another type or out of range, with its
+        section."""
+        return fill(cls, values, "the run's config")

@@ -11,14 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ..checkpoints import checkpoint
 from ..method.lora import LowRank
 from .config import RunConfig
-
-OWN_FIELDS = ("format", "format_version", "config")  # of a header; `save_single` writes them
 
 
 def truncate(pair: LowRank, rank: int) -> tuple[LowRank, float]:
@@ -64,10 +61,7 @@ def shrink(source: Path, target: Path, rank: int) -> str:
     if rank < 1:
         raise ValueError(f"--rank is {rank}, expected 1 or more")
     config, flat = checkpoint.read(source)
-    with safe_open(str(source), framework="pt") as file:
-        header = dict(file.metadata() or {})
-    for name in OWN_FIELDS:
-        header.pop(name, None)
+    header = checkpoint.header_of(source)
     smaller, kept = lower_rank(flat, rank)
     if "run" in header:
         run = RunConfig.from_json(header["run"])

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from ...checkpoints import checkpoint
@@ -44,6 +43,7 @@ def load_task(path: Path | None) -> MMDiffTask:
         task = build_task(RunConfig.from_dict({"base": "small-world", "adapter": adapter}))
         task.bridge.strength = 0.0
         return task
-    with safe_open(str(path), framework="pt") as file:
-        run = RunConfig.from_json((file.metadata() or {})["run"])
-    return build_task(run, flat=checkpoint.read(path)[1])
+    header = checkpoint.header_of(path)
+    if "run" not in header:
+        raise ValueError(f"{path.name} has no run in its header: it was not trained by this pack")
+    return build_task(RunConfig.from_json(header["run"]), flat=checkpoint.read(path)[1])

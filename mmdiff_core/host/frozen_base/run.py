@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ...checkpoints import checkpoint
 from ...references.faces import load_analyser
 from ...small_world.examples import SmallWorldExamples
 from ...training.config import RunConfig
-from ...training.data.config import DataConfig
+from ...training.data.config import FaceModels, FileData
 from ...training.data.files import FileExamples, FindFace
 from ...training.data.reading import read_records
 from ...training.example import ExampleSource, ReferenceFace
@@ -22,6 +23,7 @@ from ...training.run.report import hardware
 from ...training.run.trainer import Export, Sample
 from ...training.task import MMDiffTask
 from ...training.trainable import to_flat
+from ...untrusted import fill, listed, quoted
 from .base import SMALL_WORLD
 from .build import build_task
 from .contact import training_grid
@@ -55,25 +57,25 @@ def load_data(data: Mapping, seed: int) -> ExampleSource:
     wanted = dict(data)
     kind = wanted.pop("kind", None)
     if kind == SMALL_WORLD:
-        return SmallWorldExamples(**{"seed": seed, **wanted})
+        known = {f.name for f in dataclasses.fields(SmallWorldExamples)}
+        if unknown := sorted(set(wanted) - known):
+            raise ValueError(
+                f"data has unknown fields {listed(unknown)}; known are {sorted(known)}"
+            )
+        return fill(SmallWorldExamples, {"seed": seed, **wanted}, "the section data")
     if kind == "files":
-        records = []
-        for path in wanted.pop("records", []):
+        files, records = FileData.from_dict(wanted), []
+        for path in files.records:
             records += read_records(Path(path)).records
-        faces = wanted.pop("faces", None)
-        find_face = face_finder(faces) if faces is not None else None
-        own_seed = wanted.pop("seed", seed)
-        return FileExamples(records, own_seed, DataConfig.from_dict(wanted), find_face)
-    raise ValueError(f'data.kind is {kind!r}, expected "{SMALL_WORLD}" or "files"')
+        find_face = None if files.faces is None else face_finder(files.faces)
+        own_seed = seed if files.seed is None else files.seed
+        return FileExamples(records, own_seed, files.config, find_face)
+    raise ValueError(f'data.kind is {quoted(kind)}, expected "{SMALL_WORLD}" or "files"')
 
 
-def face_finder(wanted: Mapping) -> FindFace:
-    """What finds the face in a crop.
-
-    wanted  {"root": folder of models/, "model": "buffalo_l", "device": "auto"}
-    """
-    model, device = wanted.get("model", "buffalo_l"), wanted.get("device", "auto")
-    analyser = load_analyser(Path(wanted["root"]), model, device)
+def face_finder(wanted: FaceModels) -> FindFace:
+    """What finds the face in a crop."""
+    analyser = load_analyser(Path(wanted.root), wanted.model, wanted.device)
 
     def find_face(crop: Tensor) -> ReferenceFace | None:
         image = (crop * 255).round().byte().movedim(0, -1).numpy()

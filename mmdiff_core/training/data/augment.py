@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ...untrusted import STRICT, quoted
+
 # field -> (smallest, largest); a pair must ascend
 RANGES = {
     "clean": (0, 1),
@@ -44,6 +46,8 @@ class Augmentation:
                  0..0.95
     """
 
+    __pydantic_config__ = STRICT
+
     clean: float = 0.1
     scale: tuple[float, float] = (0.6, 1.1)
     flip: float = 0.5
@@ -64,7 +68,8 @@ class Augmentation:
             if len(ends) != 2 or not low <= ends[0] <= ends[1] <= high:
                 order = ", the smaller end first" if pair else ""
                 raise ValueError(
-                    f"augmentation.{name} is {value!r}, expected within {low} to {high}{order}"
+                    f"augmentation.{name} is {quoted(value)}, expected within {low} to "
+                    f"{high}{order}"
                 )
 
     @classmethod

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from ...untrusted import STRICT, fill, quoted
 from .augment import Augmentation
 from .buckets import bucket_sizes
 from .cutouts import BLACK
+
+# field of `DataConfig` -> (smallest, largest)
+RANGES = {
+    "side": (1, 16384),
+    "multiple": (1, 4096),
+    "aspect": (1, 100),
+    "group": (1, 10**6),
+    "reference_side": (1, 4096),
+    "subjects": (1, 64),
+    "visible": (0, 1),
+}
+MOST_REFERENCES = 64
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,8 @@ class Dropout:
     caption    the caption is "", and there are no subjects
     subjects   the caption stays, and there are no subjects
     """
+
+    __pydantic_config__ = STRICT
 
     caption: float = 0.1
     subjects: float = 0.05
@@ -50,6 +66,8 @@ class DataConfig:
     background      red, green, blue in 0..1 behind cut-out subjects; black as in the release
     """
 
+    __pydantic_config__ = STRICT
+
     side: int = 512
     multiple: int = 64
     aspect: float = 2.0
@@ -63,15 +81,17 @@ class DataConfig:
     dropout: Dropout = field(default_factory=Dropout)
 
     def __post_init__(self) -> None:
-        for name in ("group", "reference_side", "subjects"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} is {getattr(self, name)}, expected at least 1")
-        if len(self.references) != 2 or not 1 <= self.references[0] <= self.references[1]:
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(
+                    f"data.{name} is {quoted(getattr(self, name))}, expected {low} to {high}"
+                )
+        fewest, most = self.references if len(self.references) == 2 else (0, 0)
+        if not 1 <= fewest <= most <= MOST_REFERENCES:
             raise ValueError(
-                f"data.references is {self.references}, expected (fewest, most) from 1"
+                f"data.references is {self.references}, expected (fewest, most) from 1 to "
+                f"{MOST_REFERENCES}"
             )
-        if not 0 <= self.visible <= 1:
-            raise ValueError(f"data.visible is {self.visible}, expected 0..1")
         if len(self.background) != 3 or not all(0 <= v <= 1 for v in self.background):
             raise ValueError(
                 f"data.background is {self.background}, expected red, green and blue in 0..1"
@@ -82,17 +102,48 @@ class DataConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:
         """A dict as json.load gives it; lists become tuples.
 
-        ValueError names unknown fields and values out of range.
+        ValueError names fields that are unknown, of another type or out of range.
         """
-        filled = dict(values)
-        for name, section in (("augmentation", Augmentation), ("dropout", Dropout)):
-            if isinstance(filled.get(name), Mapping):
-                filled[name] = _filled(section, filled[name])
-        return _filled(cls, filled)
+        for name, section in SECTIONS.items():
+            if isinstance(values, Mapping) and name in values:
+                fill(section, values[name], section.__name__)
+        return fill(cls, values, cls.__name__)
 
 
-def _filled(cls: type, values: Mapping[str, Any]) -> Any:
-    known = {f.name for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"{cls.__name__} has unknown fields {unknown}; known are {sorted(known)}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+SECTIONS = {"augmentation": Augmentation, "dropout": Dropout}
+
+
+@dataclass(frozen=True)
+class FaceModels:
+    """Where the faces of portrait adapters come from: a folder of models/ and a pack in it."""
+
+    __pydantic_config__ = STRICT
+
+    root: str
+    model: str = "buffalo_l"
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+
+
+@dataclass(frozen=True)
+class FileData:
+    """The whole section "data" of a run on files, beside its `kind`.
+
+    records     .jsonl files, .tar shards or folders
+    faces       for portrait adapters
+    seed        None = the run's
+    """
+
+    __pydantic_config__ = STRICT
+
+    records: Annotated[tuple[str, ...], Field(min_length=1, max_length=10_000)]
+    faces: FaceModels | None = None
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None
+    config: DataConfig = field(default_factory=DataConfig)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FileData:
+        """A dict as json.load gives it, all fields side by side; errors as in `DataConfig`."""
+        own = {name: values[name] for name in ("records", "faces", "seed") if name in values}
+        rest = {name: value for name, value in values.items() if name not in own}
+        files = fill(cls, own, "the section data")
+        return replace(files, config=DataConfig.from_dict(rest))

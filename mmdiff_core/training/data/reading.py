@@ -22,12 +22,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from io import BufferedReader
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .images import IMAGE_ENDINGS, BrokenRecord, Stored
-from .masks import MapMask, PngMask, RunLengthMask, StoredMask
+from ...untrusted import listed, plain, quoted
+from .images import IMAGE_ENDINGS, BrokenRecord, Stored, open_regular
+from .masks import MOST_JSON, MapMask, PngMask, RunLengthMask, StoredMask
 from .records import Record, field, parse_json, record_from
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,8 @@ def read_records(path: Path) -> Records:
     if path.is_dir():
         return read_shards(sorted(path.glob("*.tar")) or [path])
     if path.suffix == ".tar":
-        return read_shards([path])
+        with _source(path):
+            return read_shards([path])
     raise ValueError(
         f"{path} is neither a .jsonl file, a .tar shard nor a folder (a compressed shard must be "
         "unpacked to .tar first)"
@@ -79,9 +82,11 @@ def _collect(makers: Makers, source: str) -> Records:
     for name, make in makers:
         try:
             good.append(make())
-        except BrokenRecord as error:
-            log.warning("%s is left out: %s", name, error)
-            broken.append((name, str(error)))
+        except (BrokenRecord, OSError) as error:
+            reason = str(error) if isinstance(error, BrokenRecord) else type(error).__name__
+            log.warning("%s is left out: %s", name, reason)
+            broken.append((name, reason))
+    log.info("%s: %d records, %d left out", source, len(good), len(broken))
     check_share(broken, len(good) + len(broken), source)
     return Records(tuple(good), tuple(broken))
 
@@ -105,14 +110,31 @@ def check_share(broken: Sequence[tuple[str, str]], total: int, source: str) -> N
 
 
 def _lines(path: Path) -> Makers:
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            stored = Stored(str(path), offset, len(line))
-            offset += len(line)
-            if line.strip():
-                name = f"{path.name}:{number}"
+    offset = number = 0
+    with _source(path) as file:
+        while line := file.readline(MOST_JSON):
+            number, length = number + 1, len(line)
+            stored = Stored(str(path), offset, length)
+            while not line.endswith(b"\n") and (more := file.readline(MOST_JSON)):
+                line, length = more, length + len(more)
+            offset += length
+            name = f"{plain(path.name)}:{number}"
+            if length > MOST_JSON:
+                yield name, partial(_too_long, length)
+            elif line.strip():
                 yield name, partial(_from_line, name, line, stored, path.parent)
+
+
+def _source(path: Path) -> BufferedReader:
+    """A file of records, open for reading. ValueError where it is no ordinary file."""
+    try:
+        return open_regular(str(path))
+    except BrokenRecord as error:
+        raise ValueError(str(error)) from error
+
+
+def _too_long(length: int) -> Record:
+    raise BrokenRecord(f"has {length} bytes, expected at most {MOST_JSON}")
 
 
 def _from_line(name: str, line: bytes, stored: Stored, base: Path) -> Record:
@@ -124,16 +146,21 @@ def _from_line(name: str, line: bytes, stored: Stored, base: Path) -> Record:
         if isinstance(given, str):
             return PngMask(Stored(str(base / given)))
         if given is None and isinstance(facts.get("segmap"), str):
-            return MapMask(Stored(str(base / facts["segmap"])), segment.get("id", number + 1))
+            return MapMask(Stored(str(base / facts["segmap"])), _own_id(segment, number))
         return _run_lengths(given, stored, number)
 
     return record_from(name, facts, image, mask_of)
 
 
+def _own_id(segment: Mapping, number: int) -> int:
+    own = segment.get("id")
+    return number + 1 if own is None else own
+
+
 def _run_lengths(given: Any, record: Stored, number: int) -> RunLengthMask:
     if not isinstance(given, Mapping) or not {"size", "counts"} <= set(given):
         raise BrokenRecord(
-            f"segment {number + 1} has no mask: found {str(given)[:40]!r}, expected run lengths "
+            f"segment {number + 1} has no mask: found {quoted(given)}, expected run lengths "
             "with size and counts, a .png, or a .npy map of segment ids"
         )
     return RunLengthMask(record, number)
@@ -152,7 +179,7 @@ def _members(path: Path) -> Makers:
         members.setdefault(f"{folder}/{key}" if folder else key, {})[ending.lower()] = stored
     for key, files in members.items():
         if any(ending.split(".")[-1] == "json" for ending in files):
-            name = f"{path.name}:{key}"
+            name = plain(f"{path.name}:{key}")
             yield name, partial(_from_members, name, files)
 
 
@@ -160,10 +187,11 @@ def _tar_index(path: Path) -> list[tuple[str, Stored]]:
     """Names and positions of a tar file's members. "r:": a compressed file cannot be seeked in."""
     try:
         with closing(tarfile.open(path, "r:")) as tar:
-            files = [member for member in tar if member.isfile()]
-    except tarfile.TarError as error:
+            files = [member for member in tar if member.isfile() and not member.issparse()]
+    except Exception as error:  # a damaged header makes tarfile raise whatever it likes
         raise ValueError(
-            f"{path} is not a whole uncompressed tar file: {error}. Unpack it, or copy it again."
+            f"{path} is not a whole uncompressed tar file ({type(error).__name__}). Unpack it, or "
+            "copy it again."
         ) from error
     return [(m.name, Stored(str(path), m.offset_data, m.size)) for m in files]
 
@@ -178,16 +206,16 @@ def _from_members(name: str, files: Mapping[str, Stored]) -> Record:
     image = next((files[end[1:]] for end in IMAGE_ENDINGS if end[1:] in files), None)
     if image is None or "json" not in files:
         raise BrokenRecord(
-            f"has {sorted(files)}, expected json and one of {', '.join(IMAGE_ENDINGS)}; there must "
-            "be no other dot in the name"
+            f"has {listed(sorted(files))}, expected json and one of {', '.join(IMAGE_ENDINGS)}; "
+            "there must be no other dot in the name"
         )
 
     def mask_of(number: int, segment: Mapping) -> StoredMask:
-        own = segment.get("id", number + 1)
+        own = _own_id(segment, number)
         if f"{own}.png" in files:
             return PngMask(files[f"{own}.png"])
         if segment.get("mask") is None and "npy" in files:
             return MapMask(files["npy"], own)
         return _run_lengths(segment.get("mask"), files["json"], number)
 
-    return record_from(name, parse_json(files["json"].read()), image, mask_of)
+    return record_from(name, parse_json(files["json"].read(MOST_JSON)), image, mask_of)

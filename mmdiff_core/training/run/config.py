@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ...untrusted import listed, quoted
+
 # field -> (type, smallest, largest)
 RANGES = {
     "steps": (int, 1, 10**9),
@@ -92,10 +94,14 @@ class LoopConfig:
             _check_number(name, getattr(self, name), kind, low, high)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {known}")
+                found = quoted(getattr(self, name))
+                raise ValueError(f"{name} is {found}, expected one of {known}")
         pair = isinstance(self.betas, tuple) and len(self.betas) == 2
-        if not pair or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {self.betas!r}, expected two numbers from 0 and below 1")
+        if not pair or not all(type(b) in (int, float) and 0 <= b < 1 for b in self.betas):
+            found = quoted(self.betas)
+            raise ValueError(f"betas is {found}, expected two numbers from 0 and below 1")
+        if not isinstance(self.tracker, str | None) or len(self.tracker or "") > 100:
+            raise ValueError(f"tracker is {quoted(self.tracker)}, expected a name or null")
 
     def to_dict(self) -> dict:
         """Plain values for json.dump; `from_dict` is the inverse."""
@@ -107,11 +113,14 @@ class LoopConfig:
 
         ValueError names unknown and missing fields, and values out of range.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"the training config is {quoted(values)}, expected an object")
         fields = dataclasses.fields(cls)
         known = {f.name for f in fields}
         if unknown := sorted(set(values) - known):
             raise ValueError(
-                f"the training config has unknown fields {unknown}; known are {sorted(known)}"
+                f"the training config has unknown fields {listed(unknown)}; known are "
+                f"{sorted(known)}"
             )
         required = {f.name for f in fields if f.default is dataclasses.MISSING}
         if missing := sorted(required - set(values)):
@@ -125,4 +134,4 @@ def _check_number(name: str, value: object, kind: type, low: float, high: float)
     number = whole or kind is float and isinstance(value, float)
     if not number or not low <= value <= high:
         a = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{name} is {value!r}, expected {a} from {low} to {high}")
+        raise ValueError(f"{name} is {quoted(value)}, expected {a} from {low} to {high}")

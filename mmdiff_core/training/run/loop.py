@@ -15,12 +15,14 @@ from pathlib import Path
 from torch import nn
 
 from ..example import ExampleSource
+from ..lock import Lock
 from .batches import Batch, batches
 from .config import LoopConfig
 from .optimizer import Groups
 from .process import StopRequest, process_as_it_was
 from .progress import Progress
 from .report import Report
+from .run_state import LOCK_FILE
 from .trainer import Export, Sample, Trainer
 
 
@@ -53,11 +55,12 @@ def fit(
     seeded and the model ends on accelerate's device (under FSDP and DeepSpeed it ends sharded);
     all else in the process is afterwards as it was.
 
-    ValueError: config, model, source or folder do not fit. RunError: damaged states, a full disk,
-    numbers that are not finite.
+    ValueError: config, model, source or folder do not fit, or another training uses the folder.
+    RunError: damaged states, a full disk, numbers that are not finite.
     """
-    with process_as_it_was(model), StopRequest() as stop:
-        trainer = Trainer(model, config, Path(folder), parameter_groups, resume)
+    lock = Lock(Path(folder) / LOCK_FILE, f"the folder {folder}")
+    with lock, process_as_it_was(model), StopRequest() as stop:
+        trainer = Trainer(model, config, Path(folder), parameter_groups, resume, lock)
         progress = Progress(trainer.accelerator, config, trainer.folder, trainer.step)
         order = batches(source, config, trainer.step, trainer.processes, trainer.process)
         with closing(progress), closing(order):

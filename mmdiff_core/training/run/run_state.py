@@ -1,8 +1,9 @@
 """The states of a run on disk; each is there whole or not at all.
 
 A run's folder   state-00000500/   weights.safetensors, ema.safetensors, optimizer.pt, state.json
-                                   (facts and checksums); under FSDP and DeepSpeed accelerate's
-                                   shards/ (of the whole model) instead of optimizer.pt
+                                   (facts and checksums, also its own); under FSDP and DeepSpeed
+                                   accelerate's shards/ (of the whole model) instead of optimizer.pt
+                 training.lock     held while somebody trains there
                  metrics.jsonl, adapter.safetensors, samples/, tensorboard/: written by the others
 """
 
@@ -14,25 +15,40 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ...checkpoints.errors import FileError
+from ...checkpoints.tensor_file import check_regular, open_tensor_file
+from ...checkpoints.torch_file import open_torch_file
+from ...untrusted import fill, listed, load_json, plain, quoted
 from .config import LoopConfig
 from .errors import RunError
 
 log = logging.getLogger(__name__)
 
-FORMAT, VERSION = "training-run", 1
-FACTS = "state.json"
+# version 1 had no checksum of its facts
+FORMAT, VERSION, WITHOUT_CHECKSUM = "training-run", 2, 1
+FACTS, CHECKSUM = "state.json", "checksum"
+LOCK_FILE = "training.lock"
+MOST_FACTS = 1 << 24  # bytes
 UNFINISHED = ".part"
+
+NAME = re.compile(r"state-[0-9]{8,12}")
+# of a file in a state, by its path there; of its bytes
+FileName = Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)*$", max_length=200)]
+Sum = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 MAY_CHANGE = (
     "steps",
@@ -55,13 +71,14 @@ def check_same_run(saved: Mapping, now: Mapping, name: str) -> None:
     """
     defaults = {f.name: f.default for f in dataclasses.fields(LoopConfig)}
     saved = defaults | dict(saved)
-    skip = {*MAY_CHANGE, "step", "files", "format", "version"}
+    skip = {*MAY_CHANGE, "step", "files", "format", "version", CHECKSUM}
     if _step_size(saved) == _step_size(now):
         skip |= {*SPLIT}
     changed = []
     for field in sorted({*saved, *now} - skip):
         if saved.get(field) != now.get(field):
-            changed.append(f"{field} was {saved.get(field)!r} and is now {now.get(field)!r}")
+            before, after = quoted(saved.get(field)), quoted(now.get(field))
+            changed.append(f"{plain(field)} was {before} and is now {after}")
     if changed:
         raise ValueError(
             f"{name} was trained otherwise: {'; '.join(changed)}. Set the old values to go on with "
@@ -89,12 +106,24 @@ class State:
     facts: dict
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """`weights` or `ema`, on the CPU."""
-        return load_file(self.path / f"{name}.safetensors")
+        """`weights` or `ema`, on the CPU. RunError where it cannot be read."""
+        with self._readable():
+            return open_tensor_file(self.path / f"{name}.safetensors").read()
 
     def optimizer(self) -> dict:
-        """Optimiser and loss scaler, on the CPU."""
-        return torch.load(self.path / "optimizer.pt", map_location="cpu", weights_only=True)
+        """Optimiser and loss scaler, on the CPU. RunError where they cannot be read."""
+        with self._readable():
+            found = open_torch_file(self.path / "optimizer.pt").read()
+            if not isinstance(found, dict) or set(found) != {"optimizer", "scaler"}:
+                raise FileError("optimizer.pt does not hold an optimizer and a scaler")
+            return found
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except FileError as error:
+            raise RunError(f"{self.path.name} is damaged ({error})") from error
 
 
 class RunStates:
@@ -105,7 +134,7 @@ class RunStates:
 
     def paths(self) -> list[Path]:
         """Finished states, newest first."""
-        named = (p for p in self.folder.glob("state-*") if p.name[6:].isdigit() and p.is_dir())
+        named = (p for p in self.folder.glob("state-*") if NAME.fullmatch(p.name) and p.is_dir())
         return sorted(named, key=_step, reverse=True)
 
     def path(self, step: int) -> Path:
@@ -167,7 +196,8 @@ class RunStates:
             files = sorted(p for p in part.rglob("*") if p.is_file())
             sums = {path.relative_to(part).as_posix(): _checksum(path) for path in files}
             header = {"format": FORMAT, "version": VERSION, "step": step, "files": sums}
-            (part / FACTS).write_text(json.dumps(header | facts, indent=1), encoding="utf-8")
+            told = signed(header | facts)
+            (part / FACTS).write_text(json.dumps(told, indent=1), encoding="utf-8")
             for path in [*files, part / FACTS]:
                 _flush(path)
             _rename(part, self.path(step))
@@ -205,23 +235,67 @@ class RunStates:
             ) from error
 
 
+class _Facts(BaseModel):
+    """What every state says of itself; the run's own settings are compared, not used."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    format: str
+    version: int
+    step: Annotated[int, Field(ge=0, le=10**9)]
+    processes: Annotated[int, Field(ge=1, le=10**6)]
+    batch: Annotated[int, Field(ge=1, le=10**6)]
+    accumulate: Annotated[int, Field(ge=1, le=10**6)]
+    files: dict[FileName, Sum]
+    checksum: Sum | None = None
+
+
 def read_state(path: Path) -> State:
     """A state whose every file is as it was written. RunError says which is not."""
     try:
-        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        sums = {name: _checksum(path / name) for name in facts["files"]}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path.name} is damaged ({type(error).__name__}: {error})") from error
-    if (facts.get("format"), facts.get("version")) != (FORMAT, VERSION):
+        facts = _read_facts(path)
+        sums = {}
+        for name in facts["files"]:
+            check_regular(path / name)
+            sums[name] = _checksum(path / name)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{path.name} is damaged ({reason})") from error
+    if (facts["format"], facts["version"]) not in ((FORMAT, VERSION), (FORMAT, WITHOUT_CHECKSUM)):
         raise ValueError(
-            f"{path.name} has the format {facts.get('format')!r} {facts.get('version')!r}, this "
-            f"version reads {FORMAT!r} {VERSION}"
+            f"{path.name} has the format {quoted(facts['format'])} {facts['version']}, this "
+            f"version reads {FORMAT!r} up to {VERSION}"
         )
     if wrong := sorted(name for name, saved in facts["files"].items() if sums[name] != saved):
         raise RunError(
-            f"{path.name} is damaged ({', '.join(wrong)}: not the bytes that were written)"
+            f"{path.name} is damaged ({listed(wrong)}: not the bytes that were written)"
         )
     return State(path, facts)
+
+
+def _read_facts(path: Path) -> dict:
+    """A state's facts, checked. ValueError says what is wrong."""
+    if check_regular(path / FACTS) > MOST_FACTS:
+        raise ValueError(f"{FACTS} has more than {MOST_FACTS} bytes")
+    facts = load_json((path / FACTS).read_bytes(), FACTS)
+    told = fill(_Facts, facts, FACTS)
+    expected = None if told.version == WITHOUT_CHECKSUM else signed(facts)[CHECKSUM]
+    if told.checksum != expected:
+        raise ValueError(f"{FACTS}: not the facts that were written")
+    if "weights.safetensors" not in told.files and not facts.get("sharding"):
+        raise ValueError(f"{FACTS} lists no weights")
+    if any(".." in name.split("/") for name in told.files):
+        raise ValueError(f"{FACTS} lists a file outside of the state")
+    if _step(path) != told.step:
+        raise ValueError(f"{FACTS} is of step {told.step}")
+    return facts
+
+
+def signed(facts: Mapping) -> dict:
+    """The facts with the checksum of all of them."""
+    unsigned = {name: value for name, value in facts.items() if name != CHECKSUM}
+    text = json.dumps(unsigned, sort_keys=True)
+    return {**unsigned, CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
 
 
 @torch.no_grad()

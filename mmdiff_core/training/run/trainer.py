@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..example import Example
+from ..lock import Lock
 from .config import LoopConfig
 from .ema import Ema
 from .errors import RunError
@@ -46,7 +47,9 @@ class Trainer:
         folder: Path,
         groups: Groups | None,
         resume: bool,
+        lock: Lock,
     ) -> None:
+        """`lock` is of the folder; the main process takes it."""
         folder.mkdir(parents=True, exist_ok=True)
         self.config, self.folder = config, folder
         self.states = RunStates(folder, config.keep_last)
@@ -54,6 +57,7 @@ class Trainer:
         self.processes = self.accelerator.num_processes
         self.process = self.accelerator.process_index
         self.main = self.accelerator.is_main_process
+        on_main(self.accelerator, lock.acquire)
         self.sharded = self.accelerator.distributed_type in SHARDED
         set_seed(config.seed)
         self.trained = trained_parameters(model)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..images import IMAGE_ENDINGS, BrokenRecord, Stored, read_image
 from ..masks import decode_rle
+from ..records import parse_json
 from .pipeline import Models, Rejected, Rules, annotate, preview
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,8 @@ def repaired_images(path: Path) -> list[str]:
 
 def _image_of(line: bytes) -> str | None:
     try:
-        return json.loads(line)["image"]
-    except (ValueError, KeyError, TypeError):
+        return parse_json(line)["image"]
+    except (BrokenRecord, KeyError):
         return None
 
 
@@ -170,11 +171,9 @@ def annotate_folder(
     for name, path in images.items():
         reason = None
         try:
-            image = read_image(Stored(str(path)))
-            facts = annotate(image, own_caption(path), models, classes, rules)
-        except (BrokenRecord, UnicodeDecodeError, Rejected) as error:
-            if not isinstance(error, Rejected):
-                error = Rejected("unreadable", str(error))
+            image, caption = _opened(path)
+            facts = annotate(image, caption, models, classes, rules)
+        except Rejected as error:
             reason = error.reason
             failed = [*failed, (name, error)]
         except (RuntimeError, ValueError) as error:
@@ -193,6 +192,14 @@ def annotate_folder(
         failed = _record(failed, out)
         progress.step(reason)
     _record(failed, out)
+
+
+def _opened(path: Path) -> tuple[Image.Image, str | None]:
+    """An image and its own caption. Raises Rejected for files that cannot be read."""
+    try:
+        return read_image(Stored(str(path))), own_caption(path)
+    except (BrokenRecord, OSError, UnicodeDecodeError) as error:
+        raise Rejected("unreadable", str(error)) from error
 
 
 def _record(failed: list[tuple[str, Rejected]], out: AnnotationFile) -> list:
