@@ -27,7 +27,14 @@ HOST_PINS = (*TORCH_PACKAGES, "transformers==5.23.0; python_version >= '3.11'")
 HOST_PACKAGES = ("requests",)  # ComfyUI imports it without naming it
 
 # training is tested too, and the page in a browser
-TEST_PACKAGES = ("pytest", "accelerate>=1.0", "tqdm", "tensorboard", "playwright")
+TEST_PACKAGES = (
+    "pytest",
+    "accelerate>=1.0",
+    "tqdm",
+    "tensorboard",
+    "playwright",
+    "insightface>=1.0",  # the oracle of the faces; brings onnxruntime, onnx and OpenCV along
+)
 
 # installs torch in seconds instead of minutes; pip takes over where it does not work
 INSTALLER = "uv"
