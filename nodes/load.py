@@ -65,8 +65,7 @@ class LoadFaceAnalysis(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: str, device: str, backend: str = "auto") -> io.NodeOutput:
-        roots = files.roots(files.FACES)
-        root = faces.list_models(roots).get(model, roots[0])
+        root = faces.find_root(files.roots(files.FACES), model)
         return io.NodeOutput(faces.load_analyser(root, model, device, backend))
 
 

@@ -132,6 +132,50 @@ def test_what_is_no_folders_name_is_refused_before_the_disk_is_touched(tmp_path,
     assert len(str(error.value)) < 300 and "\x1b" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", [None, ["a"], {"a": 1}, 3, "../a", "\x00"])
+def test_a_value_of_another_kind_from_a_link_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="is no name of a face model pack"):
+        faces.find_root([tmp_path], name)
+
+
+@pytest.mark.parametrize("value", [None, ["auto"], {}, 3, "AUTO", "x" * 9999, "\x1b[31m"])
+def test_devices_and_backends_of_another_kind_are_refused_in_a_short_sentence(face_models, value):
+    for given in ({"device": value}, {"backend": value}):
+        with pytest.raises(
+            ValueError, match="^Unknown (device|backend) .* for faces; cho"
+        ) as error:
+            faces.load_analyser(face_models, "stand_in", **given)
+        assert len(str(error.value)) < 250 and "\x1b" not in str(error.value)
+
+
+def test_folders_that_are_none_and_files_that_are_none_are_not_listed(tmp_path):
+    """Listing happens as the server describes its nodes: an error there hides the whole pack."""
+    models = tmp_path / "models"
+    for name in ("whole", "dangling", "fifo", "folder"):
+        (models / name).mkdir(parents=True)
+    (models / "whole" / "a.onnx").touch()
+    (models / "whole" / "gone.onnx").symlink_to(tmp_path / "gone")
+    (models / "dangling" / "a.onnx").symlink_to(tmp_path / "gone")
+    os.mkfifo(models / "fifo" / "a.onnx")
+    (models / "folder" / "a.onnx").mkdir()
+    (models / "circle").symlink_to(models / "circle")
+    unprintable = os.fsencode(models) + b"/\xff"
+    os.mkdir(unprintable)
+    with open(unprintable + b"/a.onnx", "w"):
+        pass
+    (tmp_path / "file").touch()
+    assert list(faces.list_models([tmp_path / "file", tmp_path])) == ["whole"]
+    assert "\x1b" not in message_of_missing(tmp_path, "fifo")
+
+
+def test_a_root_that_cannot_be_read_lists_nothing(tmp_path, monkeypatch):
+    def refused(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert faces.list_models([tmp_path]) == {}
+
+
 # packages
 WITHOUT = """
 import sys

@@ -14,7 +14,7 @@ from .detector import THRESHOLD
 from .drawing import draw
 from .face import Box, Face
 from .loading import BACKENDS, load_analyser
-from .packs import KNOWN_FILES, LICENCE, check_files, list_models
+from .packs import KNOWN_FILES, LICENCE, check_files, find_root, list_models
 from .runtime import (
     CPU,
     CUDA,
@@ -46,6 +46,7 @@ __all__ = [
     "check_files",
     "choose_providers",
     "draw",
+    "find_root",
     "installed",
     "list_models",
     "load_analyser",

@@ -25,16 +25,28 @@ def list_models(roots: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in map(Path, roots):
         for folder in _subfolders(root / "models"):
-            if onnx_files(folder):
+            if is_folder_name(folder.name) and onnx_files(folder):
                 found.setdefault(folder.name, root)
     return found
 
 
+def find_root(roots: Sequence[Path], name: str) -> Path:
+    """The root that a pack is listed for, or the first one. ValueError as from `home`."""
+    home(roots[0], name)
+    return list_models(roots).get(name, roots[0])
+
+
+def is_folder_name(name: object) -> bool:
+    """Whether this is the name of a folder, and no path or another kind of value."""
+    if not isinstance(name, str) or not name.isprintable() or set(name) & set("/\\:"):
+        return False
+    return name not in ("", ".", "..") and len(name) <= LONGEST_NAME
+
+
 def home(root: Path, name: str) -> Path:
     """The folder of a model pack. ValueError unless `name` is that of a folder, before the disk is
-    touched: no path, no other kind of value."""
-    plain = isinstance(name, str) and name.isprintable() and not set(name) & set("/\\:")
-    if not plain or name in ("", ".", "..") or len(name) > LONGEST_NAME:
+    touched."""
+    if not is_folder_name(name):
         raise ValueError(
             f"{quoted(name)} is no name of a face model pack; expected the name of a folder in "
             "models/insightface/models, such as 'buffalo_l'."
@@ -99,12 +111,18 @@ def file_sizes(folder: Path) -> str:
 
 
 def onnx_files(folder: Path) -> list[str]:
-    """Names of the ONNX files in a folder, sorted."""
-    return sorted(p.name for p in folder.glob("*.onnx")) if folder.is_dir() else []
+    """Names of the ONNX files in a folder, sorted; none where it cannot be read."""
+    try:
+        return sorted(p.name for p in folder.glob("*.onnx") if p.is_file())
+    except OSError:
+        return []
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir())
+    except OSError:  # not there, or not to be read
+        return []
 
 
 def _misplaced(root: Path, name: str) -> list[str]:
