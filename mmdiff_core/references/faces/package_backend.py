@@ -11,7 +11,7 @@ import numpy as np
 
 from .detector import SIZES, THRESHOLD, input_sizes
 from .packs import TASKS, file_sizes, home, wrong_models
-from .runtime import reason_of
+from .runtime import preload_gpu_libraries, reason_of
 
 
 class PackageDetector:
@@ -45,6 +45,7 @@ def open_with_package(
     """Both models of a pack. FaceAnalysis is given the folder itself for a name, so it never looks
     elsewhere, let alone downloads."""
     folder = home(root, name).resolve()
+    preload_gpu_libraries(providers)  # InsightFace 2 does it by itself
     analysis = importlib.import_module("insightface.app").FaceAnalysis
     try:
         # One session serves every detector size; InsightFace 2 would otherwise open another for

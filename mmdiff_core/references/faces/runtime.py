@@ -158,16 +158,21 @@ def provider_advice(
     return None
 
 
+def preload_gpu_libraries(providers: Sequence[str]) -> None:
+    """Lets onnxruntime find CUDA and cuDNN in the packages that torch brought along."""
+    preload = getattr(importlib.import_module("onnxruntime"), "preload_dlls", None)
+    if CUDA in providers and callable(preload):
+        preload()
+
+
 def open_session(path: Path, providers: Sequence[str]) -> Any:
     """An onnxruntime session of the file. Where a GPU provider cannot start, onnxruntime itself
     goes on with the CPU: `get_providers` of the session tells.
 
     Raises what onnxruntime raises for a file that it cannot read.
     """
+    preload_gpu_libraries(providers)
     onnxruntime = importlib.import_module("onnxruntime")
-    preload = getattr(onnxruntime, "preload_dlls", None)
-    if CUDA in providers and callable(preload):
-        preload()  # of CUDA and cuDNN, which lie in packages that torch brought along
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
