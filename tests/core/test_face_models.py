@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,16 @@ def test_a_root_that_cannot_be_read_lists_nothing(tmp_path, monkeypatch):
 
 
 # packages
+def test_installing_the_pack_asks_for_nothing_that_could_replace_an_onnxruntime():
+    """Measured in tests/requirements_experiment.md."""
+    lines = (PACK / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    project = (PACK / "pyproject.toml").read_text(encoding="utf-8")
+    dependencies = project.partition("\ndependencies = [")[2].partition("]")[0]
+    assert re.findall(r'"(.+)"', dependencies) == wanted
+    assert not [line for line in wanted if re.match("onnx|insightface|opencv|scikit", line)]
+
+
 WITHOUT = """
 import sys
 for name in {absent!r}:
