@@ -15,9 +15,9 @@ virtual environment in or beside it, or is the one that runs this file.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,8 +27,8 @@ from dev_parts.adopt import ensure_host
 from dev_parts.demo import run_demo
 from dev_parts.frontend import NEWEST_FRONTEND, newest_frontend
 from dev_parts.host import Pack, find_pack, probe
-from dev_parts.process import DevError, say, stop
-from dev_parts.server import child_env, free_port, server_command
+from dev_parts.process import DevError, call, say
+from dev_parts.server import child_env, page_of, server_command
 
 # not resolved: a link in custom_nodes must still look like one
 HERE = Path(os.path.abspath(__file__))
@@ -58,22 +58,19 @@ def run_test(pack: Pack, rest: Sequence[str]) -> int:
         env[NEWEST_FRONTEND] = str(newest_frontend(pack, host))
     say("Running the tests ...")
     command = [str(host.python), "-m", "pytest", *pytest_arguments(pack, rest)]
-    return subprocess.call(command, cwd=pack.root, env=env)
+    return call(command, cwd=pack.root, env=env)
 
 
 def run_serve(pack: Pack, rest: Sequence[str]) -> int:
     """The server with its web page in the foreground, until it is stopped with Ctrl-C."""
     with_tiny, passed = "--with-tiny" in rest, [part for part in rest if part != "--with-tiny"]
+    page_of(passed)
     host = ensure_host(pack)
     host = replace(host, device=probe(host)["device"]) if host.own else host
-    port = int(passed[passed.index("--port") + 1]) if "--port" in passed[:-1] else free_port(8188)
-    say(f"Starting ComfyUI; its page will be at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    port, address = page_of(passed)  # again: the set-up can have taken minutes
+    say(f"Starting ComfyUI; its page will be at {address} (Ctrl-C ends it)")
     command = [*server_command(pack, host, port, with_tiny), *passed]
-    process = subprocess.Popen(command, cwd=pack.work, env=child_env(pack, host))
-    try:
-        return process.wait()
-    finally:
-        stop(process)
+    return call(command, cwd=pack.work, env=child_env(pack, host))
 
 
 def run_host(pack: Pack, rest: Sequence[str]) -> int:
@@ -100,15 +97,42 @@ def split_arguments(argv: Sequence[str]) -> tuple[str, list[str]]:
     return parser.parse_args(argv[:1]).command, list(argv[1:])
 
 
+# what the system refuses, and what a person can do about it
+ADVICE = {
+    errno.EACCES: "Give yourself the right to write there, or copy the pack to where you have it.",
+    errno.ENOSPC: "The disk is full. Make room, then run this again: it goes on where it stopped.",
+}
+ADVICE |= {errno.EPERM: ADVICE[errno.EACCES], errno.EROFS: ADVICE[errno.EACCES]}
+ADVICE |= {errno.EDQUOT: ADVICE[errno.ENOSPC]} if hasattr(errno, "EDQUOT") else {}
+
+
+def refusal(error: OSError) -> str:
+    """What the system said no to, in a sentence."""
+    where = f"{error.filename}: " if error.filename else ""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{where}{reason}. {ADVICE.get(error.errno or 0, '')}".strip()
+
+
+def end_with_children() -> None:
+    """Let the signals that end us pass through the code that ends our children first."""
+    for name, status in (("SIGTERM", 143), ("SIGHUP", 129)):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda *_, status=status: sys.exit(status))
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one command; problems a person can solve become a message and exit status 1."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is ended with us
+    end_with_children()
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     command, rest = split_arguments(argv)
     try:
         return COMMANDS[command](find_pack(HERE, os.environ), rest)
     except DevError as error:
         print(f"dev.py {command}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"dev.py {command}: {refusal(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)

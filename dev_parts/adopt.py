@@ -14,9 +14,13 @@ from typing import Any
 
 from .folders import ensure, link_folder
 from .host import PACK_NAME, Host, Pack, probe, resolve_host
+from .lock import locked
 from .packages import TEST_PACKAGES, provide_host, requirements
-from .process import DevError, say, step
+from .process import INSTALL_LOG, DevError, say, step
 from .server import in_custom_nodes
+
+# its packages (onnxruntime, onnxruntime-gpu ...) are one module: a second one would hide the first
+RUNTIME = "onnxruntime"
 
 
 def pip_for(host: Host) -> list[str | Path]:
@@ -47,20 +51,23 @@ def truly_missing(report: Mapping[str, Any], installed: Mapping[str, str]) -> li
         (item["metadata"]["name"], item["metadata"]["version"])
         for item in report.get("install", [])
     ]
+    missing = []
     for name, version in wanted:
         if plain(name) in have:
             say(
                 f"Your ComfyUI keeps its {name} {have[plain(name)]}; "
                 f"pip would take {version} for this pack"
             )
-    return [f"{name}=={version}" for name, version in wanted if plain(name) not in have]
+        elif not (plain(name).startswith(RUNTIME) and any(n.startswith(RUNTIME) for n in have)):
+            missing.append(f"{name}=={version}")
+    return missing
 
 
 def install_extra(pack: Pack, host: Host, installed: Mapping[str, str]) -> None:
     """Put what the person's environment lacks for pack and tests into .host/extra, replacing what
     was there.
     """
-    extra, plan, log = pack.work / "extra", pack.work / "plan.json", pack.work / "install.log"
+    extra, plan, log = pack.work / "extra", pack.work / "plan.json", pack.work / INSTALL_LOG
     file, pip = pack.root / "requirements.txt", pip_for(host)
     named = ["-r", file] if file.is_file() else []
     step(
@@ -107,7 +114,8 @@ def adopt_host(pack: Pack, host: Host) -> Host:
 def ensure_host(pack: Pack) -> Host:
     """Find or make the host; the one function that every command begins with."""
     host = resolve_host(pack, os.environ)
-    if not host.own:
-        return adopt_host(pack, host)
-    provide_host(pack, host)
-    return host
+    with locked(pack.work):
+        if not host.own:
+            return adopt_host(pack, host)
+        provide_host(pack, host)
+        return host

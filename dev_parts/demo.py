@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pathlib import Path
 from .adopt import ensure_host
 from .client import demo_client, photos_of
 from .host import Host, Pack, probe
-from .process import DevError, tail
+from .process import DevError, call, tail
 from .server import child_env, running_server
 
 # a demo: one *.api.json, NOTE.txt, and photos/ where it has its own
@@ -78,7 +77,7 @@ def run_in_server(pack: Pack, host: Host, folder: Path, workflow: Path, portrait
         )
         client = [str(host.python), str(pack.root / "dev.py"), "demo", "--url", url]
         client += ["--workflow", str(workflow), *(["--portrait"] if portrait else [])]
-        return subprocess.call(client, env=child_env(pack, host))
+        return call(client, env=child_env(pack, host))
 
 
 def draw_sheet(pack: Pack, host: Host, folder: Path, workflow: Path) -> int:
@@ -96,9 +95,8 @@ def draw_sheet(pack: Pack, host: Host, folder: Path, workflow: Path) -> int:
     ]
     sheet = pack.root / "output" / "mm-diff-demo-sheet.png"
     command = [str(host.python), "-m", *SHEET, *photos, "--prompt", prompt, "--out", str(sheet)]
-    code = subprocess.call(
-        command, env={**child_env(pack, host), "COMFYUI_PATH": str(host.comfyui)}, cwd=pack.root
-    )
+    env = {**child_env(pack, host), "COMFYUI_PATH": str(host.comfyui)}
+    code = call(command, env=env, cwd=pack.root)
     if not code:
         print(f"Sheet:   {sheet}", flush=True)
     return code

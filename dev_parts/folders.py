@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .host import PACK_NAME
 from .process import DevError
+
+SCRATCH = "scratch-"
 
 # ---------------------------------------------------------------- stamps, links, yaml
 
@@ -18,13 +22,29 @@ from .process import DevError
 def ensure(stamp: Path, parts: Sequence[str], work: Callable[[], None]) -> bool:
     """Do `work` unless the stamp says that it was done for these parts; True if it was done now."""
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
+    if stamp.is_file() and stamp.read_bytes() == digest.encode():
         return False
     stamp.unlink(missing_ok=True)
     work()
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(digest, encoding="utf-8")
+    new = stamp.with_suffix(".new")
+    new.write_bytes(digest.encode())
+    new.replace(stamp)
     return True
+
+
+@contextlib.contextmanager
+def scratch(work: Path) -> Iterator[Path]:
+    """An empty folder in `work` for as long as the block lasts; those of killed runs go too."""
+    for left in work.glob(f"{SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=work) as folder:
+        yield Path(folder)
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 digest of a file's bytes."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def unlink_folder(link: Path) -> None:

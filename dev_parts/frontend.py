@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from .adopt import pip_for
-from .folders import ensure
+from .folders import ensure, scratch
 from .host import Host, Pack
+from .lock import locked
 from .packages import install
-from .process import DevError, say, step
+from .process import INSTALL_LOG, DevError, say, step
 
 # no version: the page is tested with the newest one, besides the one that ComfyUI pins
 FRONTEND_PACKAGE = "comfyui-frontend-package"
@@ -25,8 +25,8 @@ def fetch_frontend(pack: Pack, host: Host, folder: Path) -> None:
 
     The host keeps the one it has.
     """
-    with tempfile.TemporaryDirectory(dir=pack.work) as scratch:
-        new = Path(scratch) / "new"
+    with scratch(pack.work) as empty:
+        new = empty / "new"
         label, arguments = (
             "Fetching ComfyUI's newest frontend",
             ["--no-deps", "--target", new, FRONTEND_PACKAGE],
@@ -34,7 +34,7 @@ def fetch_frontend(pack: Pack, host: Host, folder: Path) -> None:
         if host.own:
             install(pack, label, *arguments)
         else:
-            step(label, [*pip_for(host), "install", *arguments], pack.work / "install.log")
+            step(label, [*pip_for(host), "install", *arguments], pack.work / INSTALL_LOG)
         if not (new / FRONTEND_IN_PACKAGE / "index.html").is_file():
             raise DevError(
                 f"{FRONTEND_PACKAGE} holds no {FRONTEND_IN_PACKAGE.as_posix()}/index.html."
@@ -53,7 +53,8 @@ def newest_frontend(pack: Pack, host: Host) -> Path:
     if not (static / "index.html").is_file():
         stamp.unlink(missing_ok=True)
     try:
-        ensure(stamp, [FRONTEND_PACKAGE], lambda: fetch_frontend(pack, host, folder))
+        with locked(pack.work):
+            ensure(stamp, [FRONTEND_PACKAGE], lambda: fetch_frontend(pack, host, folder))
     except DevError as error:
         say(
             "ComfyUI's newest frontend could not be fetched, so the page is not tested with it: "

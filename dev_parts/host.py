@@ -63,10 +63,20 @@ def venv_python(venv: Path) -> Path:
     return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
+def expanded(path: str, variable: str) -> Path:
+    """The path in an environment variable, with ~ as in a shell."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DevError(
+            f"{variable} is {path!r}, and there is no such user's home. Write the whole path."
+        ) from error
+
+
 def find_python(comfyui: Path, env: Mapping[str, str]) -> Path:
     """The Python of a person's own ComfyUI, by the order in this file's docstring."""
     if env.get("COMFYUI_PYTHON"):
-        return Path(env["COMFYUI_PYTHON"])
+        return expanded(env["COMFYUI_PYTHON"], "COMFYUI_PYTHON")
     folders = (
         comfyui / ".venv",
         comfyui / "venv",
@@ -84,7 +94,7 @@ def resolve_host(pack: Pack, env: Mapping[str, str]) -> Host:
     """Decide which ComfyUI and which Python to use, without making or starting anything."""
     given = env.get("COMFYUI_PATH")
     if given:
-        folder = Path(os.path.abspath(Path(given).expanduser()))
+        folder = Path(os.path.abspath(expanded(given, "COMFYUI_PATH")))
         if lacking := missing_from_comfyui(folder):
             raise DevError(
                 f"COMFYUI_PATH is {folder}, which has no {' and no '.join(lacking)}. Set it to the "
@@ -120,6 +130,7 @@ def probe(host: Host) -> dict[str, Any]:
     except OSError as error:
         answer, problem = None, str(error)
     found = answer.stdout.rpartition("PROBE")[2] if answer and answer.returncode == 0 else ""
+    found = found.partition("\n")[0]  # packages can print as they are left
     if not found:
         raise DevError(
             f"{host.python} cannot import torch and aiohttp, which ComfyUI in {host.comfyui} "

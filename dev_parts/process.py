@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 STARTED = time.monotonic()
+INSTALL_LOG = "install.log"
 
 
 class DevError(Exception):
@@ -27,15 +30,51 @@ def tail(log: Path, lines: int = 40) -> str:
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
+def take(file: IO[bytes]) -> bool:
+    """Lock an open file for this process and the children that inherit it; False if it is taken.
+
+    Without effect on file systems that have no locks, and for children on Windows.
+    """
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        say(f"{file.name} cannot be locked ({error.strerror}): run only one dev.py at a time")
+    return True
+
+
 def stop(process: subprocess.Popen[bytes], patience: float = 10) -> None:
-    """End a child process: ask first, then insist."""
+    """End a child process: ask first, then insist, also when another signal comes meanwhile."""
     if process.poll() is None:
         process.terminate()
         try:
             process.wait(patience)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            pass
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def call(
+    command: Sequence[str | Path], cwd: Path | None = None, env: Mapping[str, str] = os.environ
+) -> int:
+    """Run a child process in the foreground; its exit status. It ends with us."""
+    process = subprocess.Popen([str(part) for part in command], cwd=cwd, env=env)
+    try:
+        return process.wait()
+    finally:
+        stop(process)
 
 
 def step(label: str, command: Sequence[str | Path], log: Path, every: float = 10) -> None:
@@ -45,7 +84,10 @@ def step(label: str, command: Sequence[str | Path], log: Path, every: float = 10
     begin = time.monotonic()
     say(f"{label} ...")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as out:
+    with log.open("ab") as out:
+        if os.name != "nt":
+            take(out)  # the command inherits it, and keeps it should we be killed
+        out.truncate(0)
         process = subprocess.Popen(
             [str(part) for part in command], stdout=out, stderr=subprocess.STDOUT
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -82,6 +83,48 @@ def child_env(pack: Pack, host: Host) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------- the server
+
+
+def port_number(text: str) -> int:
+    """A port as it is written on a command line."""
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no port; expected a number from 1 to 65535")
+
+
+def page_of(rest: Sequence[str]) -> tuple[int, str]:
+    """The port and the address of the page of a server with these arguments of ComfyUI's.
+
+    A port that is named has to be free; else it is 8188, or any other free one.
+    """
+    parser = argparse.ArgumentParser(prog="dev.py serve", add_help=False, allow_abbrev=False)
+    parser.add_argument("--port", type=port_number)
+    parser.add_argument("--listen", nargs="?", const="")
+    parser.add_argument("--tls-keyfile")
+    given, _ = parser.parse_known_args(rest)
+    address = (given.listen or "127.0.0.1").partition(",")[0]
+    shown = "127.0.0.1" if address in ("0.0.0.0", "::") else address
+    port = given.port or free_port(8188)
+    if given.port and (problem := why_taken(shown, given.port)):
+        raise DevError(
+            f"Port {given.port} on {shown} cannot be used: {problem}. Choose another, or leave "
+            "--port out to have a free one chosen."
+        )
+    name = f"[{shown}]" if ":" in shown else shown
+    return port, f"http{'s' if given.tls_keyfile else ''}://{name}:{port}"
+
+
+def why_taken(address: str, port: int) -> str | None:
+    """Why no server can listen there; None if one can."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe_socket:
+        if os.name != "nt":  # as the server does, for ports that were used a moment ago
+            probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe_socket.bind((address, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 def free_port(wanted: int = 0) -> int:

@@ -12,6 +12,6 @@
     commands
     __main__
 
-Only host imports comfy, only references/faces insightface; all else is pure torch and runs without
+Only host imports comfy, only references/faces onnxruntime; all else is pure torch and runs without
 ComfyUI.
 """

@@ -48,7 +48,6 @@ class LoadMMDiff(io.ComfyNode):
 class LoadFaceAnalysis(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        packs = sorted(faces.list_models(files.roots(files.FACES))) or ["buffalo_l"]
         return schema(
             node_id="MMDiffLoadFaceAnalysis",
             display_name="Load Face Analysis",
@@ -56,22 +55,7 @@ class LoadFaceAnalysis(io.ComfyNode):
             description="Loads the InsightFace models for face detection and recognition, which "
             "portrait checkpoints require. The buffalo_l models are licensed for "
             "non-commercial research only.",
-            inputs=[
-                io.Combo.Input(
-                    "model",
-                    options=packs,
-                    default="buffalo_l" if "buffalo_l" in packs else packs[0],
-                    tooltip="A model pack in models/insightface/models. The released "
-                    "checkpoint was trained with buffalo_l.",
-                ),
-                io.Combo.Input(
-                    "device",
-                    options=["auto", "cuda", "cpu"],
-                    default="auto",
-                    tooltip="auto: the GPU if onnxruntime can use it, otherwise the "
-                    "CPU. cuda: fails if the GPU cannot be used.",
-                ),
-            ],
+            inputs=[_face_models(), *_face_options()],
             outputs=[
                 MMDiffFaces.Output(
                     display_name="faces", tooltip="The face analyser, for MM-Diff Subject Encoder."
@@ -80,10 +64,41 @@ class LoadFaceAnalysis(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: str, device: str) -> io.NodeOutput:
-        roots = files.roots(files.FACES)
-        root = faces.list_models(roots).get(model, roots[0])
-        return io.NodeOutput(faces.load_analyser(root, model, device))
+    def execute(cls, model: str, device: str, backend: str = "auto") -> io.NodeOutput:
+        root = faces.find_root(files.roots(files.FACES), model)
+        return io.NodeOutput(faces.load_analyser(root, model, device, backend))
+
+
+def _face_models() -> io.Combo.Input:
+    packs = sorted(faces.list_models(files.roots(files.FACES))) or ["buffalo_l"]
+    return io.Combo.Input(
+        "model",
+        options=packs,
+        default="buffalo_l" if "buffalo_l" in packs else packs[0],
+        tooltip="A model pack in models/insightface/models. The released "
+        "checkpoint was trained with buffalo_l.",
+    )
+
+
+def _face_options() -> tuple[io.Combo.Input, io.Combo.Input]:
+    return (
+        io.Combo.Input(
+            "device",
+            options=list(faces.DEVICES),
+            default="auto",
+            tooltip="auto: the GPU if onnxruntime can use it, otherwise the "
+            "CPU. cuda: fails if the GPU cannot be used.",
+        ),
+        io.Combo.Input(
+            "backend",
+            options=list(faces.BACKENDS),
+            default="auto",
+            optional=True,
+            tooltip="What runs the models. built-in: this pack, with onnxruntime only. "
+            "insightface: the insightface package, with the same results. auto: built-in, "
+            "except for models that only the package can read.",
+        ),
+    )
 
 
 class ConvertCheckpoint(io.ComfyNode):

@@ -131,6 +131,12 @@ def test_own_packages_are_kept_and_only_missing_ones_are_installed(
     assert "1.26" in capsys.readouterr().out
 
 
+def test_an_onnxruntime_of_another_package_is_not_hidden_by_ours() -> None:
+    plan = {"install": [{"metadata": {"name": "onnxruntime", "version": "1.32.0"}}]}
+    assert truly_missing(plan, {"onnxruntime-gpu": "1.31.1"}) == []
+    assert truly_missing(plan, {"numpy": "1.26"}) == ["onnxruntime==1.32.0"]
+
+
 def test_link_follows_a_pack_that_moved_and_spares_a_real_folder(tmp_path: Path) -> None:
     first, second, link = (
         make_pack(tmp_path / "1").root,

@@ -157,7 +157,7 @@ def test_the_sheet_is_drawn_from_the_demos_own_prompt_and_references(
     (tmp_path / "demo.api.json").write_text(json.dumps(workflow))
     called: list[Any] = []
     monkeypatch.setattr(
-        dev.subprocess, "call", lambda command, **options: called.append((command, options)) or 0
+        demo, "call", lambda command, **options: called.append((command, options)) or 0
     )
     pack, host = make_pack(tmp_path / "mm"), Host(tmp_path / "ComfyUI", Path(sys.executable), False)
     assert draw_sheet(pack, host, tmp_path, tmp_path / "demo.api.json") == 0

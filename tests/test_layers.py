@@ -26,7 +26,13 @@ ORDER = (
     ("__main__",),
 )
 HOST_ONLY = {"comfy", "folder_paths", "node_helpers", "nodes", "server"}
-FACES_ONLY = {"insightface", "onnxruntime", "cv2"}
+# what only faces need -> the one file of the product that may import it
+FACES = CORE / "references" / "faces"
+FACES_ONLY = {
+    "insightface": FACES / "package_backend.py",
+    "onnxruntime": FACES / "runtime.py",
+    "cv2": FACES / "resampling.py",
+}
 
 
 def imports(path: Path) -> list[tuple[int, str]]:
@@ -39,7 +45,18 @@ def imports(path: Path) -> list[tuple[int, str]]:
             found.append((item.level, item.module))
         elif isinstance(item, ast.ImportFrom):
             found += [(item.level, alias.name) for alias in item.names]
+        elif isinstance(item, ast.Call) and (name := imported_by_call(item)):
+            found.append((0, name))
     return found
+
+
+def imported_by_call(call: ast.Call) -> str | None:
+    """The module of `importlib.import_module("module")`, if it is told by a text."""
+    function = getattr(call.func, "attr", getattr(call.func, "id", None))
+    first = call.args[0] if call.args else None
+    if function in ("import_module", "__import__") and isinstance(first, ast.Constant):
+        return str(first.value)
+    return None
 
 
 def rank(room: str) -> int:
@@ -83,12 +100,11 @@ def test_every_room_is_in_the_order():
 
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=lambda p: str(p.relative_to(PACK)))
-def test_only_the_host_part_touches_comfy_and_only_faces_touches_insightface(path):
+def test_only_the_host_part_touches_comfy_and_only_one_file_of_faces_each_package(path):
     roots = {module.split(".")[0] for level, module in imports(path) if level == 0}
     if CORE / "host" not in path.parents:
         assert not roots & HOST_ONLY
-    if path.name != "faces.py":
-        assert not roots & FACES_ONLY
+    assert not {name for name in roots & set(FACES_ONLY) if path != FACES_ONLY[name]}
     if path.parent.name != "nodes":
         assert "comfy_api" not in roots
 
@@ -99,6 +115,11 @@ def test_the_pack_imports_itself_relatively(path):
         "mmdiff_core",
         "nodes",
     }
+
+
+def test_the_files_that_import_what_only_faces_need_do_so():
+    for name, path in FACES_ONLY.items():
+        assert name in {module.split(".")[0] for _, module in imports(path)}
 
 
 def test_no_file_names_a_machine():

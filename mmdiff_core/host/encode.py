@@ -202,8 +202,8 @@ def to_pick_from(pictures: Tensor, side: int = 768) -> Tensor:
 
 CLIP_ONLY = (
     "{name}: encoded from CLIP features only. Hair, age and clothes may carry over; "
-    "facial identity is not preserved. To preserve it, install insightface and connect "
-    "Load Face Analysis."
+    "facial identity is not preserved. To preserve it, connect Load Face Analysis, which needs "
+    "onnxruntime and models in models/insightface."
 )
 
 
@@ -235,9 +235,9 @@ def _portraits(
     if faces is None:
         raise ValueError(
             "this is a portrait checkpoint, which requires face analysis: connect Load Face "
-            "Analysis. It needs the packages insightface and onnxruntime, and the buffalo_l models "
-            "under models/insightface/models/buffalo_l. To run without them, turn on clip_only; "
-            "facial identity is then not preserved"
+            "Analysis. It needs the package onnxruntime (the package insightface is optional) and "
+            "the buffalo_l models under models/insightface/models/buffalo_l. To run without them, "
+            "turn on clip_only; facial identity is then not preserved"
         )
     progress, found, remarks, choices = comfy.utils.ProgressBar(len(pictures)), [], [], []
     for i, (picture, region) in enumerate(zip(pictures, regions, strict=True), 1):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
 
 from mmdiff_core.references import faces
+from mmdiff_core.references.faces import runtime
 
 GPU_BUILD = ("TensorrtExecutionProvider", faces.CUDA, faces.CPU)
 
@@ -49,7 +52,7 @@ def test_the_analyser_tells_the_providers_that_are_active(analyser):
 
 def test_cuda_where_there_is_none_names_what_is_installed(face_models, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [faces.CPU])
-    monkeypatch.setattr(faces, "runtimes", lambda: {"onnxruntime": "1.32.0"})
+    monkeypatch.setattr(runtime, "runtimes", lambda: {"onnxruntime": "1.32.0"})
     with pytest.raises(RuntimeError) as error:
         faces.load_analyser(face_models, "stand_in", "cuda")
     for part in (
@@ -97,18 +100,63 @@ def warnings_while_loading(
 
 def test_the_overwritten_state_is_one_warning_when_loading(face_models, monkeypatch, caplog):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [faces.CPU])
-    monkeypatch.setattr(faces, "runtimes", lambda: BOTH)
+    monkeypatch.setattr(runtime, "runtimes", lambda: BOTH)
     (warning,) = warnings_while_loading(face_models, caplog, "auto")
     assert "Faces run on CPUExecutionProvider" in warning
     assert "--force-reinstall --no-deps onnxruntime-gpu==1.31.1" in warning
     assert warnings_while_loading(face_models, caplog, "cpu") == []
 
 
-def test_cuda_that_is_offered_but_does_not_start_is_one_warning(face_models, monkeypatch, caplog):
-    monkeypatch.setattr(faces, "available_providers", lambda: GPU_BUILD)
-    monkeypatch.setattr(faces, "choose_providers", lambda *_: (faces.CUDA, faces.CPU))
-    original = faces._open
-    monkeypatch.setattr(faces, "_open", lambda root, name, _: original(root, name, (faces.CPU,)))
+@pytest.fixture
+def cuda_that_does_not_start(monkeypatch):
+    """As onnxruntime-gpu on a computer without an NVIDIA GPU."""
+    original = runtime.open_session
+    monkeypatch.setattr(runtime, "available_providers", lambda: GPU_BUILD)
+    monkeypatch.setattr(runtime, "open_session", lambda path, _: original(path, (faces.CPU,)))
+
+
+def test_cuda_that_is_offered_but_does_not_start_is_one_warning(
+    face_models, caplog, cuda_that_does_not_start
+):
     (warning,) = warnings_while_loading(face_models, caplog, "auto")
-    assert "could not start it" in warning
+    assert "Faces run on CPUExecutionProvider" in warning and "could not start it" in warning
     assert "Choose device cpu" in warning
+
+
+def test_cuda_that_was_asked_for_and_does_not_start_is_an_error(
+    face_models, cuda_that_does_not_start
+):
+    with pytest.raises(RuntimeError, match="could not start it.*[Oo]r choose auto or cpu"):
+        faces.load_analyser(face_models, "stand_in", "cuda")
+
+
+# which package to install
+@pytest.mark.parametrize(
+    ("system", "machine", "cuda", "hip", "package"),
+    [
+        ("Linux", "x86_64", "12.8", None, "onnxruntime-gpu"),
+        ("Windows", "AMD64", "12.8", None, "onnxruntime-gpu"),
+        ("Linux", "aarch64", "12.8", None, "onnxruntime"),
+        ("Darwin", "arm64", None, None, "onnxruntime"),
+        ("Linux", "x86_64", None, "6.4", "onnxruntime"),
+        ("Linux", "x86_64", None, None, "onnxruntime"),
+    ],
+)
+def test_the_package_to_install_is_the_one_that_uses_the_gpu(
+    monkeypatch, system, machine, cuda, hip, package
+):
+    torch = SimpleNamespace(
+        version=SimpleNamespace(cuda=cuda, hip=hip),
+        cuda=SimpleNamespace(is_available=lambda: bool(cuda or hip)),
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(runtime.platform, "system", lambda: system)
+    monkeypatch.setattr(runtime.platform, "machine", lambda: machine)
+    assert runtime.runtime_package() == package
+
+
+def test_an_environment_without_pip_gets_commands_of_uv(monkeypatch):
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    assert runtime.install_command("a", "b") == f'uv pip install --python "{sys.executable}" a b'
+    again = runtime.install_command("a==1", repair=True)
+    assert again.endswith("--reinstall --no-deps a==1")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mmdiff_core.references import faces
+from mmdiff_core.references.faces import loading, runtime
 
 from support.faces import THREE, picture
 from support.onnx_stand_ins import write_model_pack
@@ -68,22 +71,24 @@ def test_a_pack_that_is_still_zipped_is_found(tmp_path):
     assert f"{tmp_path / 'models' / 'buffalo_l.zip'} still packed" in message_of_missing(tmp_path)
 
 
-def test_a_damaged_file_is_reported_with_its_size(tmp_path):
+@pytest.mark.parametrize("backend", ["built-in", "insightface"])
+def test_a_damaged_file_is_reported_with_its_size(tmp_path, backend):
     folder = write_model_pack(tmp_path, "damaged")
     (folder / "det_stand_in.onnx").write_bytes(b"not a model")
     with pytest.raises(
         RuntimeError, match=r"damaged could not be loaded.*det_stand_in.onnx \(11 bytes\)"
     ):
-        faces.load_analyser(tmp_path, "damaged", "cpu")
+        faces.load_analyser(tmp_path, "damaged", "cpu", backend)
 
 
+@pytest.mark.parametrize("backend", ["built-in", "insightface"])
 @pytest.mark.parametrize(
     ("gone", "task"), [("det_stand_in.onnx", "detection"), ("rec_stand_in.onnx", "recognition")]
 )
-def test_a_pack_without_a_needed_model_is_refused(tmp_path, gone, task):
+def test_a_pack_without_a_needed_model_is_refused(tmp_path, gone, task, backend):
     (write_model_pack(tmp_path, "half") / gone).unlink()
     with pytest.raises(FileNotFoundError, match=f"half has no {task} model"):
-        faces.load_analyser(tmp_path, "half", "cpu")
+        faces.load_analyser(tmp_path, "half", "cpu", backend)
 
 
 def test_model_packs_are_listed_by_name_and_the_first_root_counts(tmp_path):
@@ -100,30 +105,122 @@ def test_model_packs_are_listed_by_name_and_the_first_root_counts(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc",
+        "..",
+        ".",
+        "",
+        "a/b",
+        "a\\b",
+        "\\\\server\\share",
+        "c:x",
+        "\x1b[31m",
+        "x" * 999,
+        None,
+        3,
+    ],
+)
+def test_what_is_no_folders_name_is_refused_before_the_disk_is_touched(tmp_path, monkeypatch, name):
+    def touched(*_: object) -> None:
+        raise AssertionError("the disk was touched")
+
+    for method in ("is_dir", "is_file", "glob", "stat"):
+        monkeypatch.setattr(Path, method, touched)
+    with pytest.raises(ValueError, match="is no name of a face model pack") as error:
+        faces.load_analyser(tmp_path, name, "cpu")
+    assert len(str(error.value)) < 300 and "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [None, ["a"], {"a": 1}, 3, "../a", "\x00"])
+def test_a_value_of_another_kind_from_a_link_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="is no name of a face model pack"):
+        faces.find_root([tmp_path], name)
+
+
+@pytest.mark.parametrize("value", [None, ["auto"], {}, 3, "AUTO", "x" * 9999, "\x1b[31m"])
+def test_devices_and_backends_of_another_kind_are_refused_in_a_short_sentence(face_models, value):
+    for given in ({"device": value}, {"backend": value}):
+        with pytest.raises(
+            ValueError, match="^Unknown (device|backend) .* for faces; cho"
+        ) as error:
+            faces.load_analyser(face_models, "stand_in", **given)
+        assert len(str(error.value)) < 250 and "\x1b" not in str(error.value)
+
+
+def test_folders_that_are_none_and_files_that_are_none_are_not_listed(tmp_path):
+    """Listing happens as the server describes its nodes: an error there hides the whole pack."""
+    models = tmp_path / "models"
+    for name in ("whole", "dangling", "fifo", "folder"):
+        (models / name).mkdir(parents=True)
+    (models / "whole" / "a.onnx").touch()
+    (models / "whole" / "gone.onnx").symlink_to(tmp_path / "gone")
+    (models / "dangling" / "a.onnx").symlink_to(tmp_path / "gone")
+    os.mkfifo(models / "fifo" / "a.onnx")
+    (models / "folder" / "a.onnx").mkdir()
+    (models / "circle").symlink_to(models / "circle")
+    unprintable = os.fsencode(models) + b"/\xff"
+    os.mkdir(unprintable)
+    with open(unprintable + b"/a.onnx", "w"):
+        pass
+    (tmp_path / "file").touch()
+    assert list(faces.list_models([tmp_path / "file", tmp_path])) == ["whole"]
+    assert "\x1b" not in message_of_missing(tmp_path, "fifo")
+
+
+def test_a_root_that_cannot_be_read_lists_nothing(tmp_path, monkeypatch):
+    def refused(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert faces.list_models([tmp_path]) == {}
+
+
 # packages
+def test_installing_the_pack_asks_for_nothing_that_could_replace_an_onnxruntime():
+    """Measured in tests/requirements_experiment.md."""
+    lines = (PACK / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    project = (PACK / "pyproject.toml").read_text(encoding="utf-8")
+    dependencies = project.partition("\ndependencies = [")[2].partition("]")[0]
+    assert re.findall(r'"(.+)"', dependencies) == wanted
+    assert not [line for line in wanted if re.match("onnx|insightface|opencv|scikit", line)]
+
+
 WITHOUT = """
 import sys
 for name in {absent!r}:
     sys.modules[name] = None
 from mmdiff_core.references import faces
-assert not faces.installed()
+from mmdiff_core.references.faces import loading, runtime
+assert faces.installed() is ("onnxruntime" not in {absent!r})
 try:
-    faces.load_analyser(".", "buffalo_l")
+    faces.load_analyser(".", "buffalo_l", backend={backend!r})
 except ImportError as error:
     print(error)
 """
 
 
 @pytest.mark.parametrize(
-    "absent", [("insightface",), ("onnxruntime",), ("insightface", "onnxruntime")]
+    ("absent", "backend", "told"),
+    [
+        (["onnxruntime"], "auto", ["onnxruntime"]),
+        (["insightface", "onnxruntime"], "built-in", ["onnxruntime"]),
+        (["insightface"], "insightface", ["insightface"]),
+        (["insightface", "onnxruntime"], "insightface", ["insightface", "onnxruntime"]),
+    ],
 )
-def test_without_the_packages_importing_works_and_loading_says_what_to_install(absent):
-    code = WITHOUT.format(absent=absent)
+def test_without_the_packages_importing_works_and_loading_says_what_to_install(
+    absent, backend, told
+):
+    code = WITHOUT.format(absent=absent, backend=backend)
     environment = {**os.environ, "PYTHONPATH": str(PACK)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )
-    assert f'"{sys.executable}" -m pip install {" ".join(absent)}\n' in done.stdout
+    assert f"the Python package {' and '.join(told)}, which" in done.stdout
+    assert f'"{sys.executable}" -m pip install {" ".join(told)}\n' in done.stdout
     assert "models/insightface/models/buffalo_l" in done.stdout
     assert "non-commercial" in done.stdout
 
@@ -136,14 +233,37 @@ def test_importing_loads_neither_insightface_nor_onnxruntime():
     )
 
 
-def test_the_packages_are_installed():
+def test_an_onnxruntime_is_installed():
     assert faces.installed()
 
 
-def test_a_package_that_cannot_be_imported_says_why(monkeypatch, face_models):
+@pytest.mark.parametrize(
+    ("backend", "package"), [("built-in", "onnxruntime"), ("insightface", "insightface")]
+)
+def test_a_package_that_cannot_be_imported_says_why(monkeypatch, face_models, backend, package):
     def broken(name):
         raise OSError("libGL.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(faces.importlib, "import_module", broken)
-    with pytest.raises(ImportError, match="insightface is installed but cannot be imported: libGL"):
-        faces.load_analyser(face_models, "stand_in", "cpu")
+    monkeypatch.setattr(runtime.importlib, "import_module", broken)
+    with pytest.raises(ImportError, match=f"{package} is installed but cannot be imported: libGL"):
+        faces.load_analyser(face_models, "stand_in", "cpu", backend)
+
+
+# backends
+def test_auto_reads_the_files_itself(analyser):
+    assert analyser.backend == "built-in"
+
+
+def test_an_unknown_backend_lists_the_backends(face_models):
+    with pytest.raises(ValueError, match="'evil'.*auto, built-in, insightface"):
+        faces.load_analyser(face_models, "stand_in", "cpu", "evil")
+
+
+def test_a_pack_that_only_the_package_can_read_is_left_to_it(tmp_path, monkeypatch):
+    folder = write_model_pack(tmp_path, "newer")
+    (folder / "manifest.json").write_text("{}")
+    opened = (SimpleNamespace(providers=(faces.CPU,), sizes=()), None)
+    monkeypatch.setattr(loading, "open_with_package", lambda *_: opened)
+    assert faces.load_analyser(tmp_path, "newer", "cpu").backend == "insightface"
+    with pytest.raises(ValueError, match="only the insightface package"):
+        faces.load_analyser(tmp_path, "newer", "cpu", "built-in")

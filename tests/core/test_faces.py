@@ -1,4 +1,4 @@
-"""InsightFace's own code on small stand-in models; "faces" are magenta discs on grey."""
+"""Faces found by small stand-in models; "faces" are magenta discs on grey."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def attempts_of(
     tried = []
     original = type(analyser._detector).detect
 
-    def recorded(self, image, input_size=None, **options):
-        tried.append((image.shape[:2], input_size[0]))
-        return original(self, image, input_size=input_size, **options)
+    def recorded(self, image, size):
+        tried.append((image.shape[:2], size[0]))
+        return original(self, image, size)
 
     monkeypatch.setattr(type(analyser._detector), "detect", recorded)
     return tried

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from mmdiff_core.checkpoints.released import FILES
 from mmdiff_core.commands import main
 from mmdiff_core.host import doctor, start
-from mmdiff_core.host.doctor import MISSING, NOTE, OK, SOURCES, Line
+from mmdiff_core.host.doctor import MISSING, NOTE, OK, SOURCES, Line, looking
 from mmdiff_core.references import faces
+from mmdiff_core.references.faces import runtime
 
 from support.paths import PACK
 from support.server import Server
@@ -92,21 +93,23 @@ def test_a_gpu_build_that_the_cpu_build_shadows_is_noted_with_the_line_that_repa
     assert set(states(other)) == {OK} and "shadow" not in text_of(other, OK)
 
 
-def test_without_insightface_the_report_says_what_to_run_and_goes_on(monkeypatch):
-    monkeypatch.setattr(faces, "_missing_packages", lambda *names: ["insightface", "onnxruntime"])
+def test_without_an_onnxruntime_the_report_says_what_to_run_and_goes_on(monkeypatch):
+    monkeypatch.setattr(runtime, "missing_packages", lambda *names: ["onnxruntime"])
     monkeypatch.setattr(faces, "runtimes", dict)
-    lines = doctor.look_at_runtimes()
-    assert states(lines) == [MISSING] and "-m pip install insightface onnxruntime" in lines[0].text
+    (line,) = doctor.look_at_runtimes()
+    assert line.state == MISSING and f"-m pip install {runtime.runtime_package()}" in line.text
+
+
+def test_without_insightface_nothing_is_missing(monkeypatch):
+    monkeypatch.setattr(looking, "_version_of", lambda package: None)
+    assert MISSING not in states(doctor.look_at_runtimes())
 
 
 def test_a_package_that_is_there_but_broken_is_missing_too(monkeypatch):
-    monkeypatch.setattr(
-        faces,
-        "_import",
-        lambda name: (_ for _ in ()).throw(
-            ImportError(f"{name} is installed but cannot be imported")
-        ),
-    )
+    def broken(name: str) -> None:
+        raise ImportError(f"{name} is installed but cannot be imported")
+
+    monkeypatch.setattr(runtime, "import_package", broken)
     assert "cannot be imported" in text_of(doctor.look_at_runtimes(), MISSING)
 
 
@@ -217,7 +220,7 @@ def test_with_nothing_there_every_model_is_missing_with_page_and_licence_and_not
 
 def test_one_part_that_cannot_be_looked_at_does_not_stop_the_others(bare, monkeypatch):
     monkeypatch.setattr(
-        doctor, "look_at_folders", lambda: (_ for _ in ()).throw(PermissionError("not yours"))
+        looking, "look_at_folders", lambda: (_ for _ in ()).throw(PermissionError("not yours"))
     )
     lines = doctor.examine()
     assert "could not be checked: PermissionError: not yours" in text_of(lines, NOTE)

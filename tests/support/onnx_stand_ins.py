@@ -8,7 +8,7 @@ where the real pack is not installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,24 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 STRIDES = (8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a detector's file answers: SCRFD files differ in this."""
+
+    strides: tuple[int, ...] = STRIDES
+    boxes_per_cell: int = 2
+    batched: bool = False  # a dimension of one batch before the others
+    size: int | None = None  # of the input, where the file has only one
+
+
+FORMS = {
+    "plain": Form(),
+    "batched": Form(batched=True),
+    "one_size": Form(size=320),
+    "five_levels": Form(strides=(8, 16, 32, 64, 128), boxes_per_cell=1),
+}
 # eyes, nose, mouth corners from the middle of the face, in units of its radius
 LANDMARKS = ((-0.40, -0.30), (0.40, -0.30), (0.00, 0.05), (-0.35, 0.45), (0.35, 0.45))
 
@@ -32,13 +50,12 @@ class Graph:
         self.constants.append(numpy_helper.from_array(np.asarray(value, dtype=dtype), name))
         return name
 
-    def op(self, kind: str, *inputs: str, output: str = "", **attributes: object) -> str:
+    def op(
+        self, kind: str, *inputs: str, output: str = "", name: str = "", **attributes: object
+    ) -> str:
         output = output or f"tensor_{len(self.nodes)}"
-        self.nodes.append(
-            helper.make_node(
-                kind, list(inputs), [output], name=f"node_{len(self.nodes)}", **attributes
-            )
-        )
+        name = name or f"node_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=name, **attributes))
         return output
 
     def save(
@@ -54,36 +71,53 @@ class Graph:
         onnx.save(model, str(path))
 
 
-def write_model_pack(root: Path, name: str = "stand_in", detector: str = "coloured_discs") -> Path:
-    """Writes <root>/models/<name>/det_stand_in.onnx and rec_stand_in.onnx; returns that folder."""
-    kinds: dict[str, Callable[[Path], None]] = {
-        "coloured_discs": _coloured_discs,
-        "centre": _centre,
-    }
-    if detector not in kinds:
-        raise ValueError(f"Unknown stand-in detector {detector!r}; there are {', '.join(kinds)}.")
+def write_model_pack(
+    root: Path,
+    name: str = "stand_in",
+    detector: str = "coloured_discs",
+    form: str = "plain",
+    scales_itself: bool = False,
+) -> Path:
+    """Writes <root>/models/<name>/det_stand_in.onnx and rec_stand_in.onnx; returns that folder.
+
+    form           of the coloured discs' detector: a key of FORMS
+    scales_itself  the recogniser subtracts and multiplies in its own graph
+    """
     folder = Path(root) / "models" / name
     folder.mkdir(parents=True, exist_ok=True)
-    kinds[detector](folder / "det_stand_in.onnx")
-    _recogniser(folder / "rec_stand_in.onnx")
+    path = folder / "det_stand_in.onnx"
+    if detector == "coloured_discs":
+        _coloured_discs(path, FORMS[form])
+    elif detector == "centre":
+        _centre(path)
+    else:
+        raise ValueError(f"Unknown stand-in detector {detector!r}; coloured_discs or centre.")
+    _recogniser(folder / "rec_stand_in.onnx", scales_itself)
     return folder
 
 
 def _save_detector(
-    graph: Graph, path: Path, scores: list[str], boxes: list[str], points: list[str]
+    graph: Graph,
+    path: Path,
+    scores: list[str],
+    boxes: list[str],
+    points: list[str],
+    form: Form = FORMS["plain"],
 ) -> None:
-    outputs = [(name, ("cells", 1)) for name in scores]
-    outputs += [(name, ("cells", 4)) for name in boxes]
-    outputs += [(name, ("cells", 10)) for name in points]
-    graph.save(path, (1, 3, "height", "width"), outputs)
+    batch = (1,) if form.batched else ()
+    outputs = []
+    for names, width in ((scores, 1), (boxes, 4), (points, 10)):
+        outputs += [(name, (*batch, f"cells_{name}", width)) for name in names]
+    size = (form.size, form.size) if form.size else ("height", "width")
+    graph.save(path, (1, 3, *size), outputs)
 
 
-def _coloured_discs(path: Path) -> None:
+def _coloured_discs(path: Path, form: Form) -> None:
     """A cell fires where the cells around it are magenta and those a little further out are not."""
     graph = Graph()
     magenta = _magenta(graph)
-    heads = [_disc_head(graph, magenta, stride) for stride in STRIDES]
-    _save_detector(graph, path, *(list(column) for column in zip(*heads, strict=True)))
+    heads = [_disc_head(graph, magenta, stride, form) for stride in form.strides]
+    _save_detector(graph, path, *(list(column) for column in zip(*heads, strict=True)), form)
 
 
 def _magenta(graph: Graph) -> str:
@@ -94,16 +128,16 @@ def _magenta(graph: Graph) -> str:
     )
 
 
-def _disc_head(graph: Graph, magenta: str, stride: int) -> tuple[str, str, str]:
+def _disc_head(graph: Graph, magenta: str, stride: int, form: Form) -> tuple[str, str, str]:
     cells = graph.op(
         "AveragePool", magenta, kernel_shape=[stride, stride], strides=[stride, stride]
     )
     area, middle = _moments(graph, cells)
     radius = graph.op("Sqrt", graph.op("Mul", area, graph.constant(1 / np.pi)))
     return (
-        _two_anchors(graph, _disc_score(graph, cells, middle), 1, f"score_{stride}"),
-        _two_anchors(graph, _box_distances(graph, radius, middle), 4, f"box_{stride}"),
-        _two_anchors(graph, _landmark_offsets(graph, radius, middle), 10, f"points_{stride}"),
+        _rows(graph, _disc_score(graph, cells, middle), 1, f"score_{stride}", form),
+        _rows(graph, _box_distances(graph, radius, middle), 4, f"box_{stride}", form),
+        _rows(graph, _landmark_offsets(graph, radius, middle), 10, f"points_{stride}", form),
     )
 
 
@@ -151,11 +185,12 @@ def _landmark_offsets(graph: Graph, radius: str, middle: str) -> str:
     )
 
 
-def _two_anchors(graph: Graph, values: str, channels: int, output: str) -> str:
-    """[1 C h w] -> [h*w*2 C]: SCRFD has two anchors a cell; both say the same here."""
-    both = graph.op("Concat", values, values, axis=1)
-    last = graph.op("Transpose", both, perm=[0, 2, 3, 1])
-    return graph.op("Reshape", last, graph.constant([-1, channels], np.int64), output=output)
+def _rows(graph: Graph, values: str, channels: int, output: str, form: Form) -> str:
+    """[1 C h w] -> [h*w*n C]: a row for each of the n boxes of a cell; all say the same here."""
+    every = graph.op("Concat", *[values] * form.boxes_per_cell, axis=1)
+    last = graph.op("Transpose", every, perm=[0, 2, 3, 1])
+    shape = [*([1] if form.batched else []), -1, channels]
+    return graph.op("Reshape", last, graph.constant(shape, np.int64), output=output)
 
 
 def _centre(path: Path) -> None:
@@ -234,10 +269,14 @@ def _repeat(graph: Graph, row: str, count: str, width: int, output: str) -> str:
     return graph.op("Expand", row, shape, output=output)
 
 
-def _recogniser(path: Path) -> None:
+def _recogniser(path: Path, scales_itself: bool) -> None:
     """Mean colours of 7 x 7 fields, through a fixed random projection to 512 numbers."""
     graph = Graph()
-    fields = graph.op("AveragePool", "image", kernel_shape=[16, 16], strides=[16, 16])
+    image = "image"
+    if scales_itself:
+        image = graph.op("Sub", image, graph.constant(127.5), name="_minusscalar0")
+        image = graph.op("Mul", image, graph.constant(1 / 128), name="_mulscalar0")
+    fields = graph.op("AveragePool", image, kernel_shape=[16, 16], strides=[16, 16])
     flat = graph.op("Flatten", fields)
     projection = np.random.RandomState(512).standard_normal((147, 512))
     weights = graph.op("Cast", graph.constant(projection, np.float16), to=TensorProto.FLOAT)
