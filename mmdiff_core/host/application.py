@@ -12,8 +12,9 @@ What happens when:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -24,7 +25,7 @@ from ..method.adapter import MMDiffAdapter, image_weights, join_tokens, key_valu
 from ..method.attention import by_head
 from ..regions.layer_weights import layer_factors
 from .conditioning import KEY, NOTHING, BoundPrompt, Row
-from .finder import Continuation, FinderLook, make_finder
+from .finder import Continuation, Finder, FinderLook, make_finder
 from .layer_attention import Columns, Watcher, watched_slots
 from .parts import Latents, add_places, locate, place_rows
 from .progress import Window
@@ -93,12 +94,8 @@ class Application:
         prompts = label_conds(guider.conds)
         check_served(prompts, options, self.adapter.source)
         latents = Latents(len(noise), tuple(noise.shape[-2:]))
-        states = self.make_states(guider.inner_model, prompts, noise.device, latents)
-        for state in states.values():
-            if state.finder is not None:
-                state.finder = self.continuation.resume(
-                    state.prompt, state.finder, before, float(sigmas[0])
-                )
+        resume = partial(self.continuation.resume, latents=before, sigma=float(sigmas[0]))
+        states = self.make_states(guider.inner_model, prompts, noise.device, latents, resume)
         slots = options.get("patches_replace", {}).get("attn2", {})
         acts = bool(states) and self.strength.fuse_scale != 0
         if acts:
@@ -116,23 +113,31 @@ class Application:
         return Run(states, copies, window, latents, self.unsure_slots(slots) if acts else {})
 
     def make_states(
-        self, model, prompts: Mapping[BoundPrompt, int], device: torch.device, latents: Latents
+        self,
+        model,
+        prompts: Mapping[BoundPrompt, int],
+        device: torch.device,
+        latents: Latents,
+        resume: Callable[[BoundPrompt, Finder], Finder],
     ) -> dict[int, PromptState]:
-        """The states of this adapter's prompts, by the prompts' ids; `prompts` tells the length of
-        each one's text."""
+        """The states of this adapter's prompts, by the prompts' ids. `prompts` tells the length of
+        each one's text, `resume` continues the finder of an earlier run."""
         kind = model_dtype(model), device
         states = {}
         for prompt, length in prompts.items():
             if prompt.adapter != self.adapter.fingerprint:
                 continue
             keys = self.keys_and_values(prompt, model.diffusion_model, *kind, latents.images)
-            state = PromptState(prompt, keys, Side.both(prompt.subjects, device))
+            columns = finder = None
             if prompt.nouns and length:
-                state.columns = Columns.of(prompt.subjects, prompt.nouns, length, device)
-                state.finder = make_finder(
-                    prompt.subjects, state.columns, model.model_sampling, latents, self.watched
+                columns = Columns.of(prompt.subjects, prompt.nouns, length, device)
+                finder = make_finder(
+                    prompt.subjects, columns, model.model_sampling, latents, self.watched
                 )
-            states[id(prompt)] = state
+            if finder is not None:
+                finder = resume(prompt, finder)
+            sides = Side.both(prompt.subjects, device)
+            states[id(prompt)] = PromptState(prompt, keys, sides, columns, finder)
         return states
 
     def check_holding(self, states: Iterable[PromptState], slots: Mapping[tuple, object]) -> None:

@@ -75,12 +75,14 @@ class Row:
     image   its number among the latents its cond was made for, and, once it was located
             (`parts.locate`), in the whole batch; None where nobody asks
     images  how many latents its cond was made for
+    placed  whether `area` is that of a tile (`parts.place_rows`)
     """
 
     prompt: BoundPrompt | None = None
     area: Area | None = None
     image: int | None = None
     images: int = 1
+    placed: bool = False
 
     def continues(self, before: Row) -> bool:
         """Whether this row can be drawn together with the one before it."""

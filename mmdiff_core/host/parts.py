@@ -19,7 +19,7 @@ from ..regions.attention_bias import Area
 from .conditioning import KEY, Row, quote_names
 
 PLACES = "mmdiff_places"
-SHIFT = 1 << 16  # a position is y * SHIFT + x
+SHIFT = 1 << 12  # a position is y * SHIFT + x, exact in float32
 
 # function wrappers that roll the latent before they cut it, and its conds otherwise than it
 ROLLING = ("SpotDiffusion",)
@@ -49,7 +49,7 @@ class Latents:
 
 
 class Places(comfy.conds.CONDRegular):
-    """A cond entry that says where every latent position is, int32 [1 1 H W] on the CPU.
+    """A cond entry that says where every latent position is, float32 [1 1 H W] on the CPU.
 
     Whoever cuts the latent into tiles cuts the conds of its size along with it, so a tile's entry
     says where the tile is. It never reaches the model: `place_rows` takes it out.
@@ -76,7 +76,7 @@ def add_places(conds: Mapping[str, list[dict]], size: tuple[int, int], wrapper: 
             "regions and attention maps cannot be placed on them; use MultiDiffusion or Mixture of "
             "Diffusers, or remove the masks, boxes, Find Regions and Watch Attention"
         )
-    rows, columns = (torch.arange(side, dtype=torch.int32) for side in size)
+    rows, columns = (torch.arange(side, dtype=torch.float32) for side in size)
     places = Places((rows[:, None] * SHIFT + columns)[None, None])
     for kind in conds:
         for i, cond in enumerate(conds[kind]):
@@ -96,11 +96,11 @@ def place_rows(kwargs: dict) -> dict:
     height, width = places.shape[-2:]
     placed = []
     for row, numbers in zip(rows, at, strict=True):
-        top, left = divmod(numbers[0], SHIFT)
+        top, left = divmod(int(numbers[0]), SHIFT)
         whole = [(top + y % height) * SHIFT + left + x % width for y, x in corners]
         if row.prompt is not None and numbers != whole:
             raise no_place(row, (height, width))
-        placed.append(replace(row, area=(height, width, top, left)))
+        placed.append(replace(row, area=(height, width, top, left), placed=True))
     return {**rest, KEY: tuple(placed)}
 
 
@@ -166,7 +166,9 @@ def area_of(
     window = options.get("context_window")
     dim, indices = getattr(window, "dim", 0), list(getattr(window, "index_list", None) or ())
     # [B C H W]: a context window along height or width
-    if dim in (2, 3) and indices == list(range(indices[0], indices[0] + len(indices))):
+    if dim in (2, 3) and indices and indices == list(range(indices[0], indices[0] + len(indices))):
+        if row.placed:
+            raise no_place(row, size)
         if row.area is None:
             height, width = (len(indices), width) if dim == 2 else (height, len(indices))
         top, left = (top + indices[0], left) if dim == 2 else (top, left + indices[0])

@@ -81,7 +81,7 @@ class Side:
         return open_to * torch.stack(found, 1), gate
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class PromptState:
     """One bound prompt during one run: K [1 H N D] and V by slot, the subjects' weights in V ([B H
     N D] where they differ between the images of a batch)."""

@@ -46,12 +46,12 @@ def test_a_prompt_is_drawn_where_its_adapter_is_applied_and_else_refused(
     model = scene.model
     for name in applied:
         model = apply(model, adapters[name].adapter, Strength(fuse_scale, lora=0.0))
-    positive, negative = (
-        [entry for name in side for entry in prompt_of(scene, adapters[name], f"{name}nn")]
-        for side in (prompts.split("-") + [""])[:2]
-    )
+    sides: tuple[list, list] = ([], [])
+    for side, letters in zip(sides, prompts.split("-")):
+        for name in letters:
+            side += prompt_of(scene, adapters[name], f"{name}nn")
     names = set(prompts) - {"-"} - set(applied)
-    positive = positive or scene.plain
+    positive, negative = sides[0] or scene.plain, sides[1]
     if not names:
         assert torch.isfinite(run(scene, model, positive, negative, 2.0)).all()
         return

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mmdiff_core.host.apply import apply
-from mmdiff_core.host.conditioning import BoundPrompt, carry
+from mmdiff_core.host.conditioning import KEY, BoundPrompt, Row, SubjectRows, carry
+from mmdiff_core.host.parts import PLACES, Latents, add_places, locate, place_rows
 from mmdiff_core.host.watch import Recorder, WatchPlan, watch
 from mmdiff_core.method.subjects import FindRegions
 
@@ -57,11 +58,10 @@ def random_prompts(scene, draw: random.Random, images: int, size: tuple[int, int
 
 
 def conditioning(scene, prompts, change) -> list:
-    return [
-        entry
-        for subjects, text in prompts
-        for entry in bound(scene, [change(s) for s in subjects], text)
-    ]
+    entries = []
+    for subjects, text in prompts:
+        entries += bound(scene, [change(s) for s in subjects], text)
+    return entries
 
 
 def of_image(i: int):
@@ -219,6 +219,33 @@ def test_six_rows_of_three_tiles_are_served(scene, model):
         with_tiles(model, tiles), noise_of(1, (8, 24), 0), scene.bound(), scene.negative, TWO_STEPS
     )
     assert tiles.calls == [6, 6] and torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_tile_of_an_area_is_where_it_is_on_the_whole_latent(scene, seed):
+    """Conds with areas are cropped by the host, and then cut by the tiler."""
+    draw = random.Random(seed)
+    latents, images = Latents(draw.randint(1, 3), (16, 24)), draw.randint(1, 3)
+    masked = scene.subjects[0].masked(torch.ones(8, 8))
+    conds = {"positive": [{"model_conds": {}}]}
+    add_places(conds, latents.size, Tiles((4, 4), 2))
+    height, width = 4 * draw.randint(1, 4), 4 * draw.randint(1, 6)
+    top, left = draw.randint(0, 16 - height), draw.randint(0, 24 - width)
+    area = None if draw.random() < 0.3 else (height, width, top, left)
+    cropped_x = torch.zeros(images, 4, *(area or latents.size)[:2])
+    entry = conds["positive"][0]["model_conds"][PLACES].process_cond(images, area)
+    labels = SubjectRows((Row(BoundPrompt((masked,), scene.adapter.fingerprint)),), served=True)
+    rows = labels.process_cond(images, area).cond
+    tiles = Tiles((4, 4), 2).cuts(cropped_x)
+    some = draw.sample(tiles, min(len(tiles), draw.randint(1, 3)))
+    cut = Tiles.cut_along(entry.cond, cropped_x, some)
+    kwargs = place_rows({KEY: rows, PLACES: cut, "y": 1})
+    x = torch.zeros(len(cut), 4, *cut.shape[-2:])
+    located = locate(kwargs[KEY], x, latents, {}, False)
+    assert set(kwargs) == {KEY, "y"}
+    y, x = (area or (0, 0, 0, 0))[2:]
+    expected = [(4, 4, y + c[2].start, x + c[3].start) for c in some for _ in range(images)]
+    assert [row.area for row in located] == expected
 
 
 @pytest.mark.parametrize("dim", [2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import comfy.samplers
 import pytest
@@ -11,12 +12,16 @@ import torch
 from mmdiff_core.host import finder as finder_module
 from mmdiff_core.host import progress
 from mmdiff_core.host.application import Application
+from mmdiff_core.host.finder import make_finder
+from mmdiff_core.host.layer_attention import Columns
+from mmdiff_core.host.parts import Latents
+from mmdiff_core.host.progress import LateAnswer
 from mmdiff_core.host.watch import Recorder, WatchPlan, watch
 from mmdiff_core.method.subjects import FindRegions
 
 from support.scene import close
 from support.splitters import noise_of, sample
-from support.watching import prompt
+from support.watching import NOUNS, prompt
 
 LIKE = "sd15"  # fewer layers than SDXL, so more graphs
 SAMPLERS = (
@@ -98,7 +103,8 @@ def test_subjects_are_free_again_where_a_sampler_goes_back_above_settle(
     calls, bound = Calls(monkeypatch), bound_of(model, 0.4)
     sigmas = torch.tensor([4.0, 1.5, 0.8, 0.4, 1.5, 0.8, 0.4, 0.0]) * bound
     sample(model, noise_of(1, (8, 8), 0), finding(scene, 0.4), scene.negative, sigmas, 1.0)
-    assert [held for _, held, _ in calls] == [sigma <= bound for sigma in sigmas[:-1]]
+    settled = [sigma <= bound for sigma in sigmas[:-1].tolist()]
+    assert [held for _, held, _ in calls] == settled
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -150,7 +156,52 @@ def test_where_no_sigma_may_be_read_the_regions_and_maps_are_the_same(
     assert torch.allclose(maps.image, same.image, atol=1e-4)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("update", [False, True])
+def test_nothing_is_read_back_from_an_accelerator_to_find_regions(scene, model, update):
+    """Here the meta device, which cannot be read at all."""
+    meta, find = torch.device("meta"), FindRegions(0.4, update=update)
+    subjects = tuple(s.within(find=find) for s in scene.subjects)
+    columns = Columns.of(subjects, NOUNS, 77, meta)
+    sampling = model.get_model_object("model_sampling")
+    finder = make_finder(subjects, columns, sampling, Latents(2, (8, 8)), frozenset())
+    for _ in range(3):
+        sigmas = torch.empty(2, device=meta)
+        regions, weight = finder.regions(sigmas), finder.looks(sigmas)
+        assert regions.device == meta and regions.shape == (2, 2, 8, 8)
+        assert update or weight.device == meta
+
+
+def test_a_yes_of_a_gpu_is_known_once_it_has_arrived_and_nothing_waits_for_it(monkeypatch):
+    arrived = []
+
+    class Event:
+        def record(self):
+            arrived.append(False)
+
+        def query(self):
+            return arrived[-1]
+
+    def on_gpu(answer: bool):
+        return SimpleNamespace(
+            device=SimpleNamespace(type="cuda"), to=lambda *a, **k: torch.tensor([answer])
+        )
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    late = LateAnswer()
+    late.ask(on_gpu(False))
+    late.ask(on_gpu(True))
+    assert not late.said and len(arrived) == 1
+    arrived[-1] = True
+    late.ask(on_gpu(True))  # the no has arrived
+    late.ask(on_gpu(True))
+    assert not late.said and len(arrived) == 2
+    arrived[-1] = True
+    late.ask(on_gpu(True))
+    late.ask(on_gpu(False))
+    assert late.said and len(arrived) == 2
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "dpm_adaptive", "uni_pc"])
 def test_every_sigma_of_a_run_is_recorded_in_the_part_it_belongs_to(scene, model, sampler):
     """Parts hold the same sigmas whatever is called between them, so all have something to show."""
     recorder = Recorder(WatchPlan(strip=3, layers="middle"))

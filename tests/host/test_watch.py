@@ -162,11 +162,11 @@ def test_the_parts_of_a_recording_share_the_sigmas_of_the_schedule_between_start
 
     def parts(**plan) -> list[list[int]]:
         """Numbers of the levels that each part holds."""
-        windows = parts_of(WatchPlan(**plan), torch.tensor([*levels, 0.0]), sampling)
-        return [
-            [i for i, level in enumerate(levels) if window.factor(torch.tensor([level]))]
-            for window in windows
-        ]
+        found = []
+        for window in parts_of(WatchPlan(**plan), torch.tensor([*levels, 0.0]), sampling):
+            inside = [window.factor(torch.tensor([level])) for level in levels]
+            found.append([i for i, factor in enumerate(inside) if factor])
+        return found
 
     assert parts(strip=6) == [[0], [1], [2], [3]]
     assert parts(strip=2) == [[0, 1], [2, 3]] and parts(strip=3) == [[0, 1], [2], [3]]
