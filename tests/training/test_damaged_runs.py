@@ -13,12 +13,21 @@ import pytest
 from mmdiff_core.training.config import RunConfig
 from mmdiff_core.training.data.config import DataConfig, FileData
 from mmdiff_core.training.lock import Lock, LockedError
+from mmdiff_core.training.run import progress
 from mmdiff_core.training.run.config import LoopConfig
 from mmdiff_core.training.run.errors import RunError
 from mmdiff_core.training.run.run_state import LOCK_FILE, RunStates, read_state, signed
 
 from support import small_files
-from support.mutations import NASTY, Tally, judge, mutated_json, sentence
+from support.mutations import (
+    NASTY,
+    Tally,
+    dumps,
+    judge,
+    mutated_bytes,
+    mutated_json,
+    sentence,
+)
 from support.toy_run import CONFIG, Source, train
 
 # ---------------------------------------------------------------- configs
@@ -131,6 +140,24 @@ def test_a_lock_ends_with_its_process(tmp_path):
         other.kill()
         other.communicate()
         lock.acquire()
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def test_damaged_lines_of_metrics_are_left_out_and_stop_nothing(tmp_path, mutations):
+    path = tmp_path / "metrics.jsonl"
+    lines = [dumps({"step": step, "loss": 0.5 / step}) for step in range(1, 9)]
+    whole = "".join(f"{line}\n" for line in lines).encode()
+    for number in range(3 * mutations):
+        path.write_bytes(mutated_bytes(whole, random.Random(number)))
+        progress._keep_until(path, 5)
+        kept = path.read_text().splitlines()
+        assert all(json.loads(line)["step"] <= 5 for line in kept)
+    for odd in ('{"step": "5"}', '{"step": null}', "[" * 100_000, '{"step": [1]}', "5"):
+        path.write_text(f"{odd}\n{lines[0]}\n")
+        progress._keep_until(path, 5)
+        assert path.read_text() == f"{lines[0]}\n"
 
 
 # ---------------------------------------------------------------- states
