@@ -150,6 +150,8 @@ def fill(kind: type[Record], values: object, what: str) -> Record:
     try:
         # as JSON: there a list is a tuple and an object a dataclass, and all else is strict
         return _adapter(kind).validate_json(json.dumps(values))
+    except RecursionError:
+        raise ValueError(f"{what} is nested too deeply") from None
     except ValidationError as error:
         raise ValueError(f"{what} {_told(error, kind)}") from None
 

@@ -175,4 +175,7 @@ def vision_levels(config: MMDiffConfig) -> list[list[str]]:
     stages = ["vision_model.embeddings.", "vision_model.pre_layrnorm."]
     stages += [f"vision_model.encoder.layers.{i}." for i in range(config.base.image.depth)]
     stages += ["vision_model.post_layernorm.", "visual_projection."]
-    return [[key for key in keys if key.startswith(stage)] for stage in stages]
+    levels = []
+    for stage in stages:
+        levels.append([key for key in keys if key.startswith(stage)])
+    return levels

@@ -200,11 +200,22 @@ def save_official(
     check_values(stored, f"{name} as {dtype}".replace("torch.", ""))
     groups = split(stored)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(_upstream(groups["unet"], released.unet_keys(config)), folder / UNET_FILE)
-    torch.save(_upstream(groups["text"], released.text_keys(config)), folder / TEXT_FILE)
-    torch.save(_upstream_groups(config, groups), folder / CUSTOM_FILE)
+    _write(folder / UNET_FILE, _upstream(groups["unet"], released.unet_keys(config)))
+    _write(folder / TEXT_FILE, _upstream(groups["text"], released.text_keys(config)))
+    _write(folder / CUSTOM_FILE, _upstream_groups(config, groups))
     if BASES.get(config.base.name) != config.base:
         (folder / BASE_FILE).write_text(config.base.to_json(), encoding="utf-8")
+
+
+def _write(path: Path, saved: Mapping[str, Any]) -> None:
+    """Write a .bin file; it appears under its name only when it is whole."""
+    part = path.with_name(path.name + ".part")
+    try:
+        torch.save(dict(saved), part)
+        part.replace(path)
+    except (OSError, RuntimeError):
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _upstream(pairs: Tensors, table: Mapping[str, str]) -> dict[str, Tensor]:

@@ -69,8 +69,8 @@ TEXT_PROJECTIONS = {
     "mlp.fc2": ("mlp.fc2.lora_linear_layer", "mlp.fc2.lora_linear_layer"),
 }
 TEXT_FAMILIES = {
-    "attention": tuple(p for p in TEXT_PROJECTIONS if p.startswith("self_attn")),
-    "mlp": tuple(p for p in TEXT_PROJECTIONS if p.startswith("mlp")),
+    "attention": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"),
+    "mlp": ("mlp.fc1", "mlp.fc2"),
 }
 
 VISION_LAYER = (

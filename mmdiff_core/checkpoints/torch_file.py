@@ -111,9 +111,7 @@ def _members(archive: zipfile.ZipFile, name: str, size: int) -> dict[str, zipfil
     """The members by their names below the archive's one folder."""
     found: dict[str, zipfile.ZipInfo] = {}
     listed = archive.infolist()
-    if len(listed) > MOST_MEMBERS or sum(member.file_size for member in listed) > size:
-        raise FileError(f"{name} cannot be read: its archive lists more than the file can hold")
-    for member in listed:
+    for member in listed[:MOST_MEMBERS]:
         folder, _, inner = member.filename.partition("/")
         if not NAMES.fullmatch(member.filename) or inner in found:
             raise FileError(
@@ -127,6 +125,8 @@ def _members(archive: zipfile.ZipFile, name: str, size: int) -> dict[str, zipfil
                 "torch.save stores its members as they are. Save it again with torch.save"
             )
         found[inner] = member
+    if len(listed) > MOST_MEMBERS or sum(member.file_size for member in listed) > size:
+        raise FileError(f"{name} cannot be read: its archive lists more than the file can hold")
     if "data.pkl" not in found or len({m.filename.partition("/")[0] for m in listed}) > 1:
         raise FileError(f"{name} cannot be read: its archive is none of torch.save")
     return found

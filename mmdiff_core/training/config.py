@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..config import CONFIGS
-from ..untrusted import STRICT, fill, load_json, quoted
+from ..untrusted import STRICT, fill, load_json, plain, quoted
 from .noise import LogNormal
 
 LAYERS = ("all", "deep", "shallow")
@@ -204,6 +204,18 @@ class RunConfig:
     def from_json(cls, text: str) -> RunConfig:
         """The config of a JSON text; errors as in `from_dict`."""
         return cls.from_dict(load_json(text, "the run's config"))
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, str], name: str) -> RunConfig:
+        """The run in the header of the checkpoint `name`. ValueError where there is none."""
+        if "run" not in header:
+            raise ValueError(
+                f"{plain(name)} has no run in its header: it was not trained by this pack"
+            )
+        try:
+            return cls.from_json(header["run"])
+        except ValueError as error:
+            raise ValueError(f"{plain(name)}: {error}") from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import checkpoint
+from ..checkpoints.contents import MOST_RANK
 from ..method.lora import LowRank
 from .config import RunConfig
 
@@ -58,13 +59,13 @@ def shrink(source: Path, target: Path, rank: int) -> str:
 
     The run in the header gets the new rank, so that training can go on from the file (--init).
     """
-    if rank < 1:
-        raise ValueError(f"--rank is {rank}, expected 1 or more")
+    if not 1 <= rank <= MOST_RANK:
+        raise ValueError(f"--rank is {rank}, expected 1 to {MOST_RANK}")
     config, flat = checkpoint.read(source)
     header = checkpoint.header_of(source)
     smaller, kept = lower_rank(flat, rank)
     if "run" in header:
-        run = RunConfig.from_json(header["run"])
+        run = RunConfig.from_header(header, source.name)
         adapter = dataclasses.replace(run.adapter, rank=rank)
         header["run"] = dataclasses.replace(run, adapter=adapter).to_json()
         header["trained_rank"] = str(run.adapter.rank)

@@ -167,6 +167,8 @@ def test_a_subject_without_tokens_gives_a_mixture_its_words_and_leaves_the_other
         ({"weights": [1]}, "1 weights for 2 subjects"),
         ({"weights": [0, 0]}, "one above 0"),
         ({"weights": [1, -1]}, "at least 0"),
+        ({"weights": [1, float("nan")]}, "at least 0"),
+        ({"weights": [1, float("inf")]}, "at least 0"),
         ({"method": "mean"}, "expected one of"),
         ({"subjects": []}, "no subject to mix"),
     ],
@@ -180,6 +182,18 @@ def test_mixtures_that_make_no_sense_are_told(change, message):
     } | change
     with pytest.raises(ValueError, match=message):
         mix(**wanted)
+
+
+def test_subjects_of_other_widths_do_not_mix():
+    odd = replace(subject("b"), words={"l": torch.zeros(9), "g": torch.zeros(12)})
+    with pytest.raises(ValueError, match="tokens or words of different widths"):
+        mix([subject("a"), odd], [1, 1], "average", "m")
+
+
+def test_identities_that_cancel_out_are_not_known():
+    one = subject("a")
+    other = replace(subject("b"), identity=-one.identity)
+    assert mix([one, other], [1, 1], "average", "m").identity is None
 
 
 def test_subjects_of_two_adapters_do_not_mix():

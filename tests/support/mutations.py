@@ -112,6 +112,7 @@ class Tally:
 
     kind: str
     counts: Counter = field(default_factory=Counter)
+    skipped: int = 0  # loads that left a record out, in a sentence
     worst: dict[str, str] = field(default_factory=dict)
 
     def add(self, outcome: str, number: int, detail: str = "") -> None:
@@ -126,11 +127,12 @@ class Tally:
 
     def __str__(self) -> str:
         total, told = sum(self.counts.values()), self.counts[TOLD]
+        without = self.counts[GOOD] - self.skipped
         return (
-            f"{self.kind}: {total} mutations, {told} refused in a sentence, {self.counts[GOOD]} "
-            f"without effect, {self.counts[CHANGED]} silent changes, {self.counts[BARE]} other "
-            f"exceptions, {self.counts[SLOW]} over {LONGEST:g} s, {self.counts[FOREIGN]} foreign "
-            "messages"
+            f"{self.kind}: {total} mutations, {told} refused in a sentence, {self.skipped} with a "
+            f"record left out in a sentence, {without} without effect, {self.counts[CHANGED]} "
+            f"silent changes, {self.counts[BARE]} other exceptions, {self.counts[SLOW]} over "
+            f"{LONGEST:g} s, {self.counts[FOREIGN]} foreign messages"
         )
 
 

@@ -43,7 +43,5 @@ def load_task(path: Path | None) -> MMDiffTask:
         task = build_task(RunConfig.from_dict({"base": "small-world", "adapter": adapter}))
         task.bridge.strength = 0.0
         return task
-    header = checkpoint.header_of(path)
-    if "run" not in header:
-        raise ValueError(f"{path.name} has no run in its header: it was not trained by this pack")
-    return build_task(RunConfig.from_json(header["run"]), flat=checkpoint.read(path)[1])
+    run = RunConfig.from_header(checkpoint.header_of(path), path.name)
+    return build_task(run, flat=checkpoint.read(path)[1])

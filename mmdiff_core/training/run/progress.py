@@ -129,7 +129,7 @@ def _keep_until(lines: Path, step: int) -> None:
     """Remove what a run wrote after the state it goes on from: it is written again."""
     if not lines.is_file():
         return
-    written = lines.read_text(encoding="utf-8").splitlines()
+    written = lines.read_text(encoding="utf-8", errors="replace").split("\n")
     kept = [f"{line}\n" for line in written if _step_of(line) <= step]
     part = lines.with_name(lines.name + ".part")
     part.write_text("".join(kept), encoding="utf-8")
@@ -138,6 +138,7 @@ def _keep_until(lines: Path, step: int) -> None:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, TypeError, KeyError):  # a line cut off by the end of the process
+        found = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):  # cut off by the end of the process
         return math.inf
+    return found if type(found) is int else math.inf

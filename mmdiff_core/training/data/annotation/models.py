@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from ....untrusted import quoted
 from .pipeline import Box, Detection, Models
 
 # model_type in config.json -> transformers' names of the processor and the model
@@ -69,13 +70,16 @@ def _model_type(folder: Path, known: Mapping[str, Any]) -> str:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kind = config.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not the JSON of a config"
         raise ValueError(
             f"{folder} is no folder of a transformers model: its config.json cannot be read "
-            f"({error})"
+            f"({reason})"
         ) from error
-    if kind not in known:
-        raise ValueError(f"the model in {folder} is a {kind!r}, expected one of {', '.join(known)}")
+    if not isinstance(kind, str) or kind not in known:
+        raise ValueError(
+            f"the model in {folder} is a {quoted(kind)}, expected one of {', '.join(known)}"
+        )
     return kind
 
 

@@ -32,9 +32,12 @@ Spans = dict[str, tuple[int, int]]
 def read_classes(path: Path | None) -> tuple[str, ...]:
     """Class nouns of a file, separated by commas or lines; without a file the default ones.
 
-    ValueError for an empty file.
+    ValueError for a file that is empty or no text.
     """
-    text = CLASSES if path is None else path.read_text(encoding="utf-8")
+    try:
+        text = CLASSES if path is None else path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text; expected class nouns, one a line") from error
     words = tuple(filter(None, map(str.strip, re.split(r"[,\n]", text))))
     if not words:
         raise ValueError(f"{path} holds no class nouns; expected one a line")
