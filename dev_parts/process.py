@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import IO
 
 STARTED = time.monotonic()
 INSTALL_LOG = "install.log"
+LITTLE = 2**28  # bytes of free disk
 
 
 class DevError(Exception):
@@ -77,6 +79,14 @@ def call(
         stop(process)
 
 
+def little_space(folder: Path) -> str:
+    """A sentence if the disk is all but full: what fails then may not even be able to say so."""
+    free = shutil.disk_usage(folder).free
+    if free > LITTLE:
+        return ""
+    return f"Only {free / 2**20:.0f} MiB are free on the disk of {folder}: make room. "
+
+
 def step(label: str, command: Sequence[str | Path], log: Path, every: float = 10) -> None:
     """Run one long command with its output in a log, show that it is alive, and show the log's end
     if it fails.
@@ -101,6 +111,7 @@ def step(label: str, command: Sequence[str | Path], log: Path, every: float = 10
             stop(process)
     if process.returncode:
         raise DevError(
-            f"{label} failed (exit status {process.returncode}). The end of {log}:\n{tail(log)}"
+            f"{label} failed (exit status {process.returncode}). {little_space(log.parent)}"
+            f"The end of {log}:\n{tail(log)}"
         )
     say(f"{label}: done in {time.monotonic() - begin:.1f} s")
