@@ -3,7 +3,8 @@
     bases
     config
     method
-    checkpoints · references · regions
+    checkpoints · regions
+    references
     training
     small_world
     host

@@ -56,11 +56,18 @@ def data_url(picture: torch.Tensor) -> str:
 
 
 def page() -> Callable[[str, dict], None]:
-    """How to reach the page of the running server. RuntimeError where there is none."""
+    """How to reach the page that asked for the run that is on. RuntimeError without a server."""
     from server import PromptServer
 
-    if getattr(PromptServer, "instance", None) is None:
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
         raise RuntimeError(
             "live maps need a running ComfyUI server; turn live off to run without one"
         )
-    return PromptServer.instance.send_sync
+
+    def send(event: str, data: dict) -> None:
+        # read now: a cached node serves the runs of other clients as well
+        if server.client_id is not None:
+            server.send_sync(event, data, server.client_id)
+
+    return send

@@ -105,6 +105,7 @@ def shape_regions(
         drawn[box.subject] = (
             torch.maximum(drawn[box.subject], mask) if box.subject in drawn else mask
         )
+    _check_not_black(drawn, names)
     drawn = {i: _grown(drawn[i], shaping.grow, i, names) for i in sorted(drawn)}
     held = {i: resized(mask.float(), *canvas) for i, mask in kept.items() if i not in drawn}
     if shaping.exclusive:
@@ -115,6 +116,16 @@ def shape_regions(
         soften(drawn[i], shaping.strength) if i in drawn else kept.get(i)
         for i in range(1, len(names) + 1)
     ]
+
+
+def _check_not_black(drawn: Mapping[int, Tensor], names: Sequence[str]) -> None:
+    for number, mask in drawn.items():
+        if mask.max() < HARDLY:
+            raise ValueError(
+                f"mask_{number} is black everywhere, so that subject {number} "
+                f"({names[number - 1]}) could appear nowhere; paint its region white, or "
+                "disconnect the mask"
+            )
 
 
 def _grown(mask: Tensor, pixels: int, number: int, names: Sequence[str]) -> Tensor:
