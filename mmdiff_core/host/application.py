@@ -24,7 +24,7 @@ from ..bases import Slot, TransformerBlock
 from ..method.adapter import MMDiffAdapter, image_weights, join_tokens, key_value
 from ..method.attention import by_head
 from ..regions.layer_weights import layer_factors
-from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows
+from .conditioning import KEY, NOTHING, BoundPrompt, Row, SubjectRows, check_sides
 from .run import Group, ModelCall, PromptState, Run, Side, Window
 from .slot import SubjectAttention
 from .watch import WATCH, Columns, Recording, StepCounter, Watcher, make_finder, watched_slots
@@ -277,6 +277,7 @@ def label_conds(conds: dict[str, list[dict]], adapter: str) -> dict[BoundPrompt,
     nothing, nor does one whose subjects have no tokens. The plain half of a delayed prompt ends
     just above the sigma where the fused half begins, so that no step runs both.
     """
+    check_sides(conds)
     prompts: dict[BoundPrompt, int] = {}
     for kind in conds:
         for i, cond in enumerate(conds[kind]):

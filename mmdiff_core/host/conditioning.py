@@ -8,6 +8,7 @@ never waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import comfy.conds
@@ -16,6 +17,7 @@ from ..method.subjects import Subjects
 from ..regions.attention_bias import Area
 
 KEY = "mmdiff_rows"
+SIDE = "mmdiff_side"  # option of a cond that is meant as the negative one
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,3 +114,23 @@ def delayed(plain: list, fused: list, prompt: BoundPrompt | None, start: float) 
     if start >= 1:
         return carry(plain, None)
     return carry(plain, None, end_percent=start) + carry(fused, prompt, start_percent=start)
+
+
+def against(conditioning: list) -> list:
+    """CONDITIONING marked as the negative prompt of a personalised one."""
+    return [[tensor, {**options, SIDE: "negative"}] for tensor, options in conditioning]
+
+
+def check_sides(conds: Mapping[str, Sequence[dict]]) -> None:
+    """ValueError where a sampler's positive input got the negative output, and the reverse."""
+    positive, negative = conds.get("positive") or (), conds.get("negative") or ()
+    if any(SIDE in cond for cond in positive) and any(map(_shows_subjects, negative)):
+        raise ValueError(
+            "positive and negative are swapped: connect the output positive of MM-Diff Text Encode "
+            "to the sampler's positive, and negative to negative"
+        )
+
+
+def _shows_subjects(cond: dict) -> bool:
+    rows = cond.get("model_conds", {}).get(KEY)
+    return isinstance(rows, SubjectRows) and any(row.prompt is not None for row in rows.cond)

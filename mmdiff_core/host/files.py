@@ -74,7 +74,7 @@ def find_checkpoint(name: str) -> Path:
 def target_path(name: str) -> Path:
     """Where a converted checkpoint goes: inside the first mmdiff folder. ValueError for a name that
     is none, or that leads elsewhere."""
-    return inside(roots(CHECKPOINTS)[0], name, "file name")
+    return inside(roots(CHECKPOINTS)[0], name)
 
 
 def list_subjects() -> list[str]:
@@ -102,34 +102,34 @@ def subject_path(name: str, overwrite: bool) -> Path:
     `overwrite` a taken name gets a number. ValueError for a name that leads elsewhere."""
     root = roots(SUBJECTS)[0]
     plain = "".join(c if c not in UNUSABLE and c.isprintable() else "_" for c in name).strip()
-    path = inside(root, plain, "name")
+    path = inside(root, plain)
     stem, number = path.name, 2
-    path = inside(root, f"{plain}{SUFFIX}", "name")
+    path = inside(root, f"{plain}{SUFFIX}")
     while not overwrite and path.exists():
         path = path.with_name(f"{stem}_{number}{SUFFIX}")
         number += 1
     return path
 
 
-def inside(root: Path, name: str, what: str) -> Path:
+def inside(root: Path, name: str) -> Path:
     """`root / name`. A matter of the name alone: folders and files may be links that lead anywhere.
     ValueError for an empty name, one that leaves the folder, or one that no disk takes."""
     parts = name.replace("\\", "/").split("/")
     if parts[0] == "" and len(parts) > 1 or ":" in parts[0] or ".." in parts:
-        raise ValueError(f"the {what} {short(name)} points outside {root}; use a plain name")
+        raise ValueError(f"the name {short(name)} points outside {root}; use a plain name")
     if not parts[-1].strip(". "):
         raise ValueError(
-            f"the {what} {short(name)} names a folder and no file in it; add the file's name"
+            f"the name {short(name)} names a folder and no file in it; add the file's name"
         )
     if any(not c.isprintable() or c in UNUSABLE for c in name.replace("\\", "/")):
         raise ValueError(
-            f"the {what} {short(name)} contains characters that not every disk takes; use letters, "
+            f"the name {short(name)} contains characters that not every disk takes; use letters, "
             "digits, spaces, - and _"
         )
     longest = max(len(os.fsencode(part)) for part in parts)
     if longest > LONGEST_PART or len(name) > LONGEST_PATH:
         raise ValueError(
-            f"the {what} {short(name)} is too long ({longest} bytes, at most {LONGEST_PART}); use "
+            f"the name {short(name)} is too long ({longest} bytes, at most {LONGEST_PART}); use "
             "a shorter name"
         )
     return root.joinpath(*parts)

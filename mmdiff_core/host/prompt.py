@@ -9,7 +9,7 @@ from ..config import MMDiffConfig
 from ..method.subjects import PromptSubject, Subjects
 from ..references.notes import look_alike_notes
 from . import text as text_side
-from .conditioning import BoundPrompt, carry, delayed
+from .conditioning import BoundPrompt, against, carry, delayed
 from .models import LoadedMMDiff
 from .nouns import Noun, check_negative, find_nouns, read
 
@@ -76,7 +76,7 @@ def encode_prompt(
     late = start if subjects else 0.0
     return EncodedPrompt(
         delayed(encoder.plain(clean) if late else [], encoder.fused(clean), prompt, late),
-        encoder.against(negative, behaviour, late),
+        against(encoder.negative(negative, behaviour, late)),
         tuple(zip((n.word for n in nouns), bound, strict=True)),
         _prompt_notes(missed, subjects, mmdiff.config),
     )
@@ -101,11 +101,11 @@ class PromptEncoder:
         tokens = text_side.fuse_tokens(self.clip, self.mmdiff, tokens, self.nouns, self.bound)
         return text_side.encode(self.clip, tokens)
 
-    def against(self, negative: str, behaviour: str, late: float) -> list:
+    def negative(self, text: str, behaviour: str, late: float) -> list:
         """The negative prompt; the released behaviour fuses it from `late` (0..1) on."""
         if behaviour != "released" or not self.bound:
-            return carry(self.plain(negative), None)
-        return delayed(self.plain(negative) if late else [], self.fused(negative), None, late)
+            return carry(self.plain(text), None)
+        return delayed(self.plain(text) if late else [], self.fused(text), None, late)
 
     def first_chunk(self, text: str) -> tuple[str, int]:
         """The first encoder's name, and the tokens of a chunk of it: 77 for SD's tokenizers, fewer
