@@ -66,6 +66,8 @@ def check_values(node: type[CheckedNode], values: Mapping[str, Any]) -> dict[str
         if item.id in values and item.id in node.lookups:
             node.lookups[item.id](values[item.id])
             found[item.id] = values[item.id]
+        elif item.io_type in SOCKETS and item.id in values:
+            _socket(item, values[item.id])
         elif item.id in values:
             check = next((CHECKS[kind] for kind in CHECKS if isinstance(item, kind)), None)
             if check is not None:
@@ -136,6 +138,26 @@ def _choice(item, value: object) -> str:
     return value
 
 
+def _socket(item, value: object) -> None:
+    """ValueError for what no node of the pack sends; any type of link can be forced on a socket."""
+    if value is None and item.optional:
+        return
+    attribute, node = SOCKETS[item.io_type]
+    if isinstance(value, tuple) and attribute == "subject":
+        fits = (value or item.optional) and all(hasattr(each, attribute) for each in value)
+    else:
+        fits = attribute != "subject" and hasattr(value, attribute)
+    if not fits:
+        raise ValueError(f"{item.id} is {short(value)}, expected the output of {node}")
+
+
+# type of a socket -> an attribute of what it carries, and who makes that
+SOCKETS = {
+    "MMDIFF": ("adapter", "Load MM-Diff"),
+    "MMDIFF_SUBJECTS": ("subject", "MM-Diff Subject Encoder or another node of subjects"),
+    "MMDIFF_FACES": ("portrait", "Load Face Analysis"),
+    "MMDIFF_MAPS": ("maps", "MM-Diff Watch Attention"),
+}
 CHECKS: dict[type, Callable[[Any, Any], Any]] = {
     io.Float.Input: _number,
     io.Int.Input: _whole_number,

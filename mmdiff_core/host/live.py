@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 import time
 from collections.abc import Callable
 
@@ -57,9 +58,8 @@ def data_url(picture: torch.Tensor) -> str:
 
 def page() -> Callable[[str, dict], None]:
     """How to reach the page that asked for the run that is on. RuntimeError without a server."""
-    from server import PromptServer
-
-    server = getattr(PromptServer, "instance", None)
+    # a running server has imported its module; importing it here would start half of one
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is None:
         raise RuntimeError(
             "live maps need a running ComfyUI server; turn live off to run without one"
