@@ -46,6 +46,19 @@ class Portraits:
     faces: tuple[FaceChoice, ...]
 
 
+SMALLEST, NARROWEST = 16, 100  # pixels of the shorter side; longer over shorter side
+
+
+def check_for_faces(image: np.ndarray, label: str) -> None:
+    """ValueError for an image [H W 3] that no detector can be shown."""
+    short, long = sorted(image.shape[:2])
+    if short < SMALLEST or long > NARROWEST * short:
+        raise ValueError(
+            f"{label} is {image.shape[1]} x {image.shape[0]} pixels, too small or too narrow to "
+            f"find a face in; use an image of at least {SMALLEST} pixels on each side"
+        )
+
+
 def find_portraits(
     images: Sequence[Tensor],
     faces: FaceSource | None,
@@ -66,6 +79,7 @@ def find_portraits(
         comfy.model_management.throw_exception_if_processing_interrupted()
         image = pixels.movedim(0, -1).contiguous().numpy()
         label = f"{name}, image {i} of {len(images)}"
+        check_for_faces(image, label)
         embedding, crop, *face = faces.portrait(
             image, which, label, *([] if region is None else [region.numpy()])
         )
@@ -87,7 +101,9 @@ def find_faces(images: Tensor, analyser) -> tuple[Tensor, list[list[dict]], str]
     drawn, boxes, said = [], [], []
     for i, image in enumerate(to_uint8(checked_images(images).cpu()).numpy(), 1):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        found = analyser.detect(image, f"image {i} of {len(images)}")
+        label = f"image {i} of {len(images)}"
+        check_for_faces(image, label)
+        found = analyser.detect(image, label)
         drawn.append(torch.from_numpy(draw(image, found)).float() / 255)
         boxes.append([_bounding_box(face.box) for face in found])
         count = f"{len(found)} face{'s' * (len(found) != 1)}" if found else "no face"
