@@ -18,7 +18,7 @@ from comfy_api.latest import io
 
 from ..mmdiff_core.method.messages import quoted_list, short
 
-LONGEST, LONGEST_PROMPT = 10_000, 100_000  # characters of a text, and of a multiline one
+LONGEST = 100_000  # characters of a text
 
 
 class CheckedNode(io.ComfyNode):
@@ -117,9 +117,8 @@ def _linked(value: object) -> str:
 def _text(item, value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{item.id} is {short(value)}, expected text{_linked(value)}")
-    longest = LONGEST_PROMPT if item.multiline else LONGEST
-    if len(value) > longest:
-        raise ValueError(f"{item.id} is {len(value)} characters long, at most {longest}")
+    if len(value) > LONGEST:
+        raise ValueError(f"{item.id} is {len(value)} characters long, at most {LONGEST}")
     return value
 
 

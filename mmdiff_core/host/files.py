@@ -4,6 +4,7 @@ not."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
@@ -55,12 +56,21 @@ def list_checkpoints() -> list[str]:
     return sorted({*singles, *folders})
 
 
+def _paths(kind: str, name: object, listed: Sequence[str]) -> list[Path]:
+    """Where a listed name may be; nowhere for any other. A graph from another system may write the
+    separators of folders in another way."""
+    if not isinstance(name, str):
+        return []
+    plain = {each.replace("\\", "/"): each for each in listed}
+    found = name if name in listed else plain.get(name.replace("\\", "/"))
+    return [] if found is None else [root / found for root in roots(kind)]
+
+
 def find_checkpoint(name: str) -> Path:
     """Path of a combo entry. Only listed names are looked for on disk. FileNotFoundError names the
     folders searched and what was found there."""
     listed = list_checkpoints()
-    for root in roots(CHECKPOINTS) if name in listed else ():
-        path = root / name
+    for path in _paths(CHECKPOINTS, name, listed):
         if path.is_file() or is_official_folder(path):
             return path
     raise FileNotFoundError(
@@ -87,9 +97,9 @@ def find_subject(name: str) -> Path:
     """Path of a saved subject. Only listed names are looked for on disk. FileNotFoundError names
     the folders searched and what was found there."""
     listed = list_subjects()
-    for root in roots(SUBJECTS) if name in listed else ():
-        if (root / name).is_file():
-            return root / name
+    for path in _paths(SUBJECTS, name, listed):
+        if path.is_file():
+            return path
     raise FileNotFoundError(
         f"there is no saved subject {short(name)}. Searched: "
         f"{', '.join(map(str, roots(SUBJECTS)))}; found there: "

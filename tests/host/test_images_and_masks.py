@@ -184,6 +184,12 @@ def test_drawn_boxes_in_pixels_are_told_and_never_the_whole_image():
             parse_boxes(box)
 
 
+def test_boxes_smaller_than_a_pixel_are_told(host):
+    box = '[{"subject": 1, "x": 0.5, "y": 0.5, "width": 1e-7, "height": 1e-7}]'
+    with pytest.raises(Refused, match=r"the boxes of subject 1 \(ann\) are smaller than a pixel"):
+        host.run(prompt_with(host, "MMDiffConstraintMasks", boxes=box))
+
+
 @pytest.mark.parametrize("text", [
     "[" * 50_000, "[" + "9" * 5000 + "]", '[{"subject": 1e400, "x": 0, "y": 0, "width": 1}]',
     '[{"subject": 1' + "0" * 400 + ', "x": 0, "y": 0, "width": 1, "height": 1}]',

@@ -89,6 +89,12 @@ def test_made_up_names_stay_inside_the_folder_or_are_refused(host, files):
             assert path.name not in ("", ".", ".."), repr(name)
 
 
+def test_a_graph_from_another_system_finds_a_subject_in_a_folder(host, files):
+    host.run(prompt_with(host, "MMDiffSaveSubject", prefix="two/"))
+    for name in ("two/ann.safetensors", r"two\ann.safetensors"):
+        assert files.find_subject(name) == host.subjects / "two/ann.safetensors"
+
+
 def test_a_folder_that_cannot_be_written_is_told_with_the_reason(host):
     (host.subjects / "blocked").write_text("a file where a folder should be")
     with pytest.raises(Refused, match="'ann' cannot be saved as .*check that the folder") as error:
