@@ -88,11 +88,11 @@ def test_a_wrong_value_typed_in_is_told_before_the_run_or_in_a_sentence(host, ki
             assert refused.own, f"{what}: {refused}"
 
 
-COMBOS = [
-    (k, n)
-    for k, n in WIDGETS
-    if hasattr(next(i for i in schema_of(k).inputs if i.id == n), "options")
-]
+def is_combo(kind: str, name: str) -> bool:
+    return any(item.id == name and hasattr(item, "options") for item in schema_of(kind).inputs)
+
+
+COMBOS = [(kind, name) for kind, name in WIDGETS if is_combo(kind, name)]
 
 
 @pytest.mark.parametrize("kind, name", COMBOS, ids=lambda x: x.removeprefix("MMDiff"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 
 import pytest
@@ -47,11 +48,13 @@ def test_no_text_keeps_a_reader_busy(reader, count):
             assert took(READERS[reader], text) < LIMIT, repr(piece)
 
 
-TEXTS = [
-    (kind, name)
-    for kind, name in widgets()
-    if isinstance(next(i for i in schema_of(kind).inputs if i.id == name), io.String.Input)
-]
+def is_text(kind: str, name: str) -> bool:
+    return any(
+        item.id == name and isinstance(item, io.String.Input) for item in schema_of(kind).inputs
+    )
+
+
+TEXTS = [(kind, name) for kind, name in widgets() if is_text(kind, name)]
 
 
 @pytest.mark.parametrize("kind, name", TEXTS, ids=lambda x: x.removeprefix("MMDiff"))
@@ -59,8 +62,6 @@ def test_no_text_keeps_the_server_busy_while_it_validates(host, kind, name):
     node = host.classes[kind]
     if "validate_inputs" not in vars(node):
         return
-    import inspect
-
     known = set(inspect.signature(node.validate_inputs).parameters)
     if name not in known:
         return
