@@ -37,7 +37,10 @@ class ApplyAttention(CheckedNode):
 
     @classmethod
     def validate_inputs(
-        cls, start_percent: float, end_percent: float, layer_weights: str = ""
+        cls,
+        start_percent: float | None = None,
+        end_percent: float | None = None,
+        layer_weights: str | None = None,
     ) -> bool | str:
         return told(
             cls,

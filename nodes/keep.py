@@ -129,7 +129,7 @@ class LoadSubject(CheckedNode):
             return ""
 
     @classmethod
-    def validate_inputs(cls, file: str, name: str) -> bool | str:
+    def validate_inputs(cls, file: str | None = None, name: str | None = None) -> bool | str:
         return told(cls, file=file, name=name)
 
     @classmethod
@@ -174,7 +174,9 @@ class MixSubjects(CheckedNode):
         )
 
     @classmethod
-    def validate_inputs(cls, weights: str, method: str, name: str) -> bool | str:
+    def validate_inputs(
+        cls, weights: str | None = None, method: str | None = None, name: str | None = None
+    ) -> bool | str:
         return told(cls, weights=weights, method=method, name=name)
 
     @classmethod
@@ -248,7 +250,7 @@ class SubjectWeights(CheckedNode):
         )
 
     @classmethod
-    def validate_inputs(cls, per_picture: str) -> bool | str:
+    def validate_inputs(cls, per_picture: str | None = None) -> bool | str:
         return told(cls, per_picture=per_picture)
 
     @classmethod

@@ -45,7 +45,7 @@ class LoadMMDiff(CheckedNode):
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint: str) -> bool | str:
+    def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
         return told(cls, checkpoint=checkpoint)
 
     @classmethod
@@ -89,7 +89,7 @@ class LoadFaceAnalysis(CheckedNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model: str, device: str) -> bool | str:
+    def validate_inputs(cls, model: str | None = None, device: str | None = None) -> bool | str:
         return told(cls, model=model, device=device)
 
     @classmethod
@@ -138,7 +138,11 @@ class ConvertCheckpoint(CheckedNode):
 
     @classmethod
     def validate_inputs(
-        cls, checkpoint: str, file_name: str, dtype: str, behaviour: str
+        cls,
+        checkpoint: str | None = None,
+        file_name: str | None = None,
+        dtype: str | None = None,
+        behaviour: str | None = None,
     ) -> bool | str:
         return told(
             cls, checkpoint=checkpoint, file_name=file_name, dtype=dtype, behaviour=behaviour

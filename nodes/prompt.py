@@ -41,7 +41,9 @@ class TextEncode(CheckedNode):
         )
 
     @classmethod
-    def validate_inputs(cls, text: str, negative: str, behaviour: str) -> bool | str:
+    def validate_inputs(
+        cls, text: str | None = None, negative: str | None = None, behaviour: str | None = None
+    ) -> bool | str:
         return told(cls, text=text, negative=negative, behaviour=behaviour)
 
     @classmethod

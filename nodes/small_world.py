@@ -60,7 +60,13 @@ class SmallWorldSprite(CheckedNode):
         )
 
     @classmethod
-    def validate_inputs(cls, kind: str, pattern: str, eyes: str, accessory: str) -> bool | str:
+    def validate_inputs(
+        cls,
+        kind: str | None = None,
+        pattern: str | None = None,
+        eyes: str | None = None,
+        accessory: str | None = None,
+    ) -> bool | str:
         return told(cls, kind=kind, pattern=pattern, eyes=eyes, accessory=accessory)
 
     @classmethod

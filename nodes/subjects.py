@@ -45,7 +45,7 @@ class SubjectEncoder(CheckedNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
         return told(cls, name=name)
 
     @classmethod

@@ -81,7 +81,12 @@ class WatchAttention(CheckedNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float, end_percent: float, layers: str) -> bool | str:
+    def validate_inputs(
+        cls,
+        start_percent: float | None = None,
+        end_percent: float | None = None,
+        layers: str | None = None,
+    ) -> bool | str:
         return told(cls, start_percent=start_percent, end_percent=end_percent, layers=layers)
 
     @classmethod
@@ -131,7 +136,7 @@ class ShowAttentionMaps(CheckedNode):
         return float("nan")  # what was recorded is not among the inputs
 
     @classmethod
-    def validate_inputs(cls, kind: str) -> bool | str:
+    def validate_inputs(cls, kind: str | None = None) -> bool | str:
         return told(cls, kind=kind)
 
     @classmethod

@@ -25,6 +25,7 @@ GLUED = re.compile(r"[A-Za-z0-9_]{1,40}")
 SENTINEL = "<|startoftext|>"  # one token id that never stands inside a prompt
 SENTINEL_ID = 49406
 EMBEDDING = "embedding:"
+MOST_BRACKETS = 200  # inside one another; ComfyUI reads each pair in a call of its own
 CONTRACTIONS = ("s", "t", "re", "ve", "m", "ll", "d")  # CLIP's tokenizer: "man's" is "man" and "'s"
 
 Tokens = dict[str, list[list[tuple]]]
@@ -104,13 +105,17 @@ def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[N
 
 
 def read(tokenize: Callable[..., Tokens], text: str) -> Tokens:
-    """The tokens of a text. ValueError for brackets so deep that the tokenizer gives up."""
-    try:
-        return tokenize(text, return_word_ids=True)
-    except RecursionError:
+    """The tokens of a text. ValueError for brackets so deep that the tokenizer would give up."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        deepest = max(deepest, depth)
+    if deepest > MOST_BRACKETS:
         raise ValueError(
-            "the prompt has too many brackets inside one another; close them earlier"
-        ) from None
+            f"the prompt has {deepest} brackets inside one another, at most {MOST_BRACKETS}; close "
+            "them earlier"
+        )
+    return tokenize(text, return_word_ids=True)
 
 
 def words_before(text: str) -> list[str]:

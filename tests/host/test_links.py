@@ -117,6 +117,18 @@ def test_a_combo_takes_what_it_lists_and_nothing_else_and_touches_no_disk_for_it
     assert not [path for path in asked if "evil" in path]
 
 
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in WIDGETS}))
+def test_an_input_that_is_left_out_is_told_by_its_name(host, kind):
+    """By ComfyUI: what the node checks beside it must not hide that by an error of its own."""
+    needed = [item.id for item in schema_of(kind).inputs if not item.optional]
+    for name in needed:
+        prompt = prompt_with(host, kind)
+        del prompt["tried"]["inputs"][name]
+        with pytest.raises(Refused, match=f"Required input is missing: {name}") as refused:
+            host.run(prompt)
+        assert refused.value.own
+
+
 def test_an_input_that_a_node_does_not_have_is_told(host):
     prompt = prompt_with(host, "MMDiffApplyAttention", strenght=["given", 0])
     with pytest.raises(Refused, match="this node has no input 'strenght'") as refused:
