@@ -148,9 +148,9 @@ TOO_MANY = """(count) => {
 
 
 def test_more_boxes_than_a_node_can_have_are_counted_and_not_drawn(editor, page):
-    assert page.evaluate(TOO_MANY, 1500) < 500
+    assert page.evaluate(TOO_MANY, 5000) < 500
     assert editor.shown.count() == 0
-    assert "1500 boxes are too many, at most 100" in editor.root.locator(".hint").inner_text()
+    assert "5000 boxes are too many, at most 100" in editor.root.locator(".hint").inner_text()
     page.evaluate(TOO_MANY, 100)
     assert editor.shown.count() == 100
     editor.stage.focus()
