@@ -4,7 +4,8 @@
     bases
     config
     method
-    checkpoints · references · regions
+    checkpoints · regions
+    references
     training
     small_world
     host

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..mmdiff_core.host.apply import Strength, apply
 from ..mmdiff_core.regions.layer_weights import parse_layer_weights
 from .aliases import schema
+from .checks import CheckedNode, checked, told
+from .inputs import check_window, model_output, window
 from .sockets import CATEGORY, MMDiff
 
 
-class ApplyAttention(io.ComfyNode):
+class ApplyAttention(CheckedNode):
     @classmethod
     def define_schema(cls):
         return schema(
@@ -26,66 +31,32 @@ class ApplyAttention(io.ComfyNode):
                     tooltip="A model of the adapter's base (SDXL for the released checkpoint).",
                 ),
                 MMDiff.Input("mmdiff", tooltip="Adapter from Load MM-Diff."),
-                io.Float.Input(
-                    "fuse_scale",
-                    default=0.8,
-                    min=0.0,
-                    max=3.0,
-                    step=0.05,
-                    tooltip="Strength of the image branch for all subjects. 0.8 suits "
-                    "most images; lower values follow the text more closely.",
-                ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the denoising at which the image branch starts.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the denoising at which the image branch ends.",
-                ),
-                io.Float.Input(
-                    "lora_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="Strength of the adapter's LoRA on the model's attention "
-                    "layers. 1 = as trained.",
-                ),
-                io.String.Input(
-                    "layer_weights",
-                    default="",
-                    optional=True,
-                    tooltip="Factors on the image branch in parts of the model: "
-                    '"input 0.5, middle 0, output.3 1.2, output.3.1 0". '
-                    'Parts that are not named keep 1; "all 0, output 1" '
-                    "leaves only the output blocks.",
-                ),
+                *_strength(),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="Model for the sampler.")],
+            outputs=[model_output()],
         )
 
     @classmethod
     def validate_inputs(
-        cls, start_percent: float, end_percent: float, layer_weights: str = ""
+        cls,
+        start_percent: float | None = None,
+        end_percent: float | None = None,
+        layer_weights: str | None = None,
     ) -> bool | str:
-        if start_percent >= end_percent:
-            return f"start_percent {start_percent} must be less than end_percent {end_percent}"
-        try:
-            parse_layer_weights(layer_weights)
-        except ValueError as error:
-            return str(error)
-        return True
+        return told(
+            cls,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            layer_weights=layer_weights,
+        )
 
     @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        check_window(values)
+        parse_layer_weights(values.get("layer_weights", ""))
+
+    @classmethod
+    @checked
     def execute(
         cls,
         model,
@@ -98,3 +69,35 @@ class ApplyAttention(io.ComfyNode):
     ) -> io.NodeOutput:
         strength = Strength(fuse_scale, start_percent, end_percent, lora_strength, layer_weights)
         return io.NodeOutput(apply(model, mmdiff.adapter, strength))
+
+
+def _strength() -> list:
+    return [
+        io.Float.Input(
+            "fuse_scale",
+            default=0.8,
+            min=0.0,
+            max=3.0,
+            step=0.05,
+            tooltip="Strength of the image branch for all subjects. 0.8 suits most images; lower "
+            "values follow the text more closely.",
+        ),
+        *window("the image branch"),
+        io.Float.Input(
+            "lora_strength",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            tooltip="Strength of the adapter's LoRA on the model's attention layers. 1 = as "
+            "trained.",
+        ),
+        io.String.Input(
+            "layer_weights",
+            default="",
+            optional=True,
+            tooltip='Factors on the image branch in parts of the model: "input 0.5, middle 0, '
+            'output.3 1.2, output.3.1 0". Parts that are not named keep 1; "all 0, output 1" '
+            "leaves only the output blocks.",
+        ),
+    ]

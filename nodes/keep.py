@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..mmdiff_core.checkpoints.subject_file import SIDE, load_subject, save_subject
 from ..mmdiff_core.host import files
-from ..mmdiff_core.host.encode import MAX_WEIGHT
-from ..mmdiff_core.method.subjects import PromptSubject, add_subject, name_key, numbers
+from ..mmdiff_core.method.messages import short
+from ..mmdiff_core.method.subjects import (
+    MAX_WEIGHT,
+    PromptSubject,
+    add_subject,
+    checked_name,
+    name_key,
+    numbers,
+)
 from ..mmdiff_core.references.mix import METHODS, mix
 from .aliases import schema
+from .checks import CheckedNode, checked, told
+from .inputs import chain_output, earlier_subjects, subject_weight
 from .sockets import CATEGORY, MMDiff, MMDiffSubjects
 
 NOTHING_YET = (
     "(nothing in models/mmdiff_subjects yet)"  # choosing it tells which folders were searched
 )
+IMAGE_BRANCH = "Factor on the subject's image branch. 1 = as trained."
 
 
-class SaveSubject(io.ComfyNode):
+class SaveSubject(CheckedNode):
     @classmethod
     def define_schema(cls):
         return schema(
@@ -54,18 +66,27 @@ class SaveSubject(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, subjects, prefix: str, overwrite: bool) -> io.NodeOutput:
         written = []
         for used in subjects:
             subject = used.subject
             path = files.subject_path(f"{prefix}{subject.name}", overwrite)
-            save_subject(path, subject, used.weight)
+            try:
+                save_subject(path, subject, used.weight)
+            except OSError as error:
+                raise ValueError(
+                    f"{short(subject.name)} cannot be saved as {path}: {error.strerror or error}; "
+                    "check that the folder can be written to, or change the prefix"
+                ) from error
             count, size = subject.references, path.stat().st_size / 1024
             written.append(f"{path.name}: {count} reference{'s' * (count != 1)}, {size:.0f} KiB")
         return io.NodeOutput(subjects, ui=ui.PreviewText("\n".join(written)))
 
 
-class LoadSubject(io.ComfyNode):
+class LoadSubject(CheckedNode):
+    lookups: Mapping = {"file": files.find_subject}
+
     @classmethod
     def define_schema(cls):
         return schema(
@@ -89,42 +110,35 @@ class LoadSubject(io.ComfyNode):
                     default="",
                     tooltip="Name of the subject in this graph; empty = the saved name.",
                 ),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=0.0,
-                    max=MAX_WEIGHT,
-                    step=0.05,
-                    tooltip="Factor on the subject's image branch. 1 = as trained.",
-                ),
-                MMDiffSubjects.Input(
-                    "subjects", optional=True, tooltip="Earlier subjects; this one is appended."
-                ),
+                subject_weight(IMAGE_BRANCH),
+                earlier_subjects(),
             ],
             outputs=[
-                MMDiffSubjects.Output(
-                    display_name="subjects", tooltip="Earlier subjects followed by this one."
-                ),
+                chain_output(),
                 io.Image.Output(display_name="seen", tooltip="Thumbnails of its references."),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **kwargs) -> str:
+    def fingerprint_inputs(cls, file: str | None = None, **kwargs) -> str:
+        """Of a linked file nothing is known here but that it is one of those there are."""
         try:
-            return str(files.find_subject(file).stat().st_mtime_ns)
-        except FileNotFoundError:
+            names = files.list_subjects() if file is None else [file]
+            return str(max(files.find_subject(name).stat().st_mtime_ns for name in names))
+        except (FileNotFoundError, ValueError):
             return ""
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        try:
-            files.find_subject(file)
-        except FileNotFoundError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, file: str | None = None, name: str | None = None) -> bool | str:
+        return told(cls, file=file, name=name)
 
     @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        if values.get("name", "").strip():
+            checked_name(values["name"])
+
+    @classmethod
+    @checked
     def execute(cls, mmdiff, file: str, name: str, weight: float, subjects=()) -> io.NodeOutput:
         loaded = load_subject(
             files.find_subject(file),
@@ -145,7 +159,7 @@ class LoadSubject(io.ComfyNode):
         )
 
 
-class MixSubjects(io.ComfyNode):
+class MixSubjects(CheckedNode):
     @classmethod
     def define_schema(cls):
         return schema(
@@ -154,29 +168,7 @@ class MixSubjects(io.ComfyNode):
             category=CATEGORY,
             description="Combines several subjects into one: a face between two faces, or "
             "references of one person encoded in several nodes.",
-            inputs=[
-                MMDiffSubjects.Input("subjects", tooltip="Subjects to mix."),
-                io.String.Input(
-                    "weights",
-                    default="",
-                    tooltip='One number per subject, for example "0.7, 0.3"; empty = equal shares.',
-                ),
-                io.Combo.Input(
-                    "method",
-                    options=list(METHODS),
-                    default="average",
-                    tooltip="average: weighted mean. spherical: interpolation along the "
-                    "arc between the vectors, which keeps their lengths. "
-                    "together: all references side by side, for one person "
-                    "encoded in several nodes.",
-                ),
-                io.String.Input("name", default="mix", tooltip="Name of the new subject."),
-                MMDiffSubjects.Input(
-                    "others",
-                    optional=True,
-                    tooltip="Subjects to keep unchanged; the mix is appended.",
-                ),
-            ],
+            inputs=_mixture(),
             outputs=[
                 MMDiffSubjects.Output(
                     display_name="subjects", tooltip="The other subjects followed by the mix."
@@ -185,17 +177,50 @@ class MixSubjects(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
-        return True if name.strip() else "the mix has no name; give it one"
+    def validate_inputs(
+        cls, weights: str | None = None, method: str | None = None, name: str | None = None
+    ) -> bool | str:
+        return told(cls, weights=weights, method=method, name=name)
 
     @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        numbers(values.get("weights", ""), "weights")
+        checked_name(values.get("name", "mix"), "the mix")
+
+    @classmethod
+    @checked
     def execute(cls, subjects, weights: str, method: str, name: str, others=()) -> io.NodeOutput:
         given = numbers(weights, "weights") or (1.0,) * len(subjects)
         mixed = mix([s.subject for s in subjects], given, method, name.strip())
         return io.NodeOutput(add_subject(others or (), PromptSubject(mixed)))
 
 
-class SubjectWeights(io.ComfyNode):
+def _mixture() -> list:
+    return [
+        MMDiffSubjects.Input("subjects", tooltip="Subjects to mix."),
+        io.String.Input(
+            "weights",
+            default="",
+            tooltip='One number per subject, for example "0.7, 0.3"; empty = equal shares.',
+        ),
+        io.Combo.Input(
+            "method",
+            options=list(METHODS),
+            default="average",
+            tooltip="average: weighted mean. spherical: interpolation along the arc between the "
+            "vectors, which keeps their lengths. together: all references side by side, for one "
+            "person encoded in several nodes.",
+        ),
+        io.String.Input("name", default="mix", tooltip="Name of the new subject."),
+        MMDiffSubjects.Input(
+            "others",
+            optional=True,
+            tooltip="Subjects to keep unchanged; the mix is appended.",
+        ),
+    ]
+
+
+class SubjectWeights(CheckedNode):
     @classmethod
     def define_schema(cls):
         return schema(
@@ -211,14 +236,7 @@ class SubjectWeights(io.ComfyNode):
                 io.String.Input(
                     "name", default="", tooltip="Subject to change; empty = all subjects."
                 ),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=0.0,
-                    max=MAX_WEIGHT,
-                    step=0.05,
-                    tooltip="Factor on the subject's image branch. 1 = as trained.",
-                ),
+                subject_weight(IMAGE_BRANCH),
                 io.String.Input(
                     "per_picture",
                     default="",
@@ -235,11 +253,20 @@ class SubjectWeights(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, per_picture: str | None = None) -> bool | str:
+        return told(cls, per_picture=per_picture)
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        numbers(values.get("per_picture", ""), "per_picture", MAX_WEIGHT)
+
+    @classmethod
+    @checked
     def execute(cls, subjects, name: str, weight: float, per_picture: str) -> io.NodeOutput:
         chosen = {name_key(s.name) for s in subjects}
         if name.strip() and name_key(name) not in chosen:
-            names = ", ".join(s.name for s in subjects)
-            raise ValueError(f"no subject is named {name.strip()!r}; available: {names}")
+            names = ", ".join(s.name for s in subjects) or "none"
+            raise ValueError(f"no subject is named {short(name.strip())}; available: {names}")
         if name.strip():
             chosen = {name_key(name)}
         factors = numbers(per_picture, "per_picture", MAX_WEIGHT)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from comfy_api.latest import io, ui
 
 from ..mmdiff_core.checkpoints import checkpoint
@@ -9,14 +12,17 @@ from ..mmdiff_core.config import BEHAVIOURS
 from ..mmdiff_core.host import files
 from ..mmdiff_core.host.models import load_mmdiff
 from ..mmdiff_core.references import faces
+from . import inputs
 from .aliases import schema
+from .checks import CheckedNode, checked, told
 from .sockets import CATEGORY, MMDiff, MMDiffFaces
 
 AS_STORED = "as stored"
-NOTHING_YET = "(nothing in models/mmdiff yet)"  # choosing it tells which folders were searched
 
 
-class LoadMMDiff(io.ComfyNode):
+class LoadMMDiff(CheckedNode):
+    lookups: Mapping = {"checkpoint": files.find_checkpoint}
+
     @classmethod
     def define_schema(cls):
         return schema(
@@ -26,11 +32,9 @@ class LoadMMDiff(io.ComfyNode):
             description="Loads an MM-Diff adapter: the released folder of three .bin files, or a "
             "single .safetensors file.",
             inputs=[
-                io.Combo.Input(
-                    "checkpoint",
-                    options=files.list_checkpoints() or [NOTHING_YET],
-                    tooltip="A .safetensors file, or a folder with the released .bin files, in "
-                    "models/mmdiff.",
+                inputs.checkpoint(
+                    "A .safetensors file, or a folder with the released .bin files, in "
+                    "models/mmdiff."
                 )
             ],
             outputs=[
@@ -41,11 +45,16 @@ class LoadMMDiff(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
+        return told(cls, checkpoint=checkpoint)
+
+    @classmethod
+    @checked
     def execute(cls, checkpoint: str) -> io.NodeOutput:
         return io.NodeOutput(load_mmdiff(files.find_checkpoint(checkpoint)))
 
 
-class LoadFaceAnalysis(io.ComfyNode):
+class LoadFaceAnalysis(CheckedNode):
     @classmethod
     def define_schema(cls):
         return schema(
@@ -64,6 +73,13 @@ class LoadFaceAnalysis(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, model: str | None = None, device: str | None = None, backend: str | None = None
+    ) -> bool | str:
+        return told(cls, model=model, device=device, backend=backend)
+
+    @classmethod
+    @checked
     def execute(cls, model: str, device: str, backend: str = "auto") -> io.NodeOutput:
         root = faces.find_root(files.roots(files.FACES), model)
         return io.NodeOutput(faces.load_analyser(root, model, device, backend))
@@ -101,7 +117,9 @@ def _face_options() -> tuple[io.Combo.Input, io.Combo.Input]:
     )
 
 
-class ConvertCheckpoint(io.ComfyNode):
+class ConvertCheckpoint(CheckedNode):
+    lookups: Mapping = {"checkpoint": files.find_checkpoint}
+
     @classmethod
     def define_schema(cls):
         return schema(
@@ -112,17 +130,12 @@ class ConvertCheckpoint(io.ComfyNode):
             description="Converts a checkpoint to the other layout: a single .safetensors file, or "
             "the released folder of three .bin files.",
             inputs=[
-                io.Combo.Input(
-                    "checkpoint",
-                    options=files.list_checkpoints() or [NOTHING_YET],
-                    tooltip="Checkpoint to convert, in models/mmdiff.",
-                ),
+                inputs.checkpoint("Checkpoint to convert, in models/mmdiff."),
                 io.String.Input(
                     "file_name",
                     default="mm-diff-portrait.safetensors",
-                    tooltip="Name in models/mmdiff. A name ending in .safetensors "
-                    "writes a single file; any other name writes the released "
-                    "folder.",
+                    tooltip="Name in models/mmdiff. A name ending in .safetensors writes a single "
+                    "file; any other name writes the released folder.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -141,14 +154,24 @@ class ConvertCheckpoint(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file_name: str) -> bool | str:
-        try:
-            files.target_path(file_name)
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(
+        cls,
+        checkpoint: str | None = None,
+        file_name: str | None = None,
+        dtype: str | None = None,
+        behaviour: str | None = None,
+    ) -> bool | str:
+        return told(
+            cls, checkpoint=checkpoint, file_name=file_name, dtype=dtype, behaviour=behaviour
+        )
 
     @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        if "file_name" in values:
+            files.target_path(values["file_name"])
+
+    @classmethod
+    @checked
     def execute(cls, checkpoint: str, file_name: str, dtype: str, behaviour: str) -> io.NodeOutput:
         report = convert_checkpoint(
             checkpoint, file_name, dtype, None if behaviour == AS_STORED else behaviour

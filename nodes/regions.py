@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from comfy_api.latest import io, ui
 
-from ..mmdiff_core.regions.boxes import MOST, boxes_of_pixels, parse_boxes
+from ..mmdiff_core.method.messages import short
+from ..mmdiff_core.regions.boxes import MOST, Box, boxes_of_pixels, parse_boxes
+from ..mmdiff_core.regions.masks import one_mask
 from ..mmdiff_core.regions.preview import preview
 from ..mmdiff_core.regions.shaping import (
     EVERYWHERE,
@@ -16,27 +21,20 @@ from ..mmdiff_core.regions.shaping import (
     shape_regions,
 )
 from .aliases import schema
+from .checks import CheckedNode, checked, told
+from .inputs import share
 from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiffSubjects
 
 MASKS = MOST
-LARGEST = 8192
+SMALLEST, LARGEST = 16, 8192
 # of the image for one position of the latent, in SDXL and SD1.5; newer ComfyUI says it with the
 # latent
 PIXELS = 8
 
 
-class ConstraintMasks(io.ComfyNode):
+class ConstraintMasks(CheckedNode):
     @classmethod
     def define_schema(cls):
-        masks = [
-            io.Mask.Input(
-                f"mask_{i}",
-                optional=True,
-                tooltip=f"Region of subject {i} (white); merged with its boxes.",
-            )
-            for i in range(1, MASKS + 1)
-        ]
-        size = {"default": 1024, "min": 16, "max": LARGEST, "step": 8, "optional": True}
         return schema(
             node_id="MMDiffConstraintMasks",
             display_name="Multi-Subject Constraint Masks",
@@ -49,93 +47,11 @@ class ConstraintMasks(io.ComfyNode):
                     "subjects",
                     tooltip="Subjects in order; mask 1 and box colour 1 belong to the first.",
                 ),
-                io.Float.Input(
-                    "feather",
-                    default=0.0,
-                    min=0.0,
-                    max=512.0,
-                    step=1.0,
-                    tooltip="Softens the border inwards over this many pixels of the "
-                    "mask (of width x height without masks); positions outside "
-                    "the region stay excluded.",
-                ),
-                io.String.Input(
-                    "boxes",
-                    default="[]",
-                    optional=True,
-                    tooltip="The boxes drawn on the node, as JSON: a list of "
-                    '{"subject": 1, "x", "y", "width", "height"} in '
-                    "fractions of the image, 0 to 1.",
-                ),
-                io.Int.Input(
-                    "grow",
-                    default=0,
-                    min=-512,
-                    max=512,
-                    optional=True,
-                    tooltip="Moves the borders outwards by this many pixels; negative "
-                    "values shrink the region. Applied before feather.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="1 = never outside the region. Lower values keep 1 - "
-                    "strength of the subject outside it; 0 = no constraint.",
-                ),
-                io.Boolean.Input(
-                    "exclusive",
-                    default=False,
-                    optional=True,
-                    tooltip="Where regions overlap, only the earlier subject of the "
-                    "chain keeps the position.",
-                ),
-                io.Combo.Input(
-                    "free_subjects",
-                    options=list(FREE),
-                    default=EVERYWHERE,
-                    optional=True,
-                    tooltip="Where subjects without a region may act.",
-                ),
-                io.Int.Input(
-                    "width",
-                    tooltip="Image width in pixels, for the drawing, found_boxes and the preview.",
-                    **size,
-                ),
-                io.Int.Input("height", tooltip="Image height in pixels.", **size),
-                io.Boolean.Input(
-                    "hold_tokens",
-                    default=True,
-                    optional=True,
-                    tooltip="Restrict the subject tokens, which carry the likeness, "
-                    "to the regions.",
-                ),
-                io.Boolean.Input(
-                    "hold_nouns",
-                    default=False,
-                    optional=True,
-                    tooltip="Restrict the bound nouns in the text to the regions as "
-                    "well: stronger, and the text branch becomes slightly "
-                    "slower.",
-                ),
-                *masks,
-                BoundingBox.Input(
-                    "found_boxes",
-                    optional=True,
-                    extra_dict=SOCKET,
-                    tooltip="Boxes in pixels of width x height, from any detector "
-                    "node: the first box belongs to the first subject, and "
-                    "so on. Several lists: one per subject.",
-                ),
-                io.Latent.Input(
-                    "latent",
-                    optional=True,
-                    tooltip="The sampler's latent; sets the image size instead of "
-                    "width and height.",
-                ),
+                *_shaping(),
+                *_size(),
+                *_held(),
+                *_masks(),
+                *_sources(),
             ],
             outputs=[
                 MMDiffSubjects.Output(
@@ -153,14 +69,17 @@ class ConstraintMasks(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, boxes: str | None = None) -> bool | str:
-        try:
-            parse_boxes(boxes or "[]")
-        except ValueError as error:
-            return str(error)
-        return True
+    def validate_inputs(
+        cls, boxes: str | None = None, free_subjects: str | None = None
+    ) -> bool | str:
+        return told(cls, boxes=boxes, free_subjects=free_subjects)
 
     @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        parse_boxes(values.get("boxes", "[]"))
+
+    @classmethod
+    @checked
     def execute(
         cls,
         subjects,
@@ -178,41 +97,168 @@ class ConstraintMasks(io.ComfyNode):
         latent=None,
         **masks,
     ) -> io.NodeOutput:
-        if latent is not None:
-            height, width = (
-                side * latent.get("downscale_ratio_spacial", PIXELS)
-                for side in latent["samples"].shape[-2:]
-            )
+        width, height = (width, height) if latent is None else _size_of(latent)
+        drawn = _boxes(boxes, found_boxes, width, height, len(subjects))
+        shaping = Shaping(feather, grow, strength, exclusive, free_subjects)
         names = [s.name for s in subjects]
-        drawn = parse_boxes(boxes, min(len(subjects), MOST))
-        drawn += (
-            ()
-            if found_boxes is None
-            else boxes_of_pixels(found_boxes, width, height, len(subjects))
-        )
-        given = _given(masks, names)
-        kept = {i: s.region.mask for i, s in enumerate(subjects, 1) if s.region.mask is not None}
-        canvas = canvas_of([*given.values()] or [*kept.values()], height, width)
-        regions = shape_regions(
-            names,
-            given,
-            drawn,
-            kept,
-            canvas,
-            Shaping(feather, grow, strength, exclusive, free_subjects),
-        )
+        regions, canvas = _regions(subjects, _given(masks, names), drawn, (height, width), shaping)
         shown = preview(names, regions, width, height)
-        every = torch.stack(
-            [
-                torch.ones(canvas) if r is None else resized(r.float().cpu(), *canvas)
-                for r in regions
-            ]
-        )
         chain = tuple(
             s.within(mask=region, hold_tokens=hold_tokens, hold_nouns=hold_nouns)
             for s, region in zip(subjects, regions, strict=True)
         )
-        return io.NodeOutput(chain, shown, every, ui=ui.PreviewImage(shown, cls=cls))
+        return io.NodeOutput(
+            chain, shown, _as_masks(regions, canvas), ui=ui.PreviewImage(shown, cls=cls)
+        )
+
+
+def _shaping() -> list:
+    return [
+        io.Float.Input(
+            "feather",
+            default=0.0,
+            min=0.0,
+            max=512.0,
+            step=1.0,
+            tooltip="Softens the border inwards over this many pixels of the mask (of width x "
+            "height without masks); positions outside the region stay excluded.",
+        ),
+        io.String.Input(
+            "boxes",
+            default="[]",
+            optional=True,
+            tooltip='The boxes drawn on the node, as JSON: a list of {"subject": 1, "x", "y", '
+            '"width", "height"} in fractions of the image, 0 to 1.',
+        ),
+        io.Int.Input(
+            "grow",
+            default=0,
+            min=-512,
+            max=512,
+            optional=True,
+            tooltip="Moves the borders outwards by this many pixels; negative values shrink the "
+            "region. Applied before feather.",
+        ),
+        share(
+            "strength",
+            1.0,
+            "1 = never outside the region. Lower values keep 1 - strength of the subject outside "
+            "it; 0 = no constraint.",
+            step=0.05,
+            optional=True,
+        ),
+    ]
+
+
+def _size() -> list:
+    size = {"default": 1024, "min": SMALLEST, "max": LARGEST, "step": 8, "optional": True}
+    return [
+        io.Boolean.Input(
+            "exclusive",
+            default=False,
+            optional=True,
+            tooltip="Where regions overlap, only the earlier subject of the chain keeps the "
+            "position.",
+        ),
+        io.Combo.Input(
+            "free_subjects",
+            options=list(FREE),
+            default=EVERYWHERE,
+            optional=True,
+            tooltip="Where subjects without a region may act.",
+        ),
+        io.Int.Input(
+            "width",
+            tooltip="Image width in pixels, for the drawing, found_boxes and the preview.",
+            **size,
+        ),
+        io.Int.Input("height", tooltip="Image height in pixels.", **size),
+    ]
+
+
+def _held() -> list:
+    return [
+        io.Boolean.Input(
+            "hold_tokens",
+            default=True,
+            optional=True,
+            tooltip="Restrict the subject tokens, which carry the likeness, to the regions.",
+        ),
+        io.Boolean.Input(
+            "hold_nouns",
+            default=False,
+            optional=True,
+            tooltip="Restrict the bound nouns in the text to the regions as well: stronger, and "
+            "the text branch becomes slightly slower.",
+        ),
+    ]
+
+
+def _masks() -> list:
+    return [
+        io.Mask.Input(
+            f"mask_{i}",
+            optional=True,
+            tooltip=f"Region of subject {i} (white); merged with its boxes.",
+        )
+        for i in range(1, MASKS + 1)
+    ]
+
+
+def _sources() -> list:
+    return [
+        BoundingBox.Input(
+            "found_boxes",
+            optional=True,
+            extra_dict=SOCKET,
+            tooltip="Boxes in pixels of width x height, from any detector node: the first box "
+            "belongs to the first subject, and so on. Several lists: one per subject.",
+        ),
+        io.Latent.Input(
+            "latent",
+            optional=True,
+            tooltip="The sampler's latent; sets the image size instead of width and height.",
+        ),
+    ]
+
+
+def _size_of(latent: object) -> tuple[int, int]:
+    """Width and height in pixels of the image that a latent becomes."""
+    samples = latent.get("samples") if isinstance(latent, Mapping) else None
+    if not torch.is_tensor(samples) or samples.ndim < 2 or 0 in samples.shape:
+        raise ValueError(
+            f"latent is {short(samples)}, expected the latent that the sampler is given"
+        )
+    times = latent.get("downscale_ratio_spacial", PIXELS)
+    height, width = (side * times for side in samples.shape[-2:])
+    if max(width, height) > LARGEST:
+        raise ValueError(
+            f"latent becomes an image of {width} x {height} pixels, at most {LARGEST} x {LARGEST}"
+        )
+    return width, height
+
+
+def _boxes(drawn: str, found: object, width: int, height: int, subjects: int) -> tuple[Box, ...]:
+    boxes = parse_boxes(drawn, min(subjects, MOST))
+    return boxes if found is None else boxes + boxes_of_pixels(found, width, height, subjects)
+
+
+def _regions(subjects, given: dict, drawn: tuple, size: tuple[int, int], shaping: Shaping):
+    """Each subject's region and the canvas that they were worked out on."""
+    names = [s.name for s in subjects]
+    kept = {i: s.region.mask for i, s in enumerate(subjects, 1) if s.region.mask is not None}
+    canvas = canvas_of([*given.values()] or [*kept.values()], *size)
+    return shape_regions(names, given, drawn, kept, canvas, shaping), canvas
+
+
+def _as_masks(regions: list, canvas: tuple[int, int]) -> torch.Tensor:
+    """MASK [S H W], all white where there is no region."""
+    return torch.stack(
+        [
+            torch.ones(canvas) if region is None else resized(region.float().cpu(), *canvas)
+            for region in regions
+        ]
+    )
 
 
 def _given(masks: dict, names: list[str]) -> dict[int, torch.Tensor]:
@@ -223,9 +269,4 @@ def _given(masks: dict, names: list[str]) -> dict[int, torch.Tensor]:
             f"mask_{beyond[0]} is connected, but there are only {len(names)} subjects "
             f"({', '.join(names)})"
         )
-    for i, mask in given.items():
-        if mask.ndim == 3 and len(mask) != 1:
-            raise ValueError(
-                f"mask_{i} is a batch of {len(mask)} masks; each input takes a single mask"
-            )
-    return {i: mask.reshape(mask.shape[-2:]).float().cpu().clamp(0, 1) for i, mask in given.items()}
+    return {i: one_mask(mask, f"mask_{i}") for i, mask in given.items()}

@@ -7,6 +7,8 @@ from comfy_api.latest import io
 from ..mmdiff_core.host import small_world
 from ..mmdiff_core.small_world import sprites
 from .aliases import schema
+from .checks import CheckedNode, checked, told
+from .inputs import share
 from .sockets import CATEGORY, MMDiff
 
 WORLD = f"{CATEGORY}/small world"
@@ -42,71 +44,33 @@ class SmallWorldLoader(io.ComfyNode):
         )
 
 
-class SmallWorldSprite(io.ComfyNode):
+class SmallWorldSprite(CheckedNode):
     @classmethod
     def define_schema(cls):
-        hue = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.001}
         return schema(
             node_id="MMDiffSmallWorldSprite",
             display_name="Small World Sprite",
             category=WORLD,
             description="Draws reference images of one individual of the small world. Its two "
             "colours, pattern, eyes and accessory cannot be described in the prompt.",
-            inputs=[
-                io.Combo.Input(
-                    "kind",
-                    options=list(sprites.CLASSES),
-                    tooltip="Class of the individual: the noun before the marker in the prompt.",
-                ),
-                io.Float.Input(
-                    "first_colour",
-                    default=0.6,
-                    tooltip="Hue of the body, 0 to 1: red 0, green 0.33, blue 0.67, red 1.",
-                    **hue,
-                ),
-                io.Float.Input(
-                    "second_colour",
-                    default=0.1,
-                    tooltip="Hue of the pattern and details, 0 to 1.",
-                    **hue,
-                ),
-                io.Combo.Input(
-                    "pattern",
-                    options=list(sprites.PATTERNS),
-                    default="stripes",
-                    tooltip="Pattern of the body.",
-                ),
-                io.Combo.Input("eyes", options=list(sprites.EYES), tooltip="Style of the eyes."),
-                io.Combo.Input(
-                    "accessory",
-                    options=list(sprites.ACCESSORIES),
-                    default="crown",
-                    tooltip="Accessory that it wears.",
-                ),
-                io.Int.Input(
-                    "references",
-                    default=1,
-                    min=1,
-                    max=5,
-                    tooltip="Number of reference images. The first is plain; the others "
-                    "vary in size, tilt and lighting, and some are partly "
-                    "covered.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**31 - 1,
-                    control_after_generate=False,
-                    tooltip="Seed for the reference variations.",
-                ),
-            ],
+            inputs=[*_body(), *_details(), *_drawing()],
             outputs=[
                 io.Image.Output(tooltip="Images of 128 x 128 px, for MM-Diff Subject Encoder.")
             ],
         )
 
     @classmethod
+    def validate_inputs(
+        cls,
+        kind: str | None = None,
+        pattern: str | None = None,
+        eyes: str | None = None,
+        accessory: str | None = None,
+    ) -> bool | str:
+        return told(cls, kind=kind, pattern=pattern, eyes=eyes, accessory=accessory)
+
+    @classmethod
+    @checked
     def execute(
         cls,
         kind: str,
@@ -123,3 +87,60 @@ class SmallWorldSprite(io.ComfyNode):
                 kind, first_colour, second_colour, pattern, eyes, accessory, references, seed
             )
         )
+
+
+def _body() -> list:
+    hue = {"step": 0.01, "round": 0.001}
+    return [
+        io.Combo.Input(
+            "kind",
+            options=list(sprites.CLASSES),
+            tooltip="Class of the individual: the noun before the marker in the prompt.",
+        ),
+        share(
+            "first_colour",
+            0.6,
+            "Hue of the body, 0 to 1: red 0, green 0.33, blue 0.67, red 1.",
+            **hue,
+        ),
+        share("second_colour", 0.1, "Hue of the pattern and details, 0 to 1.", **hue),
+    ]
+
+
+def _details() -> list:
+    return [
+        io.Combo.Input(
+            "pattern",
+            options=list(sprites.PATTERNS),
+            default="stripes",
+            tooltip="Pattern of the body.",
+        ),
+        io.Combo.Input("eyes", options=list(sprites.EYES), tooltip="Style of the eyes."),
+        io.Combo.Input(
+            "accessory",
+            options=list(sprites.ACCESSORIES),
+            default="crown",
+            tooltip="Accessory that it wears.",
+        ),
+    ]
+
+
+def _drawing() -> list:
+    return [
+        io.Int.Input(
+            "references",
+            default=1,
+            min=1,
+            max=5,
+            tooltip="Number of reference images. The first is plain; the others vary in size, "
+            "tilt and lighting, and some are partly covered.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**31 - 1,
+            control_after_generate=False,
+            tooltip="Seed for the reference variations.",
+        ),
+    ]

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from comfy_api.latest import io, ui
 
-from ..mmdiff_core.host.encode import (
-    MAX_WEIGHT,
-    encode_subject,
-    find_faces,
-    to_look_at,
-    to_pick_from,
-)
-from ..mmdiff_core.method.subjects import PromptSubject, add_subject
+from ..mmdiff_core.host.encode import encode_subject
+from ..mmdiff_core.host.portraits import find_faces
+from ..mmdiff_core.method.subjects import PromptSubject, add_subject, checked_name
 from ..mmdiff_core.references.notes import look_alike_note
-from ..mmdiff_core.references.pixels import reference_regions
+from ..mmdiff_core.references.pixels import checked_images, enlarged, reduced
+from ..mmdiff_core.references.regions import reference_regions
 from .aliases import schema
-from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiff, MMDiffFaces, MMDiffSubjects
+from .checks import CheckedNode, checked, told
+from .inputs import chain_output, earlier_subjects, subject_weight
+from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiff, MMDiffFaces
 
 
-class SubjectEncoder(io.ComfyNode):
+class SubjectEncoder(CheckedNode):
     @classmethod
     def define_schema(cls):
         return schema(
@@ -27,70 +28,9 @@ class SubjectEncoder(io.ComfyNode):
             category=CATEGORY,
             description="Encodes one or more reference images of one person or thing as a subject. "
             "For several subjects, chain these nodes through `subjects`.",
-            inputs=[
-                MMDiff.Input("mmdiff", tooltip="Adapter from Load MM-Diff."),
-                io.ClipVision.Input(
-                    "clip_vision", tooltip="CLIP ViT-L/14 (224 px), from Load CLIP Vision."
-                ),
-                io.Image.Input(
-                    "image",
-                    tooltip="Reference images of ONE subject as a batch, the clearest "
-                    "first: only the first image affects the prompt embedding. "
-                    "1 to 5 are useful.",
-                ),
-                io.String.Input("name", default="subject 1", tooltip="Unique name of the subject."),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=0.0,
-                    max=MAX_WEIGHT,
-                    step=0.05,
-                    tooltip="Factor on this subject's image branch. 1 = as trained, 0 = "
-                    "none; values above 1.5 often oversaturate.",
-                ),
-                io.Int.Input(
-                    "face",
-                    default=0,
-                    min=0,
-                    max=100,
-                    tooltip="Which face to use in each image: 0 = the largest, 1 = the "
-                    "leftmost, 2 = the next ... Portrait checkpoints only.",
-                ),
-                MMDiffFaces.Input(
-                    "faces",
-                    optional=True,
-                    tooltip="Face analyser from Load Face Analysis. Required by "
-                    "portrait checkpoints.",
-                ),
-                MMDiffSubjects.Input(
-                    "subjects", optional=True, tooltip="Earlier subjects; this one is appended."
-                ),
-                io.Mask.Input(
-                    "region",
-                    optional=True,
-                    tooltip="Where the subject is in the reference images, one mask for "
-                    "all or one per image. The subject is cut out; of several "
-                    "faces, the one in the region is used.",
-                ),
-                BoundingBox.Input(
-                    "boxes",
-                    optional=True,
-                    extra_dict=SOCKET,
-                    tooltip="The same as a box, one for all or one per image, from "
-                    "any detector node.",
-                ),
-                io.Boolean.Input(
-                    "clip_only",
-                    default=False,
-                    optional=True,
-                    tooltip="Use a portrait checkpoint without face analysis. Uses "
-                    "CLIP features only; facial identity is not preserved.",
-                ),
-            ],
+            inputs=[*_references(), *_choice(), *_where()],
             outputs=[
-                MMDiffSubjects.Output(
-                    display_name="subjects", tooltip="Earlier subjects followed by this one."
-                ),
+                chain_output(),
                 io.Image.Output(
                     display_name="seen",
                     tooltip="What the encoder was given: the aligned faces, or the padded images.",
@@ -105,14 +45,15 @@ class SubjectEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
-        return (
-            True
-            if name.strip()
-            else "the subject has no name; give it one, for example the person's first name"
-        )
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return told(cls, name=name)
 
     @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        checked_name(values.get("name", "someone"))
+
+    @classmethod
+    @checked
     def execute(
         cls,
         mmdiff,
@@ -127,6 +68,12 @@ class SubjectEncoder(io.ComfyNode):
         boxes=None,
         clip_only: bool = False,
     ) -> io.NodeOutput:
+        if isinstance(boxes, (list, tuple)) and not boxes:
+            raise ValueError(
+                "boxes contains no box: the detector found nothing; disconnect it, or use a "
+                "clearer image"
+            )
+        image = checked_images(image)
         regions = reference_regions(image, region, boxes)
         encoded = encode_subject(mmdiff, clip_vision, image, faces, name, face, regions, clip_only)
         earlier = subjects or ()
@@ -134,7 +81,7 @@ class SubjectEncoder(io.ComfyNode):
         alike = (look_alike_note(s.subject, encoded.subject, mmdiff.config) for s in earlier)
         notes = "\n".join([*encoded.notes, *(note for note in alike if note)])
         shown = {
-            **ui.PreviewImage(to_look_at(encoded.seen), cls=cls).as_dict(),
+            **ui.PreviewImage(enlarged(encoded.seen), cls=cls).as_dict(),
             "text": (notes,),
             "faces": cls._to_pick_from(image, encoded.faces),
         }
@@ -142,37 +89,102 @@ class SubjectEncoder(io.ComfyNode):
 
     @classmethod
     def _to_pick_from(cls, image, choices) -> list[dict]:
-        """What the page's face picker shows: each picture's faces, and a file of the picture where
-        there are several; nothing where no picture has a second face."""
+        """What the page's face picker shows: each image's faces, and a file of the image where
+        there are several; nothing where no image has a second face."""
         if all(len(choice.boxes) < 2 for choice in choices):
             return []
-        height, width = image.shape[1:3]
         return [
             {
-                "width": width,
-                "height": height,
+                "width": pixels.shape[1],
+                "height": pixels.shape[0],
                 "used": choice.used,
-                "boxes": [
-                    {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
-                    for x1, y1, x2, y2 in choice.boxes
-                ],
-                "picture": ui.PreviewImage(to_pick_from(picture[None]), cls=cls).as_dict()[
-                    "images"
-                ][0]
-                if len(choice.boxes) > 1
-                else None,
+                "boxes": list(map(_box, choice.boxes)),
+                "picture": cls._file(pixels) if len(choice.boxes) > 1 else None,
             }
-            for picture, choice in zip(image[..., :3], choices, strict=True)
+            for pixels, choice in zip(image, choices, strict=True)
         ]
 
+    @classmethod
+    def _file(cls, pixels) -> dict:
+        """A preview of an image [H W 3] among the host's temporary files."""
+        return ui.PreviewImage(reduced(pixels[None]), cls=cls).as_dict()["images"][0]
 
-class FindFaces(io.ComfyNode):
+
+def _box(corners: tuple[float, float, float, float]) -> dict[str, float]:
+    x1, y1, x2, y2 = corners
+    return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+
+
+def _references() -> list:
+    return [
+        MMDiff.Input("mmdiff", tooltip="Adapter from Load MM-Diff."),
+        io.ClipVision.Input(
+            "clip_vision", tooltip="CLIP ViT-L/14 (224 px), from Load CLIP Vision."
+        ),
+        io.Image.Input(
+            "image",
+            tooltip="Reference images of ONE subject as a batch, the clearest first: only the "
+            "first image affects the prompt embedding. 1 to 5 are useful.",
+        ),
+        io.String.Input("name", default="subject 1", tooltip="Unique name of the subject."),
+        subject_weight(
+            "Factor on this subject's image branch. 1 = as trained, 0 = none; values above 1.5 "
+            "often oversaturate."
+        ),
+    ]
+
+
+def _choice() -> list:
+    return [
+        io.Int.Input(
+            "face",
+            default=0,
+            min=0,
+            max=100,
+            tooltip="Which face to use in each image: 0 = the largest, 1 = the leftmost, 2 = the "
+            "next ... Portrait checkpoints only.",
+        ),
+        MMDiffFaces.Input(
+            "faces",
+            optional=True,
+            tooltip="Face analyser from Load Face Analysis. Required by portrait checkpoints.",
+        ),
+        earlier_subjects(),
+    ]
+
+
+def _where() -> list:
+    return [
+        io.Mask.Input(
+            "region",
+            optional=True,
+            tooltip="Where the subject is in the reference images, one mask for all or one per "
+            "image. The subject is cut out; of several faces, the one in the region is used.",
+        ),
+        BoundingBox.Input(
+            "boxes",
+            optional=True,
+            extra_dict=SOCKET,
+            tooltip="The same as a box, one for all or one per image, from any detector node.",
+        ),
+        io.Boolean.Input(
+            "clip_only",
+            default=False,
+            optional=True,
+            tooltip="Use a portrait checkpoint without face analysis. Uses CLIP features only; "
+            "facial identity is not preserved.",
+        ),
+    ]
+
+
+class FindFaces(CheckedNode):
     @classmethod
     def define_schema(cls):
         return schema(
             node_id="MMDiffFindFaces",
             display_name="MM-Diff Find Faces",
             category=CATEGORY,
+            is_output_node=True,
             description="Detects faces and numbers them in the order that `face` of MM-Diff "
             "Subject Encoder uses.",
             inputs=[
@@ -192,6 +204,7 @@ class FindFaces(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(cls, image, faces) -> io.NodeOutput:
         drawn, boxes, said = find_faces(image, faces)
         return io.NodeOutput(drawn, boxes, said, ui=ui.PreviewImage(drawn, cls=cls))

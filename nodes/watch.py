@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from comfy_api.latest import io, ui
 
 from ..mmdiff_core.host.live import live_view, page
 from ..mmdiff_core.host.watch import Recorder, WatchPlan, watch
 from ..mmdiff_core.method.subjects import FindRegions
+from ..mmdiff_core.references.pixels import checked_images
 from ..mmdiff_core.regions.attention_maps import KINDS
+from ..mmdiff_core.regions.layer_weights import entries
 from ..mmdiff_core.regions.map_images import show_maps
 from .aliases import schema
+from .checks import CheckedNode, checked, told
+from .inputs import check_window, model_output, share, window
 from .sockets import CATEGORY, MMDiffMaps, MMDiffSubjects
 
 
-class FindSubjectRegions(io.ComfyNode):
+class FindSubjectRegions(CheckedNode):
     @classmethod
     def define_schema(cls):
         return schema(
@@ -23,54 +30,7 @@ class FindSubjectRegions(io.ComfyNode):
             description="Separates subjects without a layout: the first steps record the attention "
             "maps of each subject's noun and tokens; afterwards each position belongs "
             "to the subject with the highest attention.",
-            inputs=[
-                MMDiffSubjects.Input(
-                    "subjects", tooltip="Two or more subjects; they may have masks as well."
-                ),
-                io.Float.Input(
-                    "settle",
-                    default=0.3,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the denoising after which the regions apply. "
-                    "Until then every subject is free.",
-                ),
-                io.Boolean.Input(
-                    "update",
-                    default=False,
-                    tooltip="On: the regions keep following the attention maps. Off: "
-                    "they stay fixed.",
-                ),
-                io.Float.Input(
-                    "sharpness",
-                    default=4.0,
-                    min=0.0,
-                    max=16.0,
-                    step=0.5,
-                    tooltip="How strictly a position belongs to one subject: 0 = not at "
-                    "all, 8 = almost exclusively.",
-                ),
-                io.Float.Input(
-                    "image_share",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Weight of the subject tokens relative to the nouns when "
-                    "regions are assigned.",
-                ),
-                io.Boolean.Input(
-                    "hold_tokens",
-                    default=True,
-                    tooltip="Restrict the subject tokens (image branch) to the regions.",
-                ),
-                io.Boolean.Input(
-                    "hold_nouns",
-                    default=False,
-                    tooltip="Restrict the bound nouns in the text to the regions as well.",
-                ),
-            ],
+            inputs=[*_finding(), *_holding()],
             outputs=[
                 MMDiffSubjects.Output(
                     display_name="subjects", tooltip="Subjects for MM-Diff Text Encode."
@@ -79,6 +39,7 @@ class FindSubjectRegions(io.ComfyNode):
         )
 
     @classmethod
+    @checked
     def execute(
         cls,
         subjects,
@@ -98,7 +59,7 @@ class FindSubjectRegions(io.ComfyNode):
         )
 
 
-class WatchAttention(io.ComfyNode):
+class WatchAttention(CheckedNode):
     @classmethod
     def define_schema(cls):
         return schema(
@@ -108,48 +69,10 @@ class WatchAttention(io.ComfyNode):
             description="Records each subject's attention probability at every position while the "
             "sampler runs, for its noun and for its tokens. Connect `maps` to MM-Diff "
             "Attention Maps.",
-            inputs=[
-                io.Model.Input("model", tooltip="Model from Apply MM-Diff Attention."),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the denoising at which recording starts.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the denoising at which recording ends.",
-                ),
-                io.Int.Input(
-                    "strip",
-                    default=6,
-                    min=1,
-                    max=16,
-                    tooltip="Number of parts that the steps are grouped into.",
-                ),
-                io.String.Input(
-                    "layers",
-                    default="",
-                    tooltip='Layers to watch, by name: "middle, output.1". Empty = '
-                    "up to twelve layers spread over the model. Layers that "
-                    "are not watched add no cost.",
-                ),
-                io.Boolean.Input(
-                    "live",
-                    default=False,
-                    tooltip="Show the latest maps on the node while the sampler runs, "
-                    "at most twice a second.",
-                ),
-            ],
+            inputs=_recording(),
             hidden=[io.Hidden.unique_id],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="Model for the sampler."),
+                model_output(),
                 MMDiffMaps.Output(
                     display_name="maps",
                     tooltip="Attention maps of the latest run, for MM-Diff Attention Maps.",
@@ -158,13 +81,21 @@ class WatchAttention(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float, end_percent: float) -> bool | str:
-        return (
-            start_percent < end_percent
-            or f"start_percent {start_percent} must be less than end_percent {end_percent}"
-        )
+    def validate_inputs(
+        cls,
+        start_percent: float | None = None,
+        end_percent: float | None = None,
+        layers: str | None = None,
+    ) -> bool | str:
+        return told(cls, start_percent=start_percent, end_percent=end_percent, layers=layers)
 
     @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        check_window(values)
+        entries(values.get("layers", ""), "layers")
+
+    @classmethod
+    @checked
     def execute(
         cls, model, start_percent: float, end_percent: float, strip: int, layers: str, live: bool
     ) -> io.NodeOutput:
@@ -173,35 +104,17 @@ class WatchAttention(io.ComfyNode):
         return io.NodeOutput(watch(model, recorder), recorder)
 
 
-class ShowAttentionMaps(io.ComfyNode):
+class ShowAttentionMaps(CheckedNode):
     @classmethod
     def define_schema(cls):
         return schema(
             node_id="MMDiffAttentionMaps",
             display_name="MM-Diff Attention Maps",
             category=CATEGORY,
+            is_output_node=True,
             description="Shows each subject's attention maps over the images that a watched model "
             "generated.",
-            inputs=[
-                MMDiffMaps.Input("maps", tooltip="Recording from MM-Diff Watch Attention."),
-                io.Image.Input("image", tooltip="The decoded images of the same run."),
-                io.Combo.Input(
-                    "kind",
-                    options=list(KINDS),
-                    default="both",
-                    tooltip="nouns: attention to the bound nouns in the text. tokens: "
-                    "attention to the subject tokens. both: geometric mean of "
-                    "the two.",
-                ),
-                io.Float.Input(
-                    "opacity",
-                    default=0.6,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Opacity of the heat map over the image.",
-                ),
-            ],
+            inputs=_showing(),
             outputs=[
                 io.Image.Output(
                     display_name="overlay", tooltip="Heat map over each image, one per subject."
@@ -223,8 +136,104 @@ class ShowAttentionMaps(io.ComfyNode):
         return float("nan")  # what was recorded is not among the inputs
 
     @classmethod
+    def validate_inputs(cls, kind: str | None = None) -> bool | str:
+        return told(cls, kind=kind)
+
+    @classmethod
+    @checked
     def execute(cls, maps, image, kind: str, opacity: float) -> io.NodeOutput:
-        over, masks, steps, said = show_maps(maps.maps, image, kind, opacity)
+        over, masks, steps, said = show_maps(maps.maps, checked_images(image), kind, opacity)
         return io.NodeOutput(
             over, masks, steps, ui={**ui.PreviewImage(over, cls=cls).as_dict(), "text": (said,)}
         )
+
+
+def _finding() -> list:
+    return [
+        MMDiffSubjects.Input(
+            "subjects", tooltip="Two or more subjects; they may have masks as well."
+        ),
+        share(
+            "settle",
+            0.3,
+            "Fraction of the denoising after which the regions apply. Until then every subject is "
+            "free.",
+            min=0.01,
+        ),
+        io.Boolean.Input(
+            "update",
+            default=False,
+            tooltip="On: the regions keep following the attention maps. Off: they stay fixed.",
+        ),
+        io.Float.Input(
+            "sharpness",
+            default=4.0,
+            min=0.0,
+            max=16.0,
+            step=0.5,
+            tooltip="How strictly a position belongs to one subject: 0 = not at all, 8 = almost "
+            "exclusively.",
+        ),
+        share(
+            "image_share",
+            0.5,
+            "Weight of the subject tokens relative to the nouns when regions are assigned.",
+            step=0.05,
+        ),
+    ]
+
+
+def _holding() -> list:
+    return [
+        io.Boolean.Input(
+            "hold_tokens",
+            default=True,
+            tooltip="Restrict the subject tokens (image branch) to the regions.",
+        ),
+        io.Boolean.Input(
+            "hold_nouns",
+            default=False,
+            tooltip="Restrict the bound nouns in the text to the regions as well.",
+        ),
+    ]
+
+
+def _recording() -> list:
+    return [
+        io.Model.Input("model", tooltip="Model from Apply MM-Diff Attention."),
+        *window("recording"),
+        io.Int.Input(
+            "strip",
+            default=6,
+            min=1,
+            max=16,
+            tooltip="Number of parts that the steps are grouped into.",
+        ),
+        io.String.Input(
+            "layers",
+            default="",
+            tooltip='Layers to watch, by name: "middle, output.1". Empty = up to twelve layers '
+            "spread over the model. Layers that are not watched add no cost.",
+        ),
+        io.Boolean.Input(
+            "live",
+            default=False,
+            tooltip="Show the latest maps on the node while the sampler runs, at most twice a "
+            "second.",
+        ),
+    ]
+
+
+def _showing() -> list:
+    return [
+        MMDiffMaps.Input("maps", tooltip="Recording from MM-Diff Watch Attention."),
+        io.Image.Input("image", tooltip="The decoded images of the same run."),
+        io.Combo.Input(
+            "kind",
+            options=list(KINDS),
+            default="both",
+            tooltip="nouns: attention to the bound nouns in the text. tokens: attention to the "
+            "subject tokens. both: geometric mean of the two.",
+        ),
+        share("opacity", 0.6, "Opacity of the heat map over the image.", step=0.05),
+    ]

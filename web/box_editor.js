@@ -2,7 +2,7 @@
  * `boxes` holds the state as text; the editor shows and writes it. Plain elements, so it works in
  * both of ComfyUI's node renderers. */
 import { app } from "../../scripts/app.js";
-import { between, COLOURS, colourOf, isTooSmall, moved, parseBoxes, stretched, writeBoxes } from "./box_maths.js";
+import { between, COLOURS, colourOf, isTooSmall, MOST_BOXES, moved, parseBoxes, stretched, writeBoxes } from "./box_maths.js";
 import { addStyle, after, element, setWidget } from "./elements.js";
 import { everyNode } from "./last_shown.js";
 import { pictureSize } from "./picture_size.js";
@@ -71,6 +71,8 @@ class BoxEditor {
   /** @type {{sides: string, from: {x: number, y: number}, before: any, index: number} | null} */
   drag = null;
   readable = true;
+  /** How many boxes the text has where they are too many to show, else 0. */
+  tooMany = 0;
 
   /** @param {any} node
    * @param {any} widget */
@@ -122,7 +124,8 @@ class BoxEditor {
     if (this.drag) return;
     const found = parseBoxes(this.widget.value);
     this.readable = found !== null;
-    this.boxes = found ?? [];
+    this.tooMany = (found?.length ?? 0) > MOST_BOXES ? found.length : 0;
+    this.boxes = this.tooMany ? [] : found ?? [];
     if (this.chosen >= this.boxes.length) this.chosen = -1;
     this.show();
   }
@@ -152,9 +155,7 @@ class BoxEditor {
     this.who.textContent = nameOf(current);
     showPicture(this.thumb, pictures[current - 1]);
     this.thumb.style.display = pictures[current - 1] ? "" : "none";
-    this.hint.textContent = !this.readable
-      ? say("The boxes text is not valid; drawing replaces it")
-      : this.boxes.length ? "" : say("Drag to draw a box");
+    this.hint.textContent = this.saying();
     while (this.shown.length < this.boxes.length) this.shown.push(this.newBox());
     while (this.shown.length > this.boxes.length) this.shown.pop()?.remove();
     this.boxes.forEach((box, i) => {
@@ -168,6 +169,18 @@ class BoxEditor {
       shown.querySelector(".label").textContent = label;
       shown.setAttribute("aria-label", say("Box of subject {label}", { label }));
     });
+  }
+
+  /** What stands in the drawing beside the boxes. */
+  saying() {
+    if (!this.readable) return say("The boxes text is not valid; drawing replaces it");
+    if (this.tooMany) return say("{count} boxes are too many, at most {most}; drawing replaces them", { count: this.tooMany, most: MOST_BOXES });
+    if (this.isFull()) return say("{most} boxes; delete one to draw another", { most: MOST_BOXES });
+    return this.boxes.length ? "" : say("Drag to draw a box");
+  }
+
+  isFull() {
+    return this.boxes.length >= MOST_BOXES;
   }
 
   /** The drawing has the picture's shape, as large as there is room. */
@@ -232,6 +245,7 @@ class BoxEditor {
     const sides = target.dataset.sides ?? (index < 0 ? "draw" : "move");
     this.choose(index);
     this.fresh = false;
+    if (sides === "draw" && this.isFull()) return;
     this.drag = { sides, from, before: this.boxes[index], index };
     (this.shown[index] ?? this.stage).focus({ preventScroll: true });
     this.stage.setPointerCapture(event.pointerId);
@@ -296,6 +310,7 @@ class BoxEditor {
       if (!box) return true;
       this.stage.focus({ preventScroll: true });
     } else if (event.key === "Enter") {
+      if (this.isFull()) return true;
       this.boxes.push({ subject: this.subject, x: 0.3, y: 0.3, width: 0.4, height: 0.4 });
       this.write();
       this.shown.at(-1)?.focus({ preventScroll: true });

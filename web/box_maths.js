@@ -9,6 +9,10 @@
 /** Subject 1 to 6; mmdiff_core/regions/preview.py has the same. */
 export const COLOURS = ["#ff6b5e", "#4fa3ff", "#ffc53d", "#5fd17a", "#c584ff", "#3ad6d0"];
 export const SMALLEST = 0.02;
+/** Boxes on one node; mmdiff_core/regions/boxes.py has the same. */
+export const MOST_BOXES = 100;
+/** Characters that are still read, to say how many boxes there are. */
+const LONGEST = 2_000_000;
 const FIELDS = ["subject", "x", "y", "width", "height"];
 
 /** @param {number} subject */
@@ -24,6 +28,7 @@ const rounded = (value) => Math.round(value * 1e4) / 1e4;
  * @param {unknown} text
  * @returns {Box[] | null} */
 export function parseBoxes(text) {
+  if (String(text ?? "").length > LONGEST) return null;
   let found;
   try {
     found = JSON.parse(String(text ?? "").trim() || "[]");

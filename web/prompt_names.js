@@ -28,7 +28,7 @@ function nodeOfPrompt(box) {
 /** @param {any} node
  * @param {string} begun */
 function choices(node, begun) {
-  const names = namesBefore(node).filter((name) => name && !/[<|>\n]/.test(name));
+  const names = namesBefore(node).filter((name) => name && !/[<|>{}\n]/.test(name));
   return [...new Set(["subj", ...names])].filter((name) => name.toLowerCase().startsWith(begun.toLowerCase()));
 }
 

@@ -21,19 +21,22 @@ function everyNodeOf(graph) {
   return [root, ...(root.subgraphs?.values() ?? [])].flatMap((g) => g.nodes);
 }
 
-/** The node that a link comes from, through reroutes and in and out of subgraphs.
+/** Reroutes and subgraphs on the way to a node; more of them is a circle. */
+const MOST_STEPS = 200;
+
+/** The node that a link comes from, through reroutes and in and out of subgraphs; undefined for a circle.
  * @param {any} graph the link's
  * @param {number | null | undefined} number the link's */
-function originOf(graph, number) {
+function originOf(graph, number, step = 0) {
   const link = number == null ? null : graph?.getLink?.(number) ?? graph?.links?.[number];
-  if (!link) return undefined;
+  if (!link || step > MOST_STEPS) return undefined;
   if (Number(link.origin_id) === SUBGRAPH_INPUTS) { // newer frontends have it as text
     const outside = everyNodeOf(graph).find((node) => node.subgraph === graph);
-    return originOf(outside?.graph, outside?.inputs[link.origin_slot]?.link);
+    return originOf(outside?.graph, outside?.inputs[link.origin_slot]?.link, step + 1);
   }
   const source = graph.getNodeById(link.origin_id);
-  if (source?.subgraph) return originOf(source.subgraph, source.subgraph.outputs[link.origin_slot]?.linkIds?.[0]);
-  return source?.type === "Reroute" ? originOf(graph, source.inputs?.[0]?.link) : source ?? undefined;
+  if (source?.subgraph) return originOf(source.subgraph, source.subgraph.outputs[link.origin_slot]?.linkIds?.[0], step + 1);
+  return source?.type === "Reroute" ? originOf(graph, source.inputs?.[0]?.link, step + 1) : source ?? undefined;
 }
 
 /** The node behind an input, through reroutes and in and out of subgraphs; undefined where nothing is connected.

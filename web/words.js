@@ -32,6 +32,8 @@ const WORDS = {
     "the number applies to all images, but image {picture} has only {count} face": "序号对所有图像有效，而图像 {picture} 只有 {count} 张人脸",
     "the number applies to all images, but image {picture} has only {count} faces": "序号对所有图像有效，而图像 {picture} 只有 {count} 张人脸",
     "The boxes text is not valid; drawing replaces it": "boxes 的文本无效；绘制会替换它",
+    "{count} boxes are too many, at most {most}; drawing replaces them": "{count} 个方框太多，最多 {most} 个；绘制会替换它们",
+    "{most} boxes; delete one to draw another": "已有 {most} 个方框；先删除一个再画",
     "there is no face {number} in this image": "这张图像中没有人脸 {number}",
     "Use face {number}": "使用人脸 {number}",
     "{names} (step {step} of {steps})": "{names}（第 {step} 步，共 {steps} 步）",

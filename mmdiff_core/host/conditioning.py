@@ -8,7 +8,7 @@ never waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import comfy.conds
@@ -17,6 +17,7 @@ from ..method.subjects import PromptSubject, Subjects
 from ..regions.attention_bias import Area
 
 KEY = "mmdiff_rows"
+SIDE = "mmdiff_side"  # option of a cond that is meant as the negative one
 NOT_SERVED = (
     "MM-Diff: this prompt has the subjects {names}, but nothing in the sampling shows them. "
     "Connect Apply MM-Diff Attention, with the same Load MM-Diff, between the model and this "
@@ -147,3 +148,23 @@ def delayed(plain: list, fused: list, prompt: BoundPrompt | None, start: float) 
     if start >= 1:
         return carry(plain, None)
     return carry(plain, None, end_percent=start) + carry(fused, prompt, start_percent=start)
+
+
+def against(conditioning: list) -> list:
+    """CONDITIONING marked as the negative prompt of a personalised one."""
+    return [[tensor, {**options, SIDE: "negative"}] for tensor, options in conditioning]
+
+
+def check_sides(conds: Mapping[str, Sequence[dict]]) -> None:
+    """ValueError where a sampler's positive input got the negative output, and the reverse."""
+    positive, negative = conds.get("positive") or (), conds.get("negative") or ()
+    if any(SIDE in cond for cond in positive) and any(map(_shows_subjects, negative)):
+        raise ValueError(
+            "positive and negative are swapped: connect the output positive of MM-Diff Text Encode "
+            "to the sampler's positive, and negative to negative"
+        )
+
+
+def _shows_subjects(cond: dict) -> bool:
+    rows = cond.get("model_conds", {}).get(KEY)
+    return isinstance(rows, SubjectRows) and any(row.prompt is not None for row in rows.cond)

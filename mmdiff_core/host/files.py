@@ -4,16 +4,21 @@ not."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
 
 from ..checkpoints.checkpoint import is_official_folder
+from ..method.messages import quoted_list, short
 
 CHECKPOINTS = "mmdiff"
 FACES = "insightface"
 SUBJECTS = "mmdiff_subjects"
 SUFFIX = ".safetensors"
+UNUSABLE = '<>:"|?*\\'  # in file names, on one system or another
+LONGEST_PART = 220  # bytes of a folder's or a file's name: disks take 255, with what is added to it
+LONGEST_PATH = 1000
 
 
 def register_folders() -> None:
@@ -51,29 +56,35 @@ def list_checkpoints() -> list[str]:
     return sorted({*singles, *folders})
 
 
+def _paths(kind: str, name: object, listed: Sequence[str]) -> list[Path]:
+    """Where a listed name may be; nowhere for any other. A graph from another system may write the
+    separators of folders in another way."""
+    if not isinstance(name, str):
+        return []
+    plain = {each.replace("\\", "/"): each for each in listed}
+    found = name if name in listed else plain.get(name.replace("\\", "/"))
+    return [] if found is None else [root / found for root in roots(kind)]
+
+
 def find_checkpoint(name: str) -> Path:
-    """Path of a combo entry. FileNotFoundError names the folders searched and what was found
-    there."""
-    for root in roots(CHECKPOINTS):
-        path = root / name
+    """Path of a combo entry. Only listed names are looked for on disk. FileNotFoundError names the
+    folders searched and what was found there."""
+    listed = list_checkpoints()
+    for path in _paths(CHECKPOINTS, name, listed):
         if path.is_file() or is_official_folder(path):
             return path
     raise FileNotFoundError(
-        f"MM-Diff checkpoint {name!r} not found. Searched: "
+        f"MM-Diff checkpoint {short(name)} not found. Searched: "
         f"{', '.join(map(str, roots(CHECKPOINTS)))}; found there: "
-        f"{list_checkpoints() or 'nothing'}. Put the released folder (three .bin files) or a "
-        "converted .safetensors there."
+        f"{quoted_list(listed)}. Put the released folder (three .bin files) or "
+        "a converted .safetensors there."
     )
 
 
 def target_path(name: str) -> Path:
     """Where a converted checkpoint goes: inside the first mmdiff folder. ValueError for a name that
-    leads elsewhere."""
-    root = roots(CHECKPOINTS)[0].resolve()
-    path = (root / name).resolve()
-    if root not in path.parents:
-        raise ValueError(f"the file name {name!r} points outside {root}; use a plain file name")
-    return path
+    is none, or that leads elsewhere."""
+    return inside(roots(CHECKPOINTS)[0], name)
 
 
 def list_subjects() -> list[str]:
@@ -83,28 +94,52 @@ def list_subjects() -> list[str]:
 
 
 def find_subject(name: str) -> Path:
-    """Path of a saved subject. FileNotFoundError names the folders searched and what was found
-    there."""
-    for root in roots(SUBJECTS):
-        path = (root / name).resolve()
-        if root.resolve() in path.parents and path.is_file():
+    """Path of a saved subject. Only listed names are looked for on disk. FileNotFoundError names
+    the folders searched and what was found there."""
+    listed = list_subjects()
+    for path in _paths(SUBJECTS, name, listed):
+        if path.is_file():
             return path
     raise FileNotFoundError(
-        f"there is no saved subject {name!r}. Searched: {', '.join(map(str, roots(SUBJECTS)))}; "
-        f"found there: {list_subjects() or 'nothing'}. Save one with Save MM-Diff Subject."
+        f"there is no saved subject {short(name)}. Searched: "
+        f"{', '.join(map(str, roots(SUBJECTS)))}; found there: "
+        f"{quoted_list(listed)}. Save one with Save MM-Diff Subject."
     )
 
 
 def subject_path(name: str, overwrite: bool) -> Path:
     """Where a subject of this name goes, inside the first mmdiff_subjects folder; without
     `overwrite` a taken name gets a number. ValueError for a name that leads elsewhere."""
-    root = roots(SUBJECTS)[0].resolve()
-    plain = "".join(c if c not in '<>:"|?*\\' and c.isprintable() else "_" for c in name).strip()
-    path = (root / f"{plain}{SUFFIX}").resolve()
-    if root not in path.parents or not path.name.removesuffix(SUFFIX).strip("."):
-        raise ValueError(f"the name {name!r} points outside {root}; use a plain name")
-    number = 2
+    root = roots(SUBJECTS)[0]
+    plain = "".join(c if c not in UNUSABLE and c.isprintable() else "_" for c in name).strip()
+    path = inside(root, plain)
+    stem, number = path.name, 2
+    path = inside(root, f"{plain}{SUFFIX}")
     while not overwrite and path.exists():
-        path = path.with_name(f"{Path(plain).name}_{number}{SUFFIX}")
+        path = path.with_name(f"{stem}_{number}{SUFFIX}")
         number += 1
     return path
+
+
+def inside(root: Path, name: str) -> Path:
+    """`root / name`. A matter of the name alone: folders and files may be links that lead anywhere.
+    ValueError for an empty name, one that leaves the folder, or one that no disk takes."""
+    parts = name.replace("\\", "/").split("/")
+    if parts[0] == "" and len(parts) > 1 or ":" in parts[0] or ".." in parts:
+        raise ValueError(f"the name {short(name)} points outside {root}; use a plain name")
+    if not parts[-1].strip(". "):
+        raise ValueError(
+            f"the name {short(name)} names a folder and no file in it; add the file's name"
+        )
+    if any(not c.isprintable() or c in UNUSABLE for c in name.replace("\\", "/")):
+        raise ValueError(
+            f"the name {short(name)} contains characters that not every disk takes; use letters, "
+            "digits, spaces, - and _"
+        )
+    longest = max(len(os.fsencode(part)) for part in parts)
+    if longest > LONGEST_PART or len(name) > LONGEST_PATH:
+        raise ValueError(
+            f"the name {short(name)} is too long ({longest} bytes, at most {LONGEST_PART}); use "
+            "a shorter name"
+        )
+    return root.joinpath(*parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 import time
 from collections.abc import Callable
 
@@ -56,11 +57,17 @@ def data_url(picture: torch.Tensor) -> str:
 
 
 def page() -> Callable[[str, dict], None]:
-    """How to reach the page of the running server. RuntimeError where there is none."""
-    from server import PromptServer
-
-    if getattr(PromptServer, "instance", None) is None:
+    """How to reach the page that asked for the run that is on. RuntimeError without a server."""
+    # a running server has imported its module; importing it here would start half of one
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is None:
         raise RuntimeError(
             "live maps need a running ComfyUI server; turn live off to run without one"
         )
-    return PromptServer.instance.send_sync
+
+    def send(event: str, data: dict) -> None:
+        # read now: a cached node serves the runs of other clients as well
+        if server.client_id is not None:
+            server.send_sync(event, data, server.client_id)
+
+    return send

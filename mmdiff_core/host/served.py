@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import comfy.patcher_extension
 import torch
 
-from .conditioning import KEY, BoundPrompt, Row, SubjectRows, quote_names
+from .conditioning import KEY, BoundPrompt, Row, SubjectRows, check_sides, quote_names
 
 PREFIX = "mmdiff-"  # of an application's key, before its adapter's fingerprint
 
@@ -26,6 +26,7 @@ def label_conds(conds: dict[str, list[dict]]) -> dict[BoundPrompt, int]:
     nothing, nor does one whose subjects have no tokens. The plain half of a delayed prompt ends
     just above the sigma where the fused half begins, so that no step runs both.
     """
+    check_sides(conds)
     prompts: dict[BoundPrompt, int] = {}
     for kind in conds:
         for i, cond in enumerate(conds[kind]):

@@ -39,8 +39,8 @@ class SmallWorldLatent(comfy.latent_formats.LatentFormat):
     def __init__(self):
         # previews: the mean of the folded dots
         each = 1 / (sizes.FOLD ** 2 * sizes.LATENT_SCALE)
-        self.latent_rgb_factors = [[each * (colour == c) for c in range(3)] for colour in range(3)
-                                   for _ in range(sizes.FOLD ** 2)]
+        rows = (each * torch.eye(3)).repeat_interleave(sizes.FOLD ** 2, 0)
+        self.latent_rgb_factors = rows.tolist()
 
 
 class SmallWorld(comfy.supported_models.SD15):

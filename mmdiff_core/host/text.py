@@ -1,126 +1,24 @@
 """Vision-augmented text (MM-Diff, section 3.1): the class noun before each marker becomes noun +
 subject.
 
-A marker is `<|name|>`, which names a subject, or `<|subj|>`, which takes the next subject that no
-marker names.
-
-The noun is found by token id and replaced by a tensor token, which ComfyUI's text encoders accept
-as they are, so prompt weights, long prompts and embeddings keep working and no forward is patched.
+The noun is replaced by a tensor token, which ComfyUI's text encoders accept as they are, so prompt
+weights, long prompts and embeddings keep working and no forward is patched.
 """
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..config import MMDiffConfig
+from ..method.messages import short
 from ..method.subjects import PromptSubject, Subjects, name_key
 from .models import LoadedMMDiff, add_patches_strictly, lora_patches
-
-MARKER = "<|subj|>"
-MARKERS = re.compile(r"<\|([^|<>]*)\|>")
-SENTINEL = "<|startoftext|>"  # one token id that never stands inside a prompt
-SENTINEL_ID = 49406
-
-Tokens = dict[str, list[list[tuple]]]
-TokenPosition = tuple[int, int]  # (chunk, position in the chunk)
-
-
-@dataclass(frozen=True)
-class Noun:
-    """Where one mention of a subject stands, how its class noun reads, and whom its marker names
-    ("" = the next in order)."""
-
-    word: str
-    places: dict[str, TokenPosition]  # by encoder
-    name: str = ""
-
-
-def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[Noun, ...]]:
-    """The text without markers, and the noun before each marker, in reading order.
-
-    `tokenize(text, return_word_ids=True)` is CLIP.tokenize. Raises ValueError for a marker without
-    a word before it, without a name in it, or with text glued to its end. Scripts that are written
-    without spaces may go on right after a marker: it parts the words.
-    """
-    for marker in MARKERS.finditer(text):
-        if not marker[1].strip():
-            raise ValueError(
-                f"{marker[0]!r} is empty; write {MARKER}, or a subject's name as in 'a man<|alan|>'"
-            )
-        if glued := re.match(r"[A-Za-z0-9_]+", text[marker.end() :]):
-            raise ValueError(
-                f"{marker[0]} is followed directly by {glued[0]!r}; put a space or punctuation "
-                "after the marker"
-            )
-    clean = MARKERS.sub(lambda m: " " if re.match(r"\w", text[m.end() : m.end() + 1]) else "", text)
-    if not MARKERS.search(text):
-        return clean, ()
-    plain = tokenize(clean, return_word_ids=True)
-    marked = tokenize(MARKERS.sub(f" {SENTINEL} ", text), return_word_ids=True)
-    markers = list(MARKERS.finditer(text))
-    words = [_word_before(text[: m.start()], m[0]) for m in markers]
-    names = ["" if m[0] == MARKER else m[1].strip() for m in markers]
-    found = {encoder: _places(plain[encoder], marked[encoder], encoder) for encoder in plain}
-    nouns = []
-    for i, (word, name) in enumerate(zip(words, names, strict=True)):
-        nouns.append(Noun(word, {encoder: found[encoder][i] for encoder in found}, name))
-    return clean, tuple(nouns)
-
-
-def _word_before(text: str, marker: str) -> str:
-    match = re.search(r"(\w[\w'-]*)\W*$", MARKERS.sub(" ", text))
-    directly = re.sub(r"[\s()\[\]{}:.,]+$", "", text)
-    if match is None or directly.endswith("|>"):
-        raise ValueError(
-            f"a {marker} has no word before it; write it right after the class noun, as in 'a "
-            f"man{marker}'"
-        )
-    return match[1]
-
-
-def _places(
-    plain: list[list[tuple]], marked: list[list[tuple]], encoder: str
-) -> list[TokenPosition]:
-    """The last token before each sentinel, as its place among the plain tokens."""
-    stream = [(place, token) for place, token in _content(plain)]
-    places, count = [], 0
-    for _, token in _content(marked):
-        if _is(token, SENTINEL_ID):
-            places.append(stream[count - 1][0])
-        elif count < len(stream) and _same(token, stream[count][1]):
-            count += 1
-        else:
-            raise ValueError(
-                "the prompt is tokenized differently with and without its markers (encoder "
-                f"{encoder}); put spaces around the words next to the markers"
-            )
-    return places
-
-
-def _content(chunks: list[list[tuple]]) -> list[tuple[TokenPosition, int | Tensor]]:
-    return [
-        ((c, p), entry[0])
-        for c, chunk in enumerate(chunks)
-        for p, entry in enumerate(chunk)
-        if entry[2] != 0
-    ]
-
-
-def _is(token, number: int) -> bool:
-    return not torch.is_tensor(token) and not isinstance(token, dict) and int(token) == number
-
-
-def _same(a, b) -> bool:
-    if torch.is_tensor(a) or torch.is_tensor(b):
-        return torch.is_tensor(a) and torch.is_tensor(b) and a.shape == b.shape
-    return a == b
+from .nouns import MARKER, Noun, Tokens
 
 
 def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[PromptSubject, ...]:
@@ -132,28 +30,36 @@ def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[PromptSubject, ...]
     unmentioned.
     """
     known = {name_key(s.name): s for s in subjects}
-    there = ", ".join(s.name for s in subjects) or "none"
     for noun in nouns:
         if noun.name and name_key(noun.name) not in known:
+            there = _some([s.name for s in subjects])
             raise ValueError(
-                f"the prompt names <|{noun.name}|> (after {noun.word!r}), but no subject has that "
-                f"name; available: {there}. Use a name set on MM-Diff Subject Encoder, or {MARKER} "
-                "for the next subject"
+                f"the prompt names <|{short(noun.name)[1:-1]}|> (after {short(noun.word)}), but no "
+                f"subject has that name; available: {there}. Use a name set on MM-Diff Subject "
+                f"Encoder, or {MARKER} for the next subject"
             )
     named = {name_key(noun.name) for noun in nouns if noun.name}
     left = [s for s in subjects if name_key(s.name) not in named]
-    inorder = [noun for noun in nouns if not noun.name]
-    if len(inorder) != len(left) and (inorder or not named):
-        words = ", ".join(n.word for n in inorder) or "none"
+    in_order = [noun for noun in nouns if not noun.name]
+    if len(in_order) != len(left) and (in_order or not named):
         rest = " not named by a marker" if named else ""
+        after = _some([noun.word for noun in in_order])
         raise ValueError(
-            f"the prompt has {len(inorder)} {MARKER} marker{'s' * (len(inorder) != 1)} (after: "
-            f"{words}) for {len(left)} subject{'s' * (len(left) != 1)}{rest} "
-            f"({', '.join(s.name for s in left) or 'none'}); write one {MARKER} right after each "
-            "subject's noun, or the subject's name as in 'a man<|alan|>'"
+            f"the prompt has {len(in_order)} {MARKER} marker{'s' * (len(in_order) != 1)} (after: "
+            f"{after}) for {len(left)} "
+            f"subject{'s' * (len(left) != 1)}{rest} ({_some([s.name for s in left])}); write one "
+            f"{MARKER} right after each subject's noun, or the subject's name as in 'a "
+            "man<|alan|>'"
         )
     turns = iter(left)
     return tuple(known[name_key(noun.name)] if noun.name else next(turns) for noun in nouns)
+
+
+def _some(words: Sequence[str], most: int = 10) -> str:
+    """Words for a message: at most ten, none of them long."""
+    cut = [word if len(word) <= 60 else f"{word[:57]}..." for word in words[:most]]
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return (", ".join(cut) or "none") + more
 
 
 def adapted_clip(clip, mmdiff: LoadedMMDiff, behaviour: str, strength: float = 1.0):
@@ -211,7 +117,7 @@ def fuse_tokens(
 ) -> Tokens:
     """The tokens with every noun fused with its subject (`subjects`: one for each noun). Places
     that a (negative) prompt does not have are left out."""
-    fused = {encoder: [list(chunk) for chunk in chunks] for encoder, chunks in tokens.items()}
+    fused = {encoder: list(map(list, chunks)) for encoder, chunks in tokens.items()}
     clip.load_model()
     for encoder, chunks in fused.items():
         spots = [
@@ -219,18 +125,22 @@ def fuse_tokens(
             for noun, s in zip(nouns, subjects, strict=True)
             if noun.places[encoder][0] < len(chunks)
         ]
-        if not spots:
-            continue
-        with torch.no_grad():
-            words = torch.stack(
-                [word_embedding(clip, encoder, chunks[c][p][0]).cpu() for (c, p), _ in spots]
-            )
-        vectors = torch.stack([s.subject.words[encoder] for _, s in spots])
-        with mmdiff.loaded() as (modules, device):
-            rows = modules.fuse_words(encoder, words.to(device), vectors.to(device)).float().cpu()
-        for ((c, p), _), row in zip(spots, rows, strict=True):
-            chunks[c][p] = (row, *chunks[c][p][1:])
+        if spots:
+            _fuse(clip, mmdiff, encoder, chunks, spots)
     return fused
+
+
+def _fuse(clip, mmdiff: LoadedMMDiff, encoder: str, chunks: list[list[tuple]], spots: list) -> None:
+    """Put the fused words [width] into one encoder's chunks."""
+    with torch.no_grad():
+        words = torch.stack(
+            [word_embedding(clip, encoder, chunks[c][p][0]).cpu() for (c, p), _ in spots]
+        )
+    vectors = torch.stack([s.subject.words[encoder] for _, s in spots])
+    with mmdiff.loaded() as (modules, device):
+        rows = modules.fuse_words(encoder, words.to(device), vectors.to(device)).float().cpu()
+    for ((c, p), _), row in zip(spots, rows, strict=True):
+        chunks[c][p] = (row, *chunks[c][p][1:])
 
 
 def encode(clip, tokens: Tokens) -> list:

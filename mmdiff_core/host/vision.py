@@ -7,6 +7,7 @@ The copy is weight patches on a clone: one set of weights in memory.
 from __future__ import annotations
 
 import hashlib
+import math
 
 import comfy.model_management as mm
 import torch
@@ -39,6 +40,23 @@ def check_encoder(clip_vision, config: MMDiffConfig) -> None:
                 else ""
             )
         )
+    size, expected = _image_size(state), config.image_size
+    if size not in (None, expected):
+        raise ValueError(
+            f"the image encoder reads images of {size} x {size} pixels, {config.name} needs one "
+            f"for {expected} x {expected}"
+            + ("; load CLIP ViT-L/14 (224 px, not 336)" if config.cls_width == 768 else "")
+        )
+
+
+def _image_size(state: dict[str, Tensor]) -> int | None:
+    """Side in pixels of the images that an encoder reads, or None where its weights do not tell."""
+    embeddings = "vision_model.embeddings."
+    positions = state.get(f"{embeddings}position_embedding.weight")
+    patches = state.get(f"{embeddings}patch_embedding.weight")
+    if positions is None or patches is None:
+        return None
+    return math.isqrt(len(positions) - 1) * patches.shape[-1]
 
 
 def encoder_fingerprint(clip_vision) -> str:

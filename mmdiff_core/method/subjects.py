@@ -7,10 +7,18 @@ Shapes   R references · N tokens (4 R) · D context width · C CLS width · W v
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
+from unicodedata import category
 
 from torch import Tensor
+
+from .messages import short
+
+MAX_WEIGHT = 10.0  # of a subject; far beyond what is useful
+NEXT = "subj"  # in a marker: the next subject in order
+NOT_IN_NAMES = "<>|{}"  # those of markers, and of the web page's dynamic prompts
+NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode: control characters, line separators
+LONGEST_NAME = 100  # characters
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +144,34 @@ def name_key(name: str) -> str:
     return name.strip().casefold()
 
 
+def checked_name(name: str, what: str = "the subject") -> str:
+    """A name without its outer spaces. ValueError for one that no marker `<|name|>` can name."""
+    name = name.strip()
+    if not name:
+        raise ValueError(f"{what} has no name; give it one, for example the person's first name")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"the name {short(name)} has {len(name)} characters, at most {LONGEST_NAME}; use a "
+            "shorter one"
+        )
+    bad = next((c for c in name if c in NOT_IN_NAMES or category(c) in NO_TEXT), None)
+    if bad is not None:
+        raise ValueError(
+            f"the name {short(name)} contains {bad!r}, so that no marker <|name|> could name it; "
+            "use a name without < > | { } and line breaks"
+        )
+    if name_key(name) == NEXT:
+        raise ValueError(
+            f"the name {name!r} is reserved: <|{NEXT}|> in a prompt means the next subject; use "
+            "another name"
+        )
+    return name
+
+
 def add_subject(subjects: Subjects, added: PromptSubject) -> Subjects:
-    """The chain one longer. ValueError when the name is taken or the adapters differ."""
+    """The chain one longer. ValueError when the name cannot be used in a prompt or is taken, or the
+    adapters differ."""
+    checked_name(added.name)
     if name_key(added.name) in (name_key(s.name) for s in subjects):
         raise ValueError(
             f"there is already a subject named {added.name!r}; give each subject a unique name"
@@ -157,17 +191,29 @@ def count_tokens(subjects: Subjects) -> list[int]:
 
 def numbers(text: str, what: str, most: float | None = None) -> tuple[float, ...]:
     """Numbers of at least 0, as a person writes them: "1, 0.5, 0". ValueError names the one that is
-    none."""
+    none, and refuses "0,5", which may be one number or two."""
+    parts = text.replace(";", " ").split()
+    commas = [part for part in parts if "," in part.strip(",")]
+    if commas and (len(parts) > 1 or commas[0].strip(",").count(",") == 1):
+        raise ValueError(
+            f"{what}: {short(commas[0])} may be one number or two; write a decimal point (0.5), or "
+            'a space after the comma ("0, 5")'
+        )
     found = []
-    for part in re.split(r"[,;\s]+", text.strip()):
-        if not part:
-            continue
-        try:
-            value = float(part)
-        except ValueError:
-            value = math.nan
+    for part in text.replace(";", " ").replace(",", " ").split():
+        value = _number(part)
         if not 0 <= value < math.inf or (most is not None and value > most):
             limit = "" if most is None else f" to {most:g}"
-            raise ValueError(f'{what}: {part!r} is not a number from 0{limit}; write "1, 0.5, 0"')
+            raise ValueError(
+                f'{what}: {short(part)} is not a number from 0{limit}; write "1, 0.5, 0"'
+            )
         found.append(value)
     return tuple(found)
+
+
+def _number(text: str) -> float:
+    """The number a text is, or NaN."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,4 +1,4 @@
-"""Reference picture -> the pixels an image encoder expects, exactly as released (datasets.py of the
+"""Reference image -> the pixels an image encoder expects, exactly as released (datasets.py of the
 official code)."""
 
 from __future__ import annotations
@@ -7,9 +7,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..method.messages import short
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MARGIN = 0.05  # around a cut-out, as share of its longer side
+
+
+def checked_images(images: object, what: str = "image") -> Tensor:
+    """IMAGE [R H W C] with 1, 3 or 4 channels -> [R H W 3]: grey repeated, alpha dropped.
+    ValueError for anything else: another type or form, no image, no pixels, values that are not
+    numbers."""
+    if not torch.is_tensor(images) or images.ndim != 4:
+        form = f"a tensor of {images.ndim} axes" if torch.is_tensor(images) else short(images)
+        raise ValueError(f"{what} is {form}, expected images (IMAGE)")
+    count, height, width, channels = images.shape
+    if not count:
+        raise ValueError(f"{what} is an empty batch; connect at least one image")
+    if not height or not width:
+        raise ValueError(f"{what} has a size of {width} x {height} pixels; connect a larger image")
+    if channels not in (1, 3, 4):
+        raise ValueError(
+            f"{what} has {channels} channels, expected 1 (grey), 3 (RGB) or 4 (RGB and alpha)"
+        )
+    usable = torch.isfinite(images).flatten(1).all(1)
+    if not bool(usable.all()):
+        number = 1 + int((~usable).nonzero()[0])
+        raise ValueError(
+            f"{what} {number} of {count} contains values that are not finite numbers (NaN or "
+            "infinite): the node that made it failed; look at it with Preview Image"
+        )
+    return images.expand(-1, -1, -1, 3) if channels == 1 else images[..., :3]
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -52,49 +80,32 @@ def cut_out(image: Tensor, region: Tensor) -> Tensor:
     return F.pad(cropped, (margin,) * 4)
 
 
-def reference_regions(images: Tensor, mask: Tensor | None, boxes: object) -> list[Tensor | None]:
-    """Where the subject is on each picture of IMAGE [R H W 3]: from MASK [1|R h w], or from
-    BOUNDING_BOX (one {x, y, width, height}, a list of them, or a list for each picture, of which
-    the first counts), or nowhere in particular. ValueError says what does not fit."""
-    count, height, width = images.shape[:3]
-    if mask is not None and boxes:
-        raise ValueError("both region and boxes are connected; connect only one of them")
-    if mask is not None:
-        mask = mask.reshape(-1, *mask.shape[-2:]).float()
-        if len(mask) not in (1, count):
-            raise ValueError(
-                f"{len(mask)} masks for {count} images; connect one mask, or one per image"
-            )
-        if mask.shape[-2:] != (height, width):
-            mask = F.interpolate(mask[:, None], size=(height, width), mode="area")[:, 0]
-        return list(mask.expand(count, -1, -1))
-    if not boxes:
-        return [None] * count
-    given = [boxes] if isinstance(boxes, dict) else list(boxes)
-    firsts = [box if isinstance(box, dict) else (box[0] if len(box) else None) for box in given]
-    if len(firsts) not in (1, count):
-        raise ValueError(
-            f"boxes for {len(firsts)} images, but there are {count}; connect one box, or one per "
-            "image"
-        )
-    return [
-        _box_mask(box, height, width, i)
-        for i, box in enumerate(firsts * (count if len(firsts) == 1 else 1), 1)
-    ]
+def enlarged(seen: Tensor, side: int = 128) -> Tensor:
+    """Images [R h w 3] as they are, or, where they are smaller than `side`, enlarged by whole
+    pixels for display."""
+    times = max(1, -(-side // min(seen.shape[1:3])))
+    return seen.repeat_interleave(times, 1).repeat_interleave(times, 2)
 
 
-def _box_mask(box: dict | None, height: int, width: int, number: int) -> Tensor:
-    if box is None:
-        raise ValueError(f"image {number} has no box; add one, or leave the image out")
-    left, top = max(0, round(box["x"])), max(0, round(box["y"]))
-    mask = torch.zeros(height, width)
-    mask[
-        top : max(top, round(box["y"] + box["height"])),
-        left : max(left, round(box["x"] + box["width"])),
-    ] = 1
-    if not mask.any():
-        raise ValueError(f"the box {box} lies outside image {number} of {width} x {height} pixels")
-    return mask
+def reduced(images: Tensor, side: int = 768) -> Tensor:
+    """Images [R h w 3] as they are, or, where they are larger than `side`, as small as that for
+    display."""
+    scale = side / max(images.shape[1:3])
+    if scale >= 1:
+        return images
+    size = [max(1, round(length * scale)) for length in images.shape[1:3]]
+    return F.interpolate(images.movedim(-1, 1), size=size, mode="area").movedim(1, -1)
+
+
+def thumbnails(pixels: Tensor, side: int) -> Tensor:
+    """What the image encoder read [R 3 S S] in 0..1 -> [R side side 3] uint8, to recognise a saved
+    subject by."""
+    small = F.interpolate(
+        pixels.float().cpu(),
+        size=(side, side),
+        mode="area" if pixels.shape[-1] >= side else "nearest",
+    )
+    return (small.clamp(0, 1) * 255).round().byte().movedim(1, -1).contiguous()
 
 
 def normalise(pixels: Tensor) -> Tensor:

@@ -6,14 +6,21 @@ Shapes   H W the canvas that the regions are worked out on
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from ..method.messages import short
+
 MOST = 6  # subjects that can have boxes: one colour each
+MOST_BOXES = 100  # on one node; web/box_maths.js has the same
+LONGEST = 100_000  # characters of the boxes' text
+PIXELS = 4  # a box wider or higher than so many images is meant in pixels
+KEYS = ("x", "y", "width", "height")
 EXAMPLE = '[{"subject": 1, "x": 0, "y": 0, "width": 0.5, "height": 1}]'
 
 
@@ -32,51 +39,66 @@ class Box:
 def parse_boxes(text: str, subjects: int = MOST) -> tuple[Box, ...]:
     """The boxes drawn on the node, from their JSON. A box is cut to the picture. ValueError says
     which entry is wrong, and how."""
+    if len(text) > LONGEST:
+        raise ValueError(f"boxes is {len(text)} characters long, at most {LONGEST}")
     try:
         entries = json.loads(text.strip() or "[]")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"boxes is not JSON ({error}); write {EXAMPLE}, or [] for none") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"boxes is not JSON ({short(str(error))}); write {EXAMPLE}, or [] for none"
+        ) from None
     if not isinstance(entries, list):
         raise ValueError(
-            f"boxes is {_short(entries)}, expected a list of boxes; write {EXAMPLE}, or [] for none"
+            f"boxes is {short(entries)}, expected a list of boxes; write {EXAMPLE}, or [] for none"
         )
+    _check_count(len(entries), "boxes")
     return tuple(_parsed(entry, number, subjects) for number, entry in enumerate(entries, 1))
+
+
+def _check_count(count: int, what: str) -> None:
+    if count > MOST_BOXES:
+        raise ValueError(f"{what} has {count} boxes, at most {MOST_BOXES}; delete some")
 
 
 def _parsed(entry: object, number: int, subjects: int) -> Box:
     if not isinstance(entry, dict):
-        raise ValueError(
-            f"box {number} is {_short(entry)}, expected an object like {EXAMPLE[1:-1]}"
-        )
+        raise ValueError(f"box {number} is {short(entry)}, expected an object like {EXAMPLE[1:-1]}")
     if lacking := [key for key in Box.__dataclass_fields__ if key not in entry]:
         raise ValueError(
             f"box {number} has no {' and no '.join(map(repr, lacking))}; a box is like "
             f"{EXAMPLE[1:-1]}"
         )
     subject = entry["subject"]
-    if isinstance(subject, bool) or not isinstance(subject, (int, float)) or subject % 1 != 0:
+    if not _is_number(subject) or subject % 1 != 0:
         raise ValueError(
-            f"box {number} is for subject {_short(subject)}, expected a whole number, 1 for the "
+            f"box {number} is for subject {short(subject)}, expected a whole number, 1 for the "
             "first subject"
         )
     if not 1 <= subject <= subjects:
         raise ValueError(
-            f"box {number} is for subject {subject:g}, but there are only subjects 1 to "
+            f"box {number} is for subject {short(subject)}, but there are only subjects 1 to "
             f"{subjects}; delete the box, or connect another subject"
         )
     return _inside(
         Box(
             int(subject),
-            *(_number(entry[key], key, f"box {number}") for key in ("x", "y", "width", "height")),
+            *(_number(entry[key], key, f"box {number}") for key in KEYS),
         ),
         f"box {number}",
         "fractions of the image, 0 to 1",
     )
 
 
+def _is_number(value: object) -> bool:
+    """A finite number; detectors also give numpy's."""
+    return (
+        isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )
+
+
 def _number(value: object, key: str, which: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{which} has {key} {_short(value)}, expected a number")
+    if not _is_number(value):
+        raise ValueError(f"{which} has {key} {short(value)}, expected a number")
     return float(value)
 
 
@@ -93,6 +115,11 @@ def _inside(box: Box, which: str, unit: str) -> Box:
         raise ValueError(
             f"{which} lies outside the image (x {box.x:g}, y {box.y:g}, {box.width:g} x "
             f"{box.height:g}; {unit})"
+        )
+    if max(box.width, box.height) > PIXELS:
+        raise ValueError(
+            f"{which} is {box.width:g} x {box.height:g}, far larger than the image ({unit}); is it "
+            "in pixels?"
         )
     return replace(box, x=left, y=top, width=right - left, height=bottom - top)
 
@@ -113,6 +140,7 @@ def boxes_of_pixels(found: object, width: int, height: int, subjects: int) -> tu
             "found_boxes contains no box: the detector found nothing; disconnect it, or use a "
             "clearer image"
         )
+    _check_count(sum(map(len, lists)), "found_boxes")
     if len(lists) > subjects:
         raise ValueError(
             f"found_boxes has boxes for {len(lists)} subjects, but there are {subjects}; select "
@@ -131,27 +159,27 @@ def _listed(found: object) -> list:
     if found is None or isinstance(found, (list, tuple)):
         return list(found or ())
     raise ValueError(
-        f"found_boxes has {_short(found)}, expected boxes of x, y, width and height in pixels"
+        f"found_boxes has {short(found)}, expected boxes of x, y, width and height in pixels"
     )
+
+
+def corner_and_size(box: object, which: str) -> tuple[float, float, float, float]:
+    """x, y, width and height of a BOUNDING_BOX, finite. ValueError for anything else."""
+    if not isinstance(box, Mapping) or any(key not in box for key in KEYS):
+        raise ValueError(f"{which} is {short(box)}, expected x, y, width and height in pixels")
+    x, y, width, height = (_number(box[key], key, which) for key in KEYS)
+    return x, y, width, height
 
 
 def _of_pixels(box: object, subject: int, width: int, height: int) -> Box:
     which = f"the found box of subject {subject}"
-    keys = ("x", "y", "width", "height")
-    if not isinstance(box, Mapping) or any(key not in box for key in keys):
-        raise ValueError(f"{which} is {_short(box)}, expected x, y, width and height in pixels")
-    x, y, w, h = (_number(box[key], key, which) for key in keys)
+    x, y, w, h = corner_and_size(box, which)
     return _inside(
         Box(subject, x / width, y / height, w / width, h / height),
         which,
         f"fractions of {width} x {height} pixels: set width and height to the size of the image "
         "that the detector was given",
     )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def box_mask(box: Box, height: int, width: int) -> Tensor:

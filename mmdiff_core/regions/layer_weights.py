@@ -11,34 +11,48 @@ import re
 from collections.abc import Collection, Sequence
 
 from ..bases import Slot, TransformerBlock
+from ..method.messages import short
 
 MAX_FACTOR = 10.0
-ENTRY = re.compile(r"\s*([a-z]+(?:\.\d+){0,2})\s*[:=\s]\s*([+-]?\d*\.?\d+)\s*")
+NAME = re.compile(r"[a-z]+(\.[0-9]{1,3}){0,2}")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
+LONGEST = 10_000  # characters
+
+
+def entries(text: str, what: str) -> list[str]:
+    """The parts of a text between commas or lines. ValueError for a text that no model needs."""
+    if len(text) > LONGEST:
+        raise ValueError(f"{what} is {len(text)} characters long, at most {LONGEST}")
+    parts = text.replace(";", ",").replace("\n", ",").split(",")
+    return [part.strip() for part in parts if part.strip()]
 
 
 def parse_layer_weights(text: str) -> dict[str, float]:
     """Names and factors (0..10) separated by commas or lines. ValueError names the entry that
     cannot be read."""
     found: dict[str, float] = {}
-    for entry in re.split(r"[,;\n]", text):
-        if not entry.strip():
-            continue
-        match = ENTRY.fullmatch(entry)
-        if not match:
-            raise ValueError(
-                f"layer weight {entry.strip()!r} is not understood; write a name and "
-                f"a number: "
-                '"input 0.5, middle 0, output.3 1.2"'
-            )
-        name, factor = match[1], float(match[2])
+    for entry in entries(text, "layer_weights"):
+        name, factor = _parsed(entry)
         if not 0 <= factor <= MAX_FACTOR:
             raise ValueError(
-                f"layer weight {entry.strip()!r}: expected a number from 0 to {MAX_FACTOR:g}"
+                f"layer weight {short(entry)}: expected a number from 0 to {MAX_FACTOR:g}"
             )
         if name in found:
             raise ValueError(f"layer weight {name!r} is given twice; write it once")
         found[name] = factor
     return found
+
+
+def _parsed(entry: str) -> tuple[str, float]:
+    """Name and factor of "input 0.5", "input: 0.5" or "input=0.5"."""
+    parts = entry.replace("=", ":").split(":") if {":", "="} & set(entry) else entry.split()
+    parts = [part.strip() for part in parts]
+    if len(parts) != 2 or not NAME.fullmatch(parts[0]) or not NUMBER.fullmatch(parts[1]):
+        raise ValueError(
+            f"layer weight {short(entry)} is not understood; write a name and a number: "
+            '"input 0.5, middle 0, output.3 1.2"'
+        )
+    return parts[0], float(parts[1])
 
 
 def layer_names(blocks: Sequence[TransformerBlock]) -> dict[Slot, tuple[str, ...]]:
@@ -58,17 +72,17 @@ def check_names(wanted: Collection[str], blocks: Sequence[TransformerBlock], wha
     """ValueError for a name that no layer of this model has, with those it has."""
     known = {name for own in layer_names(blocks).values() for name in own}
     if unknown := sorted(set(wanted) - known):
-        short = sorted(name for name in known if name.count(".") < 2)
+        wide = sorted(name for name in known if name.count(".") < 2)
         raise ValueError(
-            f"{what} {unknown[0]!r}: this model has no such layer; it has {', '.join(short)}, and "
-            f"single layers as {'.'.join(map(str, blocks[-1].slot))}"
+            f"{what} {short(unknown[0])}: this model has no such layer; it has {', '.join(wide)}, "
+            f"and single layers as {'.'.join(map(str, blocks[-1].slot))}"
         )
 
 
 def named_layers(text: str, blocks: Sequence[TransformerBlock]) -> frozenset[Slot]:
     """The layers that a list of names covers: "middle, output.1". ValueError for a name that no
     layer has."""
-    wanted = {name.strip() for name in re.split(r"[,;\n]", text) if name.strip()}
+    wanted = set(entries(text, "layers"))
     check_names(wanted, blocks, "layer")
     return frozenset(slot for slot, own in layer_names(blocks).items() if wanted & set(own))
 

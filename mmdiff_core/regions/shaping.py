@@ -5,7 +5,7 @@ Shapes   H W the canvas that the regions are worked out on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +105,7 @@ def shape_regions(
         drawn[box.subject] = (
             torch.maximum(drawn[box.subject], mask) if box.subject in drawn else mask
         )
+    _check_somewhere(drawn, {box.subject for box in boxes}, names)
     drawn = {i: _grown(drawn[i], shaping.grow, i, names) for i in sorted(drawn)}
     held = {i: resized(mask.float(), *canvas) for i, mask in kept.items() if i not in drawn}
     if shaping.exclusive:
@@ -115,6 +116,22 @@ def shape_regions(
         soften(drawn[i], shaping.strength) if i in drawn else kept.get(i)
         for i in range(1, len(names) + 1)
     ]
+
+
+def _check_somewhere(
+    drawn: Mapping[int, Tensor], boxed: Set[int], names: Sequence[str]
+) -> None:
+    """ValueError for a subject that its mask and boxes leave nowhere."""
+    for number, mask in drawn.items():
+        if mask.max() >= HARDLY:
+            continue
+        who = f"subject {number} ({names[number - 1]})"
+        if number in boxed:
+            raise ValueError(f"the boxes of {who} are smaller than a pixel; draw them larger")
+        raise ValueError(
+            f"mask_{number} is black everywhere, so that {who} could appear nowhere; paint its "
+            "region white, or disconnect the mask"
+        )
 
 
 def _grown(mask: Tensor, pixels: int, number: int, names: Sequence[str]) -> Tensor:

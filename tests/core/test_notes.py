@@ -160,7 +160,7 @@ def test_subjects_that_look_alike_are_told_with_what_to_do():
 
 
 def test_the_prompt_says_which_subjects_look_alike():
-    from mmdiff_core.host.encode import EncodedPrompt
+    from mmdiff_core.host.prompt import EncodedPrompt
 
     ann, bob = (PromptSubject(subject(name, torch.ones(8))) for name in ("ann", "bob"))
     said = EncodedPrompt([], [], (("man", ann), ("man", bob)), ("they look alike",)).describe()

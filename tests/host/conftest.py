@@ -59,3 +59,15 @@ def subjects(case, world):
     from support.recorded import encode_subjects
 
     return encode_subjects(case, world)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    """ComfyUI's own validation and execution, in this process, with a saved subject."""
+    from support.every_node import prompt_with
+    from support.in_process import Host
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        started = Host(tmp_path_factory.mktemp("host"), monkeypatch)
+        started.run(prompt_with(started, "MMDiffSaveSubject"))
+        yield started

@@ -13,8 +13,8 @@ from comfy.ldm.modules.attention import BasicTransformerBlock
 from mmdiff_core.bases import BASES, SD2, Base
 from mmdiff_core.checkpoints import checkpoint
 from mmdiff_core.host.apply import Strength, apply
-from mmdiff_core.host.encode import encode_prompt
 from mmdiff_core.host.models import load_mmdiff
+from mmdiff_core.host.prompt import encode_prompt
 
 from support import make
 from support.scene import Scene

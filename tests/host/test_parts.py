@@ -13,8 +13,10 @@ from mmdiff_core.checkpoints import checkpoint
 from mmdiff_core.host import text as text_side
 from mmdiff_core.host.application import Strength
 from mmdiff_core.host.apply import apply
-from mmdiff_core.host.encode import encode_prompt, encode_subject
+from mmdiff_core.host.encode import encode_subject
 from mmdiff_core.host.models import LoadedMMDiff
+from mmdiff_core.host.nouns import find_nouns
+from mmdiff_core.host.prompt import encode_prompt
 from mmdiff_core.method.lora import LowRank
 from mmdiff_core.method.refiner import QueryTokens, SubjectRefiner
 from mmdiff_core.method.subjects import PromptSubject
@@ -79,7 +81,7 @@ def noise_and_text(world, mmdiff, variant="official"):
     adapted = text_side.adapted_clip(
         world["clip"], mmdiff, "released" if variant == "official" else "corrected"
     )
-    clean, nouns = text_side.find_nouns(adapted.tokenize, CASE.meta["prompt"])
+    clean, nouns = find_nouns(adapted.tokenize, CASE.meta["prompt"])
     sides = []
     for text in (clean, CASE.meta["negative_prompt"]):
         tokens = text_side.fuse_tokens(

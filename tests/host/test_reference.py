@@ -15,6 +15,7 @@ import torch
 from mmdiff_core.host import text as text_side
 from mmdiff_core.host.application import Strength
 from mmdiff_core.host.apply import apply
+from mmdiff_core.host.nouns import find_nouns
 from mmdiff_core.host.vision import patch_embeddings
 from mmdiff_core.references.pixels import normalise, object_pixels
 
@@ -89,7 +90,7 @@ def test_prompts_encode_as_recorded(case, world, subjects, variant, side, kind):
     adapted = text_side.adapted_clip(
         world["clip"], world["mmdiff"], "released" if variant == "official" else "corrected"
     )
-    clean, nouns = text_side.find_nouns(adapted.tokenize, recorded_prompt(case))
+    clean, nouns = find_nouns(adapted.tokenize, recorded_prompt(case))
     text = clean if side == "pos" else case.meta["negative_prompt"] or ""
     tokens = adapted.tokenize(text, return_word_ids=True)
     ids = [entry[0] for entry in tokens["l"][0]]
@@ -114,7 +115,7 @@ def test_prompts_encode_as_recorded(case, world, subjects, variant, side, kind):
 
 
 def test_nouns_are_fused_to_the_recorded_rows(case, world, subjects):
-    _, nouns = text_side.find_nouns(world["clip"].tokenize, recorded_prompt(case))
+    _, nouns = find_nouns(world["clip"].tokenize, recorded_prompt(case))
     assert [n.places["l"][1] for n in nouns] == case.meta["image_token_positions"][: len(nouns)]
     adapted = text_side.adapted_clip(world["clip"], world["mmdiff"], "released")
     for side, text in (

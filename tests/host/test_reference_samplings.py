@@ -9,7 +9,7 @@ import torch
 
 from mmdiff_core.host.application import Strength
 from mmdiff_core.host.apply import apply
-from mmdiff_core.host.encode import encode_prompt
+from mmdiff_core.host.prompt import encode_prompt
 
 from support.recorded import (
     LATENTS,

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from mmdiff_core.host.apply import apply
-from mmdiff_core.host.encode import encode_prompt, encode_subject, find_faces
+from mmdiff_core.host.encode import encode_subject
+from mmdiff_core.host.portraits import find_faces
+from mmdiff_core.host.prompt import encode_prompt
 from mmdiff_core.method.subjects import PromptSubject
-from mmdiff_core.references.pixels import cut_out, reference_regions
+from mmdiff_core.references.pixels import cut_out
+from mmdiff_core.references.regions import reference_regions
 
 from support import make
 from support.cases import CASE, CHECKPOINT

@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmdiff_core.host import text as text_side
-from mmdiff_core.host.encode import encode_prompt
 from mmdiff_core.host.models import load_mmdiff
+from mmdiff_core.host.nouns import find_nouns
+from mmdiff_core.host.prompt import encode_prompt
 
 from support.cases import CHECKPOINT
 from support.make import random_subject
@@ -55,7 +55,7 @@ def token_of(clip, word):
     ],
 )
 def test_the_noun_before_each_marker_is_found_in_both_encoders(clip, text, words):
-    clean, nouns = text_side.find_nouns(clip.tokenize, text)
+    clean, nouns = find_nouns(clip.tokenize, text)
     assert [n.word for n in nouns] == words and "<|" not in clean
     for noun in nouns:
         last = clip.tokenize(noun.word, return_word_ids=True)["l"][0]
@@ -67,7 +67,7 @@ def test_the_noun_before_each_marker_is_found_in_both_encoders(clip, text, words
 @pytest.mark.parametrize("filler", [60, 74, 75, 76, 100, 160])
 def test_nouns_are_found_in_prompts_longer_than_one_chunk(clip, filler):
     text = "tree " * filler + "and a man<|subj|> by a lake with a woman<|subj|>"
-    clean, nouns = text_side.find_nouns(clip.tokenize, text)
+    clean, nouns = find_nouns(clip.tokenize, text)
     assert [token_at(clip, clean, "g", n.places["g"]) for n in nouns] == [
         token_of(clip, "man"),
         token_of(clip, "woman"),
@@ -75,7 +75,7 @@ def test_nouns_are_found_in_prompts_longer_than_one_chunk(clip, filler):
 
 
 def test_a_second_mention_of_the_noun_is_left_alone(clip):
-    clean, nouns = text_side.find_nouns(clip.tokenize, "a man and a man<|subj|> and a man")
+    clean, nouns = find_nouns(clip.tokenize, "a man and a man<|subj|> and a man")
     assert nouns[0].places["l"] == (0, 5)
 
 
@@ -88,7 +88,7 @@ def test_a_second_mention_of_the_noun_is_left_alone(clip):
 )
 def test_markers_without_a_word_of_their_own_are_errors(clip, text, message):
     with pytest.raises(ValueError, match=message):
-        text_side.find_nouns(clip.tokenize, text)
+        find_nouns(clip.tokenize, text)
 
 
 # ---------------------------------------------------------------- names
@@ -190,7 +190,7 @@ def test_a_name_that_cannot_be_bound_is_an_error_that_says_what_there_is(
 
 
 def test_a_name_in_the_negative_prompt_is_an_error(clip, mmdiff, pair):
-    with pytest.raises(ValueError, match="belong in the positive prompt"):
+    with pytest.raises(ValueError, match="belongs in the positive prompt only"):
         encode_prompt(clip, mmdiff, "a man<|ann|>", "a man<|bob|>", pair)
 
 
@@ -213,7 +213,7 @@ def test_a_marker_without_any_subject_is_an_error(clip, mmdiff):
 
 
 def test_a_marker_in_the_negative_prompt_is_an_error(clip, mmdiff, pair):
-    with pytest.raises(ValueError, match="belong in the positive prompt"):
+    with pytest.raises(ValueError, match="belongs in the positive prompt only"):
         encode_prompt(clip, mmdiff, "a man<|subj|> and a man<|subj|>", "a man<|subj|>", pair)
 
 

@@ -14,8 +14,8 @@ import torch
 
 from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import BoundPrompt, Row, carry
-from mmdiff_core.host.encode import encode_prompt
 from mmdiff_core.host.models import load_mmdiff
+from mmdiff_core.host.prompt import encode_prompt
 
 from support import make
 from support.cases import CHECKPOINT

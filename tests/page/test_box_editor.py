@@ -108,6 +108,60 @@ def test_the_keyboard_does_all_the_mouse_does(editor, page):
     assert page.evaluate("app.graph.nodes.length") == 12, "Delete removed the box, not the node"
 
 
+# ---------------------------------------------------------------- graphs that nobody meant
+
+CIRCLE = """() => {
+  const add = () => {
+    const node = LiteGraph.createNode("Reroute");
+    app.graph.add(node);
+    return node;
+  };
+  const [one, two] = [add(), add()];
+  one.connect(0, two, 0);
+  const { inputs } = nodes.masks;
+  for (const [name, from] of [["subjects", one], ["latent", two]]) {
+    from.connect(0, nodes.masks, inputs.findIndex((i) => i.name === name));
+  }
+  // a script or a damaged file makes the circle that the mouse may not
+  const link = two.outputs[0].links ?? [];
+  two.connect(0, one, 0);
+  return [one.inputs[0].link, link.length];
+}"""
+
+
+def test_a_circle_of_reroutes_is_no_subject_and_no_error(editor, page):
+    page.evaluate(CIRCLE)
+    page.mouse.move(5, 5)
+    editor.root.hover()
+    editor.drag((0.1, 0.1), (0.4, 0.9))
+    assert editor.shown.locator(".label").all_inner_texts() == ["1"]
+
+
+TOO_MANY = """(count) => {
+  const box = { subject: 1, x: 0.1, y: 0.1, width: 0.5, height: 0.5 };
+  const widget = nodes.masks.widgets.find((w) => w.name === "boxes");
+  widget.value = JSON.stringify(Array(count).fill(box));
+  const start = performance.now();
+  widget.callback(widget.value);
+  return performance.now() - start;
+}"""
+
+
+def test_more_boxes_than_a_node_can_have_are_counted_and_not_drawn(editor, page):
+    assert page.evaluate(TOO_MANY, 5000) < 500
+    assert editor.shown.count() == 0
+    assert "5000 boxes are too many, at most 100" in editor.root.locator(".hint").inner_text()
+    page.evaluate(TOO_MANY, 100)
+    assert editor.shown.count() == 100
+    editor.stage.focus()
+    page.keyboard.press("Enter")
+    assert len(editor.boxes) == 100, "one more box than there may be"
+    page.evaluate(TOO_MANY, 99)
+    editor.stage.focus()
+    page.keyboard.press("Enter")
+    assert len(editor.boxes) == 100
+
+
 # ---------------------------------------------------------------- the page's language
 
 

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from mmdiff_core.config import GENERAL
-from mmdiff_core.host.encode import encode_subject, to_pick_from
+from mmdiff_core.host.encode import encode_subject
 from mmdiff_core.host.models import load_mmdiff
+from mmdiff_core.references.pixels import reduced
 
 from support import make
 from support.cases import CHECKPOINT
@@ -107,8 +108,8 @@ def test_there_is_nothing_to_choose_without_faces(vision, analyser, looks):
 
 def test_large_pictures_are_shown_smaller_in_their_shape_and_small_ones_as_they_are():
     small = torch.rand(1, 300, 200, 3)
-    assert to_pick_from(small) is small
-    assert to_pick_from(torch.rand(2, 1000, 2000, 3)).shape == (2, 384, 768, 3)
+    assert reduced(small) is small
+    assert reduced(torch.rand(2, 1000, 2000, 3)).shape == (2, 384, 768, 3)
 
 
 # ---------------------------------------------------------------- through a server

@@ -122,12 +122,12 @@ def test_the_worlds_weights_are_small_and_say_how_they_were_made():
 
 
 def test_a_preview_of_small_pictures_is_enlarged_by_whole_dots_and_others_stay():
-    from mmdiff_core.host.encode import to_look_at
+    from mmdiff_core.references.pixels import enlarged
 
     small, large = torch.rand(2, 32, 32, 3), torch.rand(1, 224, 224, 3)
-    shown = to_look_at(small)
+    shown = enlarged(small)
     assert shown.shape == (2, 128, 128, 3) and torch.equal(shown[:, ::4, ::4], small)
-    assert torch.equal(to_look_at(large), large)
+    assert torch.equal(enlarged(large), large)
 
 
 def test_the_workflows_and_the_demo_draw_with_the_small_worlds_sampler_numbers():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdiff_core.host.text import MARKERS
+from mmdiff_core.host.nouns import MARKERS
 from mmdiff_core.small_world import sprites
 
 from support.paths import PACK

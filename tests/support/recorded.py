@@ -9,8 +9,10 @@ import torch
 
 from mmdiff_core.host import text as text_side
 from mmdiff_core.host.conditioning import delayed
-from mmdiff_core.host.encode import encode_prompt, encode_subject
+from mmdiff_core.host.encode import encode_subject
 from mmdiff_core.host.models import load_mmdiff
+from mmdiff_core.host.nouns import find_nouns
+from mmdiff_core.host.prompt import encode_prompt
 from mmdiff_core.method.subjects import PromptSubject
 
 from support.cases import Case, checkpoint_folder, weights_folder
@@ -82,7 +84,7 @@ def mixed_prompt(case, world, subjects, variant: str, fuse_negative: bool, start
     plain = text_side.encode(adapted, tokens)
     if not (fuse_negative and subjects):
         return positive, plain
-    _, nouns = text_side.find_nouns(adapted.tokenize, recorded_prompt(case))
+    _, nouns = find_nouns(adapted.tokenize, recorded_prompt(case))
     fused = text_side.fuse_tokens(adapted, world["mmdiff"], tokens, nouns, subjects)
     return positive, delayed(plain, text_side.encode(adapted, fused), None, start)
 

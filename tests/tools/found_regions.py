@@ -30,8 +30,9 @@ import torch  # noqa: E402
 
 from mmdiff_core.host import small_world  # noqa: E402
 from mmdiff_core.host.apply import Strength, apply  # noqa: E402
-from mmdiff_core.host.encode import encode_prompt, encode_subject  # noqa: E402
+from mmdiff_core.host.encode import encode_subject  # noqa: E402
 from mmdiff_core.host.models import load_mmdiff  # noqa: E402
+from mmdiff_core.host.prompt import encode_prompt  # noqa: E402
 from mmdiff_core.lab.answers import SEED, load_reader  # noqa: E402
 from mmdiff_core.lab.evaluate import asked  # noqa: E402
 from mmdiff_core.method.subjects import FindRegions, PromptSubject  # noqa: E402

@@ -24,8 +24,9 @@ def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg
     from mmdiff_core.checkpoints import checkpoint
     from mmdiff_core.host import small_world
     from mmdiff_core.host.apply import Strength, apply
-    from mmdiff_core.host.encode import encode_prompt, encode_subject
+    from mmdiff_core.host.encode import encode_subject
     from mmdiff_core.host.models import load_mmdiff
+    from mmdiff_core.host.prompt import encode_prompt
     from mmdiff_core.method.subjects import PromptSubject
 
     path = tmp_path / "trained.safetensors"

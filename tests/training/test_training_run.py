@@ -130,8 +130,9 @@ def test_the_result_loads_and_samples_through_the_nodes(trained):
 
     from mmdiff_core.host import small_world
     from mmdiff_core.host.apply import Strength, apply
-    from mmdiff_core.host.encode import encode_prompt, encode_subject
+    from mmdiff_core.host.encode import encode_subject
     from mmdiff_core.host.models import load_mmdiff
+    from mmdiff_core.host.prompt import encode_prompt
     from mmdiff_core.method.subjects import PromptSubject
 
     mmdiff = load_mmdiff(trained[WEIGHT][2] / "adapter.safetensors")

@@ -24,7 +24,7 @@ from ...training.bridge import Conditioning, Fuse, Linear, Prediction, SlotCall
 from ...training.describing import noun_states, told_example
 from ...training.example import Example
 from ...training.trainable import TrainableAdapter
-from ..text import MARKER, find_nouns
+from ..nouns import MARKER, find_nouns
 from .base import BaseModels
 from .encoders import VisionCLS, text_states
 from .lora_hooks import LoRAHooks

@@ -18,9 +18,9 @@ from ...references.pixels import object_pixels
 from ...small_world import scenes, score, sizes
 from ...training.example import Example, ExampleSubject
 from ...training.noise import draw_noise
+from ..nouns import MARKER
 from ..sampling import decode, sample_latents
 from ..small_world import WEIGHTS
-from ..text import MARKER
 from .build import load_task
 from .contact import heat, maps_at, tile, to_bytes
 

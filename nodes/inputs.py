@@ -1,0 +1,64 @@
+"""Inputs that several nodes have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..mmdiff_core.host import files
+from ..mmdiff_core.method.subjects import MAX_WEIGHT
+from .sockets import MMDiffSubjects
+
+NO_CHECKPOINT = "(nothing in models/mmdiff yet)"  # choosing it tells which folders were searched
+
+
+def checkpoint(tooltip: str):
+    """A combo of the checkpoints in models/mmdiff."""
+    return io.Combo.Input(
+        "checkpoint", options=files.list_checkpoints() or [NO_CHECKPOINT], tooltip=tooltip
+    )
+
+
+def earlier_subjects():
+    return MMDiffSubjects.Input(
+        "subjects", optional=True, tooltip="Earlier subjects; this one is appended."
+    )
+
+
+def chain_output():
+    return MMDiffSubjects.Output(
+        display_name="subjects", tooltip="Earlier subjects followed by this one."
+    )
+
+
+def subject_weight(tooltip: str):
+    return io.Float.Input(
+        "weight", default=1.0, min=0.0, max=MAX_WEIGHT, step=0.05, tooltip=tooltip
+    )
+
+
+def share(name: str, default: float, tooltip: str, step: float = 0.01, **options):
+    """A number from 0 to 1."""
+    bounds = {"min": 0.0, "max": 1.0} | options
+    return io.Float.Input(name, default=default, step=step, tooltip=tooltip, **bounds)
+
+
+def window(what: str) -> list:
+    """`start_percent` and `end_percent` of something."""
+    return [
+        share("start_percent", 0.0, f"Fraction of the denoising at which {what} starts."),
+        share("end_percent", 1.0, f"Fraction of the denoising at which {what} ends."),
+    ]
+
+
+def check_window(values: Mapping[str, Any]) -> None:
+    """ValueError where the window ends before it starts."""
+    start, end = (values.get(f"{side}_percent") for side in ("start", "end"))
+    if start is not None and end is not None and start >= end:
+        raise ValueError(f"start_percent {start} must be less than end_percent {end}")
+
+
+def model_output():
+    return io.Model.Output(display_name="model", tooltip="Model for the sampler.")
