@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy_extras.nodes_hooks import SetClipHooks
 
-from mmdiff_core.host.encode import encode_prompt
+from mmdiff_core.host.prompt import encode_prompt
 from mmdiff_core.host.models import load_mmdiff
 
 from support.cases import CHECKPOINT

@@ -206,3 +206,17 @@ def test_a_config_from_json_is_checked_field_by_field():
     ):
         with pytest.raises(ValueError, match=says):
             DataConfig.from_dict(json.loads(text))
+
+
+def test_what_a_record_tells_of_a_subject_reaches_its_examples(tmp_path):
+    def tell(_number: int, facts: dict) -> None:
+        facts["segments"][0]["told"] = "wet brown"
+
+    source = FileExamples(read_jsonl(write_jsonl(tmp_path, change=tell)).records, 0, CONFIG)
+    told = {"dog": "wet brown", "ball": ""}
+    seen = 0
+    for example in map(source.example, range(12)):
+        for subject in example.subjects:
+            seen += 1
+            assert subject.told == told[example.caption[slice(*subject.span)]]
+    assert seen > 5

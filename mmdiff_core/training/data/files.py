@@ -172,7 +172,8 @@ class FileExamples:
                 )
             )
         faces = ReferenceFaces.stack([c.face for c in cutouts]) if self.find_face else None
-        return ExampleSubject(segment.span, mask, torch.stack(references), faces)
+        shown = torch.stack(references)
+        return ExampleSubject(segment.span, mask, shown, faces, segment.told)
 
     def _cutouts(
         self, number: int, s: int, decoded: Decoded, count: int, generator: torch.Generator

@@ -4,7 +4,8 @@ The segments of all layouts are those of the published annotation demo: id, word
 
 JSON lines   {"image": PATH, "caption": TEXT, "segments": [{"id": 1, "word": "dog", "start": 2,
              "end": 5, "box": [x0, y0, x1, y1], "mask": {"size": [H, W], "counts": COCO run
-             lengths} or PATH of a png, "identity": optional NAME}]}
+             lengths} or PATH of a png, "identity": optional NAME, "told": optional words
+             on how it looks, which can stand before its word; `objective.described_first`}]}
 shards       tar files, or a folder of the same files (what the demo writes): KEY.jpg, .jpeg, .png
              or .webp; KEY.json, as a line above without the image; masks in it, in KEY.<id>.png,
              or in KEY.npy

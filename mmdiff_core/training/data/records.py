@@ -37,6 +37,7 @@ class Segment:
     span      first and one-past-last character of `word` in the caption
     box       x0, y0, x1, y1 in pixels, within the image
     identity  the same individual has the same name in all images; None = unknown
+    told      how it looks, in words that can stand before `word`; "" = unknown
     """
 
     word: str
@@ -44,6 +45,7 @@ class Segment:
     box: Box
     mask: StoredMask
     identity: str | None = None
+    told: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +145,8 @@ def _segment(
         )
     _check_id(facts)
     mask, box = mask_of(number, facts), _box(field(facts, "box", list), size)
-    return Segment(word, (start, end), box, mask, _identity(facts))
+    looks = "" if facts.get("told") is None else _text(facts, "told", MOST_NAME)
+    return Segment(word, (start, end), box, mask, _identity(facts), looks)
 
 
 def _check_id(facts: Mapping) -> None:
