@@ -30,12 +30,13 @@ from dev_parts.host import Pack, find_pack, probe
 from dev_parts.process import DevError, call, say
 from dev_parts.server import child_env, page_of, server_command
 
+MOST_PROCESSES = 4  # each has a ComfyUI, and sometimes a server and a browser beside it
 # not resolved: a link in custom_nodes must still look like one
 HERE = Path(os.path.abspath(__file__))
 
 
 def pytest_arguments(pack: Pack, rest: Sequence[str]) -> list[str]:
-    """pytest's command line: all of tests/, unless the person names files of it."""
+    """pytest's command line: all of tests/ in several processes, unless the person names files."""
     tests = pack.root / "tests"
     named = any(
         (pack.root / part.partition("::")[0]).exists() for part in rest if not part.startswith("-")
@@ -45,9 +46,16 @@ def pytest_arguments(pack: Pack, rest: Sequence[str]) -> list[str]:
         str(tests / "pytest.ini"),
         "--rootdir",
         str(tests),
+        *([] if named else several_processes()),
         *rest,
         *([] if named else [str(tests)]),
     ]
+
+
+def several_processes() -> list[str]:
+    """pytest-xdist's options: a process for each core, a file's tests in one of them."""
+    processes = min(os.cpu_count() or 1, MOST_PROCESSES)
+    return ["-n", str(processes), "--dist", "loadfile"] if processes > 1 else []
 
 
 def run_test(pack: Pack, rest: Sequence[str]) -> int:

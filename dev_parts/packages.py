@@ -31,6 +31,7 @@ HOST_PACKAGES = ("requests",)  # ComfyUI imports it without naming it
 # training is tested too, and the page in a browser
 TEST_PACKAGES = (
     "pytest",
+    "pytest-xdist",  # the files of tests on all cores: half the time on two
     "accelerate>=1.0",
     "tqdm",
     "tensorboard",

@@ -132,6 +132,20 @@ def test_whole_test_folder_runs_unless_a_file_of_it_is_named(tmp_path: Path) -> 
     assert dev.pytest_arguments(pack, ["tests/test_a.py::test_b"])[-1] == "tests/test_a.py::test_b"
 
 
+def test_whole_test_folder_runs_on_all_cores_and_a_named_file_in_one_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pack = make_pack(tmp_path / "mm")
+    (pack.root / "tests").mkdir()
+    (pack.root / "tests" / "test_a.py").touch()
+    monkeypatch.setattr(dev.os, "cpu_count", lambda: 2)
+    whole = dev.pytest_arguments(pack, [])
+    assert whole[whole.index("-n") + 1] == "2"
+    assert "-n" not in dev.pytest_arguments(pack, ["tests/test_a.py"])
+    monkeypatch.setattr(dev.os, "cpu_count", lambda: 1)
+    assert "-n" not in dev.pytest_arguments(pack, [])
+
+
 def test_problem_becomes_a_message_and_exit_status_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
