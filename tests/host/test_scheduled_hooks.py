@@ -7,8 +7,8 @@ import pytest
 import torch
 from comfy_extras.nodes_hooks import SetClipHooks
 
-from mmdiff_core.host.prompt import encode_prompt
 from mmdiff_core.host.models import load_mmdiff
+from mmdiff_core.host.prompt import encode_prompt
 
 from support.cases import CHECKPOINT
 from support.make import random_subject
