@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmdiff_core.small_world.examples import SmallWorldExamples
-from mmdiff_core.training.config import AdapterConfig, ConstraintConfig, RunConfig
+from mmdiff_core.training.config import AdapterConfig, RunConfig
 from mmdiff_core.training.run.config import LoopConfig
 
 from support.paths import PACK
@@ -93,36 +93,11 @@ def test_the_denoising_loss_on_individuals_it_never_saw_falls(trained):
 
 def test_the_constraint_raises_the_probability_inside_the_own_mask(trained):
     (_, without, _), (_, constrained, _) = trained[0.0], trained[WEIGHT]
-    # the noun's map follows within steps,
-    assert constrained["text_inside"] > without["text_inside"] + 0.1
+    # the base finds nouns by itself, the subjects' own maps do not (0.57 against 0.78)
+    assert constrained["image_inside"] > without["image_inside"] + 0.1
+    assert constrained["image_constraint"] < without["image_constraint"] - 0.1
+    assert constrained["text_inside"] > without["text_inside"] + 0.02
     assert constrained["text_constraint"] < without["text_constraint"] - 0.1
-
-
-def test_the_constraint_raises_a_trained_adapters_image_map_inside_the_own_mask(judged, tmp_path):
-    """The subject's own map follows its noun's, hundreds of steps later.
-
-    So from the shipped adapter on.
-    """
-    from safetensors import safe_open
-
-    from mmdiff_core.checkpoints import checkpoint
-    from mmdiff_core.host.frozen_base.build import build_task
-    from mmdiff_core.host.frozen_base.run import load_data
-    from mmdiff_core.host.small_world import WEIGHTS
-    from mmdiff_core.training.run.loop import fit
-
-    path, inside = WEIGHTS / "adapter.safetensors", {}
-    with safe_open(str(path), framework="pt") as file:
-        shipped = RunConfig.from_json(file.metadata()["run"])
-    for weight in (0.0, WEIGHT):
-        run = dataclasses.replace(shipped, constraint=ConstraintConfig(text=weight, image=weight))
-        task = build_task(run, flat=checkpoint.read(path)[1])
-        loop = LoopConfig.from_dict({**LOOP, "steps": 40, "learning_rate": 3e-4})
-        fit(task, load_data({"kind": "small-world", "count": 2}, 1), loop, tmp_path / str(weight))
-        with torch.no_grad():
-            inside[weight] = task(judged)["image_inside"].item()
-        task.bridge.close()
-    assert inside[WEIGHT] > inside[0.0] + 0.01
 
 
 def test_the_result_loads_and_samples_through_the_nodes(trained):
