@@ -174,7 +174,7 @@ def test_a_face_that_is_not_there_is_an_error_that_names_the_picture(server: Ser
     """
     prompt = a_case_graph()
     prompt["faces"] = node("MMDiffLoadFaceAnalysis", model="stand_in", device="cpu")
-    prompt["black"] = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
+    prompt["black"] = node("EmptyImage", width=256, height=256, batch_size=1, color=0)
     prompt["subject0"]["inputs"] |= {"faces": ["faces", 0], "image": ["black", 0], "face": 3}
     with pytest.raises(RuntimeError, match="s0, image 1 of 1: "):
         server.run(prompt)

@@ -45,7 +45,7 @@ STAND_INS = {
     "ControlNetLoader": ("MMDiffLoadTinyControlNet", {0: 0}),
 }
 
-FILES = {"portrait_generation": "tiny-portrait", "buffalo_l": "stand_in", "auto": "cpu"}
+FILES = {"portrait_generation": "tiny-portrait", "buffalo_l": "stand_in"}
 
 SMALL = {
     "EmptyLatentImage": {"width": 192, "height": 128},
@@ -112,7 +112,7 @@ def to_api(workflow: dict, info: dict) -> dict:
             continue
         values = dict(zip(widgets(info[kind]), node["widgets_values"], strict=True))
         inputs = {
-            k: FILES.get(v, v)
+            k: "cpu" if k == "device" else FILES.get(v, v)
             for k, v in values.items()
             if k not in ("control_after_generate", "upload")
         } | instead.get(kind, {})
