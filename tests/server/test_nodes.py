@@ -169,13 +169,13 @@ def test_a_checkpoint_that_is_not_there_is_told_with_the_folders_searched(server
 
 
 def test_a_face_that_is_not_there_is_an_error_that_names_the_picture(server: Server):
-    """The real face analyser in the server, on a stand-in detector that sees nothing in a black
-    picture.
+    """The real face analyser in the server, on a stand-in detector that sees one face in a grey
+    image.
     """
     prompt = a_case_graph()
     prompt["faces"] = node("MMDiffLoadFaceAnalysis", model="stand_in", device="cpu")
-    prompt["black"] = node("EmptyImage", width=256, height=256, batch_size=1, color=0)
-    prompt["subject0"]["inputs"] |= {"faces": ["faces", 0], "image": ["black", 0], "face": 3}
+    prompt["grey"] = node("EmptyImage", width=256, height=256, batch_size=1, color=0x808080)
+    prompt["subject0"]["inputs"] |= {"faces": ["faces", 0], "image": ["grey", 0], "face": 3}
     with pytest.raises(RuntimeError, match="s0, image 1 of 1: "):
         server.run(prompt)
 
