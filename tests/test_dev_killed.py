@@ -80,7 +80,7 @@ def test_a_set_up_waits_for_the_installer_that_a_killed_one_left_behind(tmp_path
 
 def test_of_two_at_once_the_second_waits_and_finds_the_work_done(tmp_path):
     both = [start_set_up(tmp_path, seconds=0.5) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0] for process in both]
+    said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert (tmp_path / "ended").read_text() == "x"
     assert sum("Another dev.py" in text for text in said) == 1

@@ -80,7 +80,7 @@ def run_copy(copy: Path, *arguments: str, **environment: str) -> str:
         env={**os.environ, **given},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode in (1, 2) and "Traceback" not in done.stdout + done.stderr
     return done.stderr

@@ -26,7 +26,7 @@ def test_the_help_lists_every_command_and_needs_neither_torch_nor_comfyui():
         "    print(sorted({'torch', 'comfy', 'numpy', 'transformers'} & set(sys.modules)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
     assert all(f"    {name} " in done.stdout for name in COMMANDS)

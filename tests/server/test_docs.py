@@ -91,5 +91,5 @@ def test_an_invented_message_would_be_noticed():
 def test_the_server_gives_every_page_in_every_language_it_was_written_in(server: Server):
     for path in PAGES.rglob("*.md"):
         address = f"{server.url}/extensions/{PACK_NAME}/docs/{path.relative_to(PAGES).as_posix()}"
-        with urllib.request.urlopen(address, timeout=30) as answer:
+        with urllib.request.urlopen(address, timeout=120) as answer:
             assert answer.read() == path.read_bytes()

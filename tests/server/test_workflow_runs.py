@@ -155,7 +155,7 @@ def test_the_server_offers_the_workflows_as_templates_with_a_thumbnail(server: S
     for path in WORKFLOWS:
         address = f"/api/workflow_templates/{PACK_NAME}/{path.stem}"
         assert server.get(f"{address}.json")["nodes"] == load(path)["nodes"]
-        with urllib.request.urlopen(f"{server.url}{address}.jpg", timeout=30) as answer:
+        with urllib.request.urlopen(f"{server.url}{address}.jpg", timeout=120) as answer:
             picture = answer.read()
         assert picture[:2] == b"\xff\xd8" and len(picture) <= 60_000
 

@@ -19,7 +19,7 @@ from support.cases import CHECKPOINT
 from support.onnx_stand_ins import write_model_pack
 from support.paths import PACK, PACK_NAME, TESTS
 
-START_LIMIT = 180
+START_LIMIT = 400
 RUN_LIMIT = 300
 
 
@@ -125,14 +125,14 @@ class Server:
         )
 
     def get(self, path: str):
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=120) as answer:
             return json.load(answer)
 
     def post(self, path: str, data: dict):
         request = urllib.request.Request(
             self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
     def run(self, prompt: dict) -> dict:

@@ -54,7 +54,7 @@ def test_two_processes_are_one_with_twice_the_batch_also_when_one_is_stopped_bet
             "localhost:0",
         ),
     )
-    shown, _ = run.communicate(timeout=120)
+    shown, _ = run.communicate(timeout=300)
     assert run.returncode == 0, shown
     for number, third in (
         (0, "adapter.safetensors could not be written"),

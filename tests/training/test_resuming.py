@@ -36,7 +36,7 @@ def test_stopped_at_fifty_and_resumed_is_a_hundred_bit_for_bit(tmp_path, optimiz
     """
     config = replace(CONFIG, steps=100, save_every=40, workers=2, optimizer=optimizer)
     half = start("half", str(tmp_path / "two"), json.dumps(config.to_dict()))
-    told, _ = half.communicate(timeout=60)
+    told, _ = half.communicate(timeout=300)
     assert half.returncode == 0 and "stopped=True" in told and "handlers restored" in told, told
     assert states(tmp_path / "two") == ["state-00000040", "state-00000050"]
     report, resumed, _ = train(tmp_path / "two", config)
