@@ -47,6 +47,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_makereport():
+    """Half of a surrogate pair in captured output or in a failure ends no run: the processes of
+    pytest-xdist cannot send it to one another."""
+    report = (yield).get_result()
+    report.sections = [(name, sendable(text)) for name, text in report.sections]
+    if report.longrepr is not None and sendable(str(report.longrepr)) != str(report.longrepr):
+        report.longrepr = sendable(str(report.longrepr))
+
+
+def sendable(text: str) -> str:
+    """The text with escapes for what UTF-8 cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     _use_host()
 
