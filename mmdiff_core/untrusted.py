@@ -76,11 +76,19 @@ def quoted(value: object) -> str:
 
 
 def listed(values: Iterable[object], most: int = 4) -> str:
-    """Several values for a message, the first `most` of them quoted."""
+    """Several values for a message, in brackets; the first `most` of them quoted."""
     values = list(values)
-    shown = ", ".join(quoted(value) for value in values[:most])
-    more = f" and {len(values) - most} more" if len(values) > most else ""
-    return f"[{shown}]{more}"
+    return f"[{', '.join(map(quoted, values[:most]))}]{_left(values, most)}"
+
+
+def quoted_list(values: Iterable[object], most: int = 20) -> str:
+    """Several values in a sentence, the first `most` of them quoted; "nothing" without any."""
+    values = list(values)
+    return (", ".join(map(quoted, values[:most])) + _left(values, most)) or "nothing"
+
+
+def _left(values: list, most: int) -> str:
+    return f" and {len(values) - most} more" if len(values) > most else ""
 
 
 def plain(name: str, most: int = 120) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..mmdiff_core.method.messages import quoted_list, short
+from ..mmdiff_core.untrusted import quoted, quoted_list
 
 LONGEST = 100_000  # characters of a text
 
@@ -50,7 +50,7 @@ def checked(execute: Callable) -> Callable:
         known = {item.id for item in cls.define_schema().inputs}
         if unknown := sorted(set(inputs) - known):
             raise ValueError(
-                f"this node has no input {short(unknown[0])}; its inputs: {quoted_list([*known])}"
+                f"this node has no input {quoted(unknown[0])}; its inputs: {quoted_list([*known])}"
             )
         given = signature.bind(cls, *args, **inputs)
         given.arguments.update(check_values(cls, given.arguments))
@@ -107,7 +107,7 @@ def _in_range(item, value, what: str):
 
 def _expected(item, value: object, what: str) -> str:
     bounds = "" if item.min is None or item.max is None else f" from {item.min:g} to {item.max:g}"
-    return f"{item.id} is {short(value)}, expected {what}{bounds}{_linked(value)}"
+    return f"{item.id} is {quoted(value)}, expected {what}{bounds}{_linked(value)}"
 
 
 def _linked(value: object) -> str:
@@ -116,7 +116,7 @@ def _linked(value: object) -> str:
 
 def _text(item, value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{item.id} is {short(value)}, expected text{_linked(value)}")
+        raise ValueError(f"{item.id} is {quoted(value)}, expected text{_linked(value)}")
     if len(value) > LONGEST:
         raise ValueError(f"{item.id} is {len(value)} characters long, at most {LONGEST}")
     return value
@@ -124,14 +124,14 @@ def _text(item, value: object) -> str:
 
 def _switch(item, value: object) -> bool:
     if type(value).__name__ not in ("bool", "bool_", "int") or value not in (0, 1):
-        raise ValueError(f"{item.id} is {short(value)}, expected true or false{_linked(value)}")
+        raise ValueError(f"{item.id} is {quoted(value)}, expected true or false{_linked(value)}")
     return bool(value)
 
 
 def _choice(item, value: object) -> str:
     if not isinstance(value, str) or value not in item.options:
         raise ValueError(
-            f"{item.id} is {short(value)}, expected one of: {quoted_list(item.options)}"
+            f"{item.id} is {quoted(value)}, expected one of: {quoted_list(item.options)}"
             f"{_linked(value)}"
         )
     return value
@@ -147,7 +147,7 @@ def _socket(item, value: object) -> None:
     else:
         fits = attribute != "subject" and hasattr(value, attribute)
     if not fits:
-        raise ValueError(f"{item.id} is {short(value)}, expected the output of {node}")
+        raise ValueError(f"{item.id} is {quoted(value)}, expected the output of {node}")
 
 
 # type of a socket -> an attribute of what it carries, and who makes that

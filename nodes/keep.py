@@ -11,7 +11,6 @@ from comfy_api.latest import io, ui
 
 from ..mmdiff_core.checkpoints.subject_file import SIDE, load_subject, save_subject
 from ..mmdiff_core.host import files
-from ..mmdiff_core.method.messages import short
 from ..mmdiff_core.method.subjects import (
     MAX_WEIGHT,
     PromptSubject,
@@ -21,6 +20,7 @@ from ..mmdiff_core.method.subjects import (
     numbers,
 )
 from ..mmdiff_core.references.mix import METHODS, mix
+from ..mmdiff_core.untrusted import quoted
 from .aliases import schema
 from .checks import CheckedNode, checked, told
 from .inputs import chain_output, earlier_subjects, subject_weight
@@ -76,7 +76,7 @@ class SaveSubject(CheckedNode):
                 save_subject(path, subject, used.weight)
             except OSError as error:
                 raise ValueError(
-                    f"{short(subject.name)} cannot be saved as {path}: {error.strerror or error}; "
+                    f"{quoted(subject.name)} cannot be saved as {path}: {error.strerror or error}; "
                     "check that the folder can be written to, or change the prefix"
                 ) from error
             count, size = subject.references, path.stat().st_size / 1024
@@ -266,7 +266,7 @@ class SubjectWeights(CheckedNode):
         chosen = {name_key(s.name) for s in subjects}
         if name.strip() and name_key(name) not in chosen:
             names = ", ".join(s.name for s in subjects) or "none"
-            raise ValueError(f"no subject is named {short(name.strip())}; available: {names}")
+            raise ValueError(f"no subject is named {quoted(name.strip())}; available: {names}")
         if name.strip():
             chosen = {name_key(name)}
         factors = numbers(per_picture, "per_picture", MAX_WEIGHT)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..mmdiff_core.method.messages import short
 from ..mmdiff_core.regions.boxes import MOST, Box, boxes_of_pixels, parse_boxes
 from ..mmdiff_core.regions.masks import one_mask
 from ..mmdiff_core.regions.preview import preview
@@ -20,6 +19,7 @@ from ..mmdiff_core.regions.shaping import (
     resized,
     shape_regions,
 )
+from ..mmdiff_core.untrusted import quoted
 from .aliases import schema
 from .checks import CheckedNode, checked, told
 from .inputs import share
@@ -227,7 +227,7 @@ def _size_of(latent: object) -> tuple[int, int]:
     samples = latent.get("samples") if isinstance(latent, Mapping) else None
     if not torch.is_tensor(samples) or samples.ndim < 2 or 0 in samples.shape:
         raise ValueError(
-            f"latent is {short(samples)}, expected the latent that the sampler is given"
+            f"latent is {quoted(samples)}, expected the latent that the sampler is given"
         )
     times = latent.get("downscale_ratio_spacial", PIXELS)
     height, width = (side * times for side in samples.shape[-2:])

@@ -86,6 +86,17 @@ def mutations(request: pytest.FixtureRequest) -> int:
     return request.config.getoption("--mutations")
 
 
+@pytest.fixture
+def tally(request: pytest.FixtureRequest):
+    """Counts that fail the test at its end, with the first of each bad outcome."""
+    from support.mutations import Tally
+
+    made = Tally(request.node.name)
+    yield made
+    print(made)
+    assert made.failures == 0, f"{made}; {made.worst}"
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
     from support.server import Server

@@ -6,7 +6,7 @@ The table of names, types and shapes is checked before any tensor is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -71,18 +71,24 @@ def _shaped(key: str, table: Table) -> str:
 
 
 def check_values(flat: Tensors, name: str) -> None:
-    """Every number is finite, and of a size that a weight can have. Tensors on the meta device have
-    no values."""
+    """CheckpointError unless every number is finite and of a size that a weight can have."""
+    for key, least, most in out_of_range(flat):
+        raise CheckpointError(
+            f"{name}: {plain(key)} has values from {least:g} to {most:g}, expected finite numbers "
+            f"within {LARGEST:g}. The file is damaged, or its training diverged; use another copy "
+            "of it"
+        )
+
+
+def out_of_range(flat: Tensors) -> Iterator[tuple[str, float, float]]:
+    """Key, least and largest value of every tensor with a number that is not finite or beyond
+    `LARGEST`. Tensors on the meta device have no values, and bytes cannot be wrong."""
     for key, tensor in flat.items():
-        if tensor.is_meta or not tensor.numel():
+        if tensor.is_meta or tensor.dtype == torch.uint8 or not tensor.numel():
             continue
         least, most = (float(value) for value in torch.aminmax(tensor))
         if not -LARGEST <= least <= most <= LARGEST:
-            raise CheckpointError(
-                f"{name}: {plain(key)} has values from {least:g} to {most:g}, expected finite "
-                f"numbers within {LARGEST:g}. The file is damaged, or its training diverged; use "
-                "another copy of it"
-            )
+            yield key, least, most
 
 
 # ---------------------------------------------------------------- what must be there

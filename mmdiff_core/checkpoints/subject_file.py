@@ -20,6 +20,7 @@ from torch import Tensor
 from ..config import MMDiffConfig
 from ..method.subjects import Subject
 from ..untrusted import STRICT, fill, plain, quoted
+from .contents import out_of_range
 from .errors import SubjectFileError, told_as
 from .tensor_file import Entry, open_tensor_file, write_tensor_file
 
@@ -34,7 +35,6 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MOST_REFERENCES = 4096
 MOST_PER_REFERENCE = 64  # tokens
 MOST_WIDTH = 65536
-LARGEST = 65504.0
 UNIT = 1.01  # of a unit vector, in any precision
 AGAIN = "encode its references again"
 
@@ -201,15 +201,11 @@ def _check_widths(
 
 
 def _check_values(tensors: Mapping[str, Tensor], name: str) -> None:
-    for key, tensor in tensors.items():
-        if tensor.dtype == torch.uint8 or not tensor.numel():
-            continue
-        least, most = (float(value) for value in torch.aminmax(tensor))
-        if not -LARGEST <= least <= most <= LARGEST:
-            raise SubjectFileError(
-                f"{name} contains non-finite values: {plain(key)} goes from {least:g} to {most:g}; "
-                f"{AGAIN}"
-            )
+    for key, least, most in out_of_range(tensors):
+        raise SubjectFileError(
+            f"{name} contains non-finite values: {plain(key)} goes from {least:g} to {most:g}; "
+            f"{AGAIN}"
+        )
     identity = tensors.get("identity")
     if identity is not None and float(identity.float().norm()) > UNIT:
         raise SubjectFileError(f"{name}: identity is no unit vector; {AGAIN}")

@@ -1,13 +1,13 @@
 """Train what the small world's adapter stands on.
 
     python -m mmdiff_core pretrain unet   OUT     UNet and text encoder, from captions alone
+    python -m mmdiff_core pretrain text   OUT     text encoder alone: words bound to nouns; --init
     python -m mmdiff_core pretrain vision OUT     the image encoder
     python -m mmdiff_core pretrain reader OUT     the network that reads images for the scores
 
-The first two are frozen afterwards, as SDXL and CLIP are for the paper's adapter. Every number of a
-run follows from its seed; run it again with the same OUT to continue it. OUT receives the weights
-as
-float16 with the run in the header; `--init` starts from such files.
+The base and the image encoder are frozen afterwards, as SDXL and CLIP are for the paper's adapter.
+Every number of a run follows from its seed; run it again with the same OUT to continue it. OUT
+receives the weights as float16 with the run in the header; `--init` starts from such files.
 """
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, and write the files."""
     needs_lab()
+    if args.what == "text" and args.init is None:
+        raise SystemExit("pretrain text goes on from a base: give its folder with --init")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     steps, batch, rate, optimizer = DEFAULTS[args.what]
     args.steps, args.batch = args.steps or steps, args.batch or batch

@@ -15,6 +15,7 @@ import comfy.conds
 
 from ..method.subjects import PromptSubject, Subjects
 from ..regions.attention_bias import Area
+from ..untrusted import quoted_list
 
 KEY = "mmdiff_rows"
 SIDE = "mmdiff_side"  # option of a cond that is meant as the negative one
@@ -26,11 +27,9 @@ NOT_SERVED = (
 )
 
 
-def quote_names(subjects: Sequence[PromptSubject], most: int = 4, length: int = 40) -> str:
-    """The subjects' names for a message, cut to a bounded length."""
-    names = [repr(s.name[:length]) for s in subjects[:most]]
-    left = len(subjects) - most
-    return ", ".join(names) + (f" and {left} more" if left > 0 else "")
+def quote_names(subjects: Sequence[PromptSubject]) -> str:
+    """The subjects' names for a message, the first four of them."""
+    return quoted_list((subject.name for subject in subjects), 4)
 
 
 @dataclass(frozen=True, eq=False)

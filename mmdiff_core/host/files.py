@@ -10,7 +10,7 @@ from pathlib import Path
 import folder_paths
 
 from ..checkpoints.checkpoint import is_official_folder
-from ..method.messages import quoted_list, short
+from ..untrusted import quoted, quoted_list
 
 CHECKPOINTS = "mmdiff"
 FACES = "insightface"
@@ -74,7 +74,7 @@ def find_checkpoint(name: str) -> Path:
         if path.is_file() or is_official_folder(path):
             return path
     raise FileNotFoundError(
-        f"MM-Diff checkpoint {short(name)} not found. Searched: "
+        f"MM-Diff checkpoint {quoted(name)} not found. Searched: "
         f"{', '.join(map(str, roots(CHECKPOINTS)))}; found there: "
         f"{quoted_list(listed)}. Put the released folder (three .bin files) or "
         "a converted .safetensors there."
@@ -101,7 +101,7 @@ def find_subject(name: str) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        f"there is no saved subject {short(name)}. Searched: "
+        f"there is no saved subject {quoted(name)}. Searched: "
         f"{', '.join(map(str, roots(SUBJECTS)))}; found there: "
         f"{quoted_list(listed)}. Save one with Save MM-Diff Subject."
     )
@@ -126,20 +126,20 @@ def inside(root: Path, name: str) -> Path:
     ValueError for an empty name, one that leaves the folder, or one that no disk takes."""
     parts = name.replace("\\", "/").split("/")
     if parts[0] == "" and len(parts) > 1 or ":" in parts[0] or ".." in parts:
-        raise ValueError(f"the name {short(name)} points outside {root}; use a plain name")
+        raise ValueError(f"the name {quoted(name)} points outside {root}; use a plain name")
     if not parts[-1].strip(". "):
         raise ValueError(
-            f"the name {short(name)} names a folder and no file in it; add the file's name"
+            f"the name {quoted(name)} names a folder and no file in it; add the file's name"
         )
     if any(not c.isprintable() or c in UNUSABLE for c in name.replace("\\", "/")):
         raise ValueError(
-            f"the name {short(name)} contains characters that not every disk takes; use letters, "
+            f"the name {quoted(name)} contains characters that not every disk takes; use letters, "
             "digits, spaces, - and _"
         )
     longest = max(len(os.fsencode(part)) for part in parts)
     if longest > LONGEST_PART or len(name) > LONGEST_PATH:
         raise ValueError(
-            f"the name {short(name)} is too long ({longest} bytes, at most {LONGEST_PART}); use "
+            f"the name {quoted(name)} is too long ({longest} bytes, at most {LONGEST_PART}); use "
             "a shorter name"
         )
     return root.joinpath(*parts)

@@ -16,8 +16,8 @@ import torch
 from comfy import sd1_clip
 from torch import Tensor
 
-from ..method.messages import short
 from ..method.subjects import NEXT
+from ..untrusted import quoted
 
 MARKER = f"<|{NEXT}|>"
 MARKERS = re.compile(r"<\|([^|<>]*)\|>")
@@ -59,7 +59,7 @@ def check_markers(text: str) -> None:
     at = min((i for i in (rest.find("<|"), rest.find("|>")) if i >= 0), default=-1)
     if at >= 0:
         raise ValueError(
-            f"the prompt has an incomplete marker at {short(rest[max(0, at - 10) : at + 20])}; a "
+            f"the prompt has an incomplete marker at {quoted(rest[max(0, at - 10) : at + 20])}; a "
             f"marker is {MARKER}, or a subject's name as in 'a man<|alan|>'"
         )
 
@@ -75,7 +75,7 @@ def check_negative(text: str) -> None:
 
 def shown(marker: str) -> str:
     """A marker, or the beginning of a long one, for a message."""
-    return f"<|{short(marker[2:-2])[1:-1]}|>"
+    return f"<|{quoted(marker[2:-2])[1:-1]}|>"
 
 
 def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[Noun, ...]]:
@@ -160,11 +160,11 @@ def check_noun(
         fused = [tokens[encoder][c][p][0] for encoder, (c, p) in places.items()]
         if not all(torch.is_tensor(token) for token in fused):
             raise ValueError(
-                f"{short(word)} before {marker} is not one of the embeddings in models/embeddings, "
-                f"or not in all text encoders; {advice}"
+                f"{quoted(word)} before {marker} is not one of the embeddings in "
+                f"models/embeddings, or not in all text encoders; {advice}"
             )
     elif _kind(word[0]) == "S":
-        raise ValueError(f"a {marker} stands after {short(word)}, which is not a word; {advice}")
+        raise ValueError(f"a {marker} stands after {quoted(word)}, which is not a word; {advice}")
 
 
 def _places(

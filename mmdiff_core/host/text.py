@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..config import MMDiffConfig
-from ..method.messages import short
 from ..method.subjects import PromptSubject, Subjects, name_key
+from ..untrusted import quoted
 from .models import LoadedMMDiff, add_patches_strictly, lora_patches
 from .nouns import MARKER, Noun, Tokens
 
@@ -34,8 +34,8 @@ def bind(nouns: Sequence[Noun], subjects: Subjects) -> tuple[PromptSubject, ...]
         if noun.name and name_key(noun.name) not in known:
             there = _some([s.name for s in subjects])
             raise ValueError(
-                f"the prompt names <|{short(noun.name)[1:-1]}|> (after {short(noun.word)}), but no "
-                f"subject has that name; available: {there}. Use a name set on MM-Diff Subject "
+                f"the prompt names <|{quoted(noun.name)[1:-1]}|> (after {quoted(noun.word)}), but "
+                f"no subject has that name; available: {there}. Use a name set on MM-Diff Subject "
                 f"Encoder, or {MARKER} for the next subject"
             )
     named = {name_key(noun.name) for noun in nouns if noun.name}

@@ -39,12 +39,10 @@ def told_traits(drawn: Sequence[scenes.Scene]) -> tuple[list[int], list[int], li
     for row, scene in enumerate(drawn):
         nouns = [i for i, word in enumerate(scene.caption.split(), 1) if word in sprites.CLASSES]
         for column, placed in zip(nouns, scene.placed, strict=True):
-            names = zip(descriptions.words_of(placed.identity), TRAITS, strict=True)
-            told = told_names(placed)
-            known = descriptions.traits(placed.identity)
+            told, known = told_names(placed), descriptions.traits(placed.identity)
             rows.append(row)
             columns.append(column)
-            values.append([known[trait] if trait in told else -1 for _, trait in names])
+            values.append([known[trait] if trait in told else -1 for trait in TRAITS])
     return rows, columns, values
 
 

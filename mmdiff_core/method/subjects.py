@@ -12,7 +12,7 @@ from unicodedata import category
 
 from torch import Tensor
 
-from .messages import short
+from ..untrusted import quoted
 
 MAX_WEIGHT = 10.0  # of a subject; far beyond what is useful
 NEXT = "subj"  # in a marker: the next subject in order
@@ -151,13 +151,13 @@ def checked_name(name: str, what: str = "the subject") -> str:
         raise ValueError(f"{what} has no name; give it one, for example the person's first name")
     if len(name) > LONGEST_NAME:
         raise ValueError(
-            f"the name {short(name)} has {len(name)} characters, at most {LONGEST_NAME}; use a "
+            f"the name {quoted(name)} has {len(name)} characters, at most {LONGEST_NAME}; use a "
             "shorter one"
         )
     bad = next((c for c in name if c in NOT_IN_NAMES or category(c) in NO_TEXT), None)
     if bad is not None:
         raise ValueError(
-            f"the name {short(name)} contains {bad!r}, so that no marker <|name|> could name it; "
+            f"the name {quoted(name)} contains {bad!r}, so that no marker <|name|> could name it; "
             "use a name without < > | { } and line breaks"
         )
     if name_key(name) == NEXT:
@@ -196,8 +196,8 @@ def numbers(text: str, what: str, most: float | None = None) -> tuple[float, ...
     commas = [part for part in parts if "," in part.strip(",")]
     if commas and (len(parts) > 1 or commas[0].strip(",").count(",") == 1):
         raise ValueError(
-            f"{what}: {short(commas[0])} may be one number or two; write a decimal point (0.5), or "
-            'a space after the comma ("0, 5")'
+            f"{what}: {quoted(commas[0])} may be one number or two; write a decimal point (0.5), "
+            'or a space after the comma ("0, 5")'
         )
     found = []
     for part in text.replace(";", " ").replace(",", " ").split():
@@ -205,7 +205,7 @@ def numbers(text: str, what: str, most: float | None = None) -> tuple[float, ...
         if not 0 <= value < math.inf or (most is not None and value > most):
             limit = "" if most is None else f" to {most:g}"
             raise ValueError(
-                f'{what}: {short(part)} is not a number from 0{limit}; write "1, 0.5, 0"'
+                f'{what}: {quoted(part)} is not a number from 0{limit}; write "1, 0.5, 0"'
             )
         found.append(value)
     return tuple(found)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..method.messages import short
+from ..untrusted import quoted
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -19,7 +19,7 @@ def checked_images(images: object, what: str = "image") -> Tensor:
     ValueError for anything else: another type or form, no image, no pixels, values that are not
     numbers."""
     if not torch.is_tensor(images) or images.ndim != 4:
-        form = f"a tensor of {images.ndim} axes" if torch.is_tensor(images) else short(images)
+        form = f"a tensor of {images.ndim} axes" if torch.is_tensor(images) else quoted(images)
         raise ValueError(f"{what} is {form}, expected images (IMAGE)")
     count, height, width, channels = images.shape
     if not count:

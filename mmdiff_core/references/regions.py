@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..method.messages import short
 from ..regions.boxes import corner_and_size
 from ..regions.masks import checked_masks
+from ..untrusted import quoted
 
 
 def reference_regions(images: Tensor, mask: object, boxes: object) -> list[Tensor | None]:
@@ -56,7 +56,9 @@ def _listed(boxes: object) -> Sequence:
         return [boxes]
     if isinstance(boxes, (list, tuple)):
         return boxes
-    raise ValueError(f"boxes is {short(boxes)}, expected boxes of x, y, width and height in pixels")
+    raise ValueError(
+        f"boxes is {quoted(boxes)}, expected boxes of x, y, width and height in pixels"
+    )
 
 
 def _first(box: object) -> object:
@@ -76,6 +78,6 @@ def _box_mask(box: object, height: int, width: int, number: int) -> Tensor:
     mask[top : max(top, bottom), left : max(left, right)] = 1
     if not mask.any():
         raise ValueError(
-            f"the box {short(box)} lies outside image {number} of {width} x {height} pixels"
+            f"the box {quoted(box)} lies outside image {number} of {width} x {height} pixels"
         )
     return mask

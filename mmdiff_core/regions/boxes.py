@@ -14,7 +14,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from ..method.messages import short
+from ..untrusted import quoted
 
 MOST = 6  # subjects that can have boxes: one colour each
 MOST_BOXES = 100  # on one node; web/box_maths.js has the same
@@ -45,11 +45,11 @@ def parse_boxes(text: str, subjects: int = MOST) -> tuple[Box, ...]:
         entries = json.loads(text.strip() or "[]")
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"boxes is not JSON ({short(str(error))}); write {EXAMPLE}, or [] for none"
+            f"boxes is not JSON ({quoted(str(error))}); write {EXAMPLE}, or [] for none"
         ) from None
     if not isinstance(entries, list):
         raise ValueError(
-            f"boxes is {short(entries)}, expected a list of boxes; write {EXAMPLE}, or [] for none"
+            f"boxes is {quoted(entries)}, expected a list of boxes; write {EXAMPLE}, or [] for none"
         )
     _check_count(len(entries), "boxes")
     return tuple(_parsed(entry, number, subjects) for number, entry in enumerate(entries, 1))
@@ -62,7 +62,9 @@ def _check_count(count: int, what: str) -> None:
 
 def _parsed(entry: object, number: int, subjects: int) -> Box:
     if not isinstance(entry, dict):
-        raise ValueError(f"box {number} is {short(entry)}, expected an object like {EXAMPLE[1:-1]}")
+        raise ValueError(
+            f"box {number} is {quoted(entry)}, expected an object like {EXAMPLE[1:-1]}"
+        )
     if lacking := [key for key in Box.__dataclass_fields__ if key not in entry]:
         raise ValueError(
             f"box {number} has no {' and no '.join(map(repr, lacking))}; a box is like "
@@ -71,12 +73,12 @@ def _parsed(entry: object, number: int, subjects: int) -> Box:
     subject = entry["subject"]
     if not _is_number(subject) or subject % 1 != 0:
         raise ValueError(
-            f"box {number} is for subject {short(subject)}, expected a whole number, 1 for the "
+            f"box {number} is for subject {quoted(subject)}, expected a whole number, 1 for the "
             "first subject"
         )
     if not 1 <= subject <= subjects:
         raise ValueError(
-            f"box {number} is for subject {short(subject)}, but there are only subjects 1 to "
+            f"box {number} is for subject {quoted(subject)}, but there are only subjects 1 to "
             f"{subjects}; delete the box, or connect another subject"
         )
     return _inside(
@@ -98,7 +100,7 @@ def _is_number(value: object) -> bool:
 
 def _number(value: object, key: str, which: str) -> float:
     if not _is_number(value):
-        raise ValueError(f"{which} has {key} {short(value)}, expected a number")
+        raise ValueError(f"{which} has {key} {quoted(value)}, expected a number")
     return float(value)
 
 
@@ -159,14 +161,14 @@ def _listed(found: object) -> list:
     if found is None or isinstance(found, (list, tuple)):
         return list(found or ())
     raise ValueError(
-        f"found_boxes has {short(found)}, expected boxes of x, y, width and height in pixels"
+        f"found_boxes has {quoted(found)}, expected boxes of x, y, width and height in pixels"
     )
 
 
 def corner_and_size(box: object, which: str) -> tuple[float, float, float, float]:
     """x, y, width and height of a BOUNDING_BOX, finite. ValueError for anything else."""
     if not isinstance(box, Mapping) or any(key not in box for key in KEYS):
-        raise ValueError(f"{which} is {short(box)}, expected x, y, width and height in pixels")
+        raise ValueError(f"{which} is {quoted(box)}, expected x, y, width and height in pixels")
     x, y, width, height = (_number(box[key], key, which) for key in KEYS)
     return x, y, width, height
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from ..bases import Slot, TransformerBlock
-from ..method.messages import short
+from ..untrusted import quoted
 
 MAX_FACTOR = 10.0
 NAME = re.compile(r"[a-z]+(\.[0-9]{1,3}){0,2}")
@@ -35,7 +35,7 @@ def parse_layer_weights(text: str) -> dict[str, float]:
         name, factor = _parsed(entry)
         if not 0 <= factor <= MAX_FACTOR:
             raise ValueError(
-                f"layer weight {short(entry)}: expected a number from 0 to {MAX_FACTOR:g}"
+                f"layer weight {quoted(entry)}: expected a number from 0 to {MAX_FACTOR:g}"
             )
         if name in found:
             raise ValueError(f"layer weight {name!r} is given twice; write it once")
@@ -49,7 +49,7 @@ def _parsed(entry: str) -> tuple[str, float]:
     parts = [part.strip() for part in parts]
     if len(parts) != 2 or not NAME.fullmatch(parts[0]) or not NUMBER.fullmatch(parts[1]):
         raise ValueError(
-            f"layer weight {short(entry)} is not understood; write a name and a number: "
+            f"layer weight {quoted(entry)} is not understood; write a name and a number: "
             '"input 0.5, middle 0, output.3 1.2"'
         )
     return parts[0], float(parts[1])
@@ -74,7 +74,7 @@ def check_names(wanted: Collection[str], blocks: Sequence[TransformerBlock], wha
     if unknown := sorted(set(wanted) - known):
         wide = sorted(name for name in known if name.count(".") < 2)
         raise ValueError(
-            f"{what} {short(unknown[0])}: this model has no such layer; it has {', '.join(wide)}, "
+            f"{what} {quoted(unknown[0])}: this model has no such layer; it has {', '.join(wide)}, "
             f"and single layers as {'.'.join(map(str, blocks[-1].slot))}"
         )
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..method.messages import short
+from ..untrusted import quoted
 
 
 def checked_masks(mask: object, what: str) -> Tensor:
     """MASK [B H W] or [H W] -> [B H W] float32 on the CPU, in 0..1. ValueError for anything else:
     another type or form, no pixels, values that are not numbers."""
     if not torch.is_tensor(mask) or mask.ndim not in (2, 3, 4):
-        raise ValueError(f"{what} is {short(mask)}, expected a mask")
+        raise ValueError(f"{what} is {quoted(mask)}, expected a mask")
     if 0 in mask.shape:
         raise ValueError(
             f"{what} is empty: its size is {' x '.join(map(str, mask.shape))}; connect a mask with "

@@ -22,17 +22,8 @@ from mmdiff_core.checkpoints.subject_file import SubjectFileError, load_subject,
 from mmdiff_core.training.run.errors import RunError
 
 from support import small_files
-from support.mutations import Tally, dumps, judge, mutated_bytes, mutated_json
+from support.mutations import dumps, judge, mutated_bytes, mutated_json
 from support.subjects import ADAPTER, subject
-
-
-@pytest.fixture
-def tally(request) -> Tally:
-    """Counts that fail the test at its end, with the first of each bad outcome."""
-    made = Tally(request.node.name)
-    yield made
-    print(made)
-    assert made.failures == 0, f"{made}; {made.worst}"
 
 
 def with_header(data: bytes, rng: random.Random, sign: bool) -> bytes:

@@ -25,7 +25,9 @@ def link(to, path) -> None:
     try:
         path.symlink_to(to, target_is_directory=to.is_dir())
     except OSError:
-        pytest.skip("this system makes no links")
+        if os.name != "nt":  # there it is a right that an account may lack
+            raise
+        pytest.skip("this account may not make links")
 
 
 @pytest.mark.parametrize("way", ["file", "folder", "folder in a folder"])

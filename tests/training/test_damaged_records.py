@@ -37,15 +37,6 @@ from support.mutations import (
 COUNT = 6
 
 
-@pytest.fixture
-def tally(request) -> Tally:
-    """Counts that fail the test at its end, with the first of each bad outcome."""
-    made = Tally(request.node.name)
-    yield made
-    print(made)
-    assert made.failures == 0, f"{made}; {made.worst}"
-
-
 def decoded(path) -> dict[str, object]:
     """Every record by its name: what it decodes to, or why it is left out."""
     read = read_records(path)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...untrusted import quoted
 from . import runtime
 from .analyser import DetectsFaces, EmbedsFaces, FaceAnalyser
 from .detector import Detector
@@ -22,7 +23,7 @@ from .packs import (
     wrong_models,
 )
 from .recogniser import Recogniser
-from .runtime import CUDA, quoted, reason_of
+from .runtime import CUDA, reason_of
 
 log = logging.getLogger(__package__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .runtime import quoted
+from ...untrusted import quoted
 
 TASKS = ("detection", "recognition")
 # pack -> the files of the tasks; of other packs the first file of each task counts, by name

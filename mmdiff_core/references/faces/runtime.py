@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ...untrusted import quoted
+
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 # Left out: TensorRT and MIGraphX compile anew for every detector size; CoreML can end the process
@@ -193,9 +195,3 @@ def reason_of(error: BaseException) -> str:
     """The words of another library's error on one line, cut."""
     kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
     return f"{kind}{' '.join(str(error).split())}"[:LONGEST_REASON]
-
-
-def quoted(value: object) -> str:
-    """A stranger's value for a message."""
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:80]}..."
