@@ -15,7 +15,7 @@ from ..mmdiff_core.regions.shaping import (
     EVERYWHERE,
     FREE,
     Shaping,
-    canvas_of,
+    Sources,
     resized,
     shape_regions,
 )
@@ -98,10 +98,15 @@ class ConstraintMasks(CheckedNode):
         **masks,
     ) -> io.NodeOutput:
         width, height = (width, height) if latent is None else _size_of(latent)
-        drawn = _boxes(boxes, found_boxes, width, height, len(subjects))
-        shaping = Shaping(feather, grow, strength, exclusive, free_subjects)
         names = [s.name for s in subjects]
-        regions, canvas = _regions(subjects, _given(masks, names), drawn, (height, width), shaping)
+        sources = Sources(
+            _boxes(boxes, found_boxes, width, height, len(subjects)),
+            _given(masks, names),
+            {i: s.region.mask for i, s in enumerate(subjects, 1) if s.region.mask is not None},
+        )
+        canvas = sources.canvas(height, width)
+        shaping = Shaping(feather, grow, strength, exclusive, free_subjects)
+        regions = shape_regions(names, sources, canvas, shaping)
         shown = preview(names, regions, width, height)
         chain = tuple(
             s.within(mask=region, hold_tokens=hold_tokens, hold_nouns=hold_nouns)
@@ -241,14 +246,6 @@ def _size_of(latent: object) -> tuple[int, int]:
 def _boxes(drawn: str, found: object, width: int, height: int, subjects: int) -> tuple[Box, ...]:
     boxes = parse_boxes(drawn, min(subjects, MOST))
     return boxes if found is None else boxes + boxes_of_pixels(found, width, height, subjects)
-
-
-def _regions(subjects, given: dict, drawn: tuple, size: tuple[int, int], shaping: Shaping):
-    """Each subject's region and the canvas that they were worked out on."""
-    names = [s.name for s in subjects]
-    kept = {i: s.region.mask for i, s in enumerate(subjects, 1) if s.region.mask is not None}
-    canvas = canvas_of([*given.values()] or [*kept.values()], *size)
-    return shape_regions(names, given, drawn, kept, canvas, shaping), canvas
 
 
 def _as_masks(regions: list, canvas: tuple[int, int]) -> torch.Tensor:

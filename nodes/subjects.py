@@ -11,8 +11,7 @@ from ..mmdiff_core.host.encode import encode_subject
 from ..mmdiff_core.host.portraits import find_faces
 from ..mmdiff_core.method.subjects import PromptSubject, add_subject, checked_name
 from ..mmdiff_core.references.notes import look_alike_note
-from ..mmdiff_core.references.pixels import checked_images, enlarged, reduced
-from ..mmdiff_core.references.regions import reference_regions
+from ..mmdiff_core.references.pixels import enlarged, reduced
 from .aliases import schema
 from .checks import CheckedNode, checked, told
 from .inputs import chain_output, earlier_subjects, subject_weight
@@ -73,9 +72,9 @@ class SubjectEncoder(CheckedNode):
                 "boxes contains no box: the detector found nothing; disconnect it, or use a "
                 "clearer image"
             )
-        image = checked_images(image)
-        regions = reference_regions(image, region, boxes)
-        encoded = encode_subject(mmdiff, clip_vision, image, faces, name, face, regions, clip_only)
+        encoded = encode_subject(
+            mmdiff, clip_vision, image, faces, name, face, region, boxes, clip_only
+        )
         earlier = subjects or ()
         chain = add_subject(earlier, PromptSubject(encoded.subject, weight))
         alike = (look_alike_note(s.subject, encoded.subject, mmdiff.config) for s in earlier)
@@ -83,31 +82,32 @@ class SubjectEncoder(CheckedNode):
         shown = {
             **ui.PreviewImage(enlarged(encoded.seen), cls=cls).as_dict(),
             "text": (notes,),
-            "faces": cls._to_pick_from(image, encoded.faces),
+            "faces": cls._to_pick_from(encoded.images, encoded.faces),
         }
         return io.NodeOutput(chain, encoded.seen, notes, ui=shown)
 
     @classmethod
-    def _to_pick_from(cls, image, choices) -> list[dict]:
-        """What the page's face picker shows: each image's faces, and a file of the image where
-        there are several; nothing where no image has a second face."""
+    def _to_pick_from(cls, images, choices) -> list[dict]:
+        """What the page's face picker shows: the faces of each of the images [R 3 H W], and a file
+        of the image where there are several; nothing where no image has a second face."""
         if all(len(choice.boxes) < 2 for choice in choices):
             return []
         return [
             {
-                "width": pixels.shape[1],
-                "height": pixels.shape[0],
+                "width": pixels.shape[2],
+                "height": pixels.shape[1],
                 "used": choice.used,
                 "boxes": list(map(_box, choice.boxes)),
                 "picture": cls._file(pixels) if len(choice.boxes) > 1 else None,
             }
-            for pixels, choice in zip(image, choices, strict=True)
+            for pixels, choice in zip(images, choices, strict=True)
         ]
 
     @classmethod
     def _file(cls, pixels) -> dict:
-        """A preview of an image [H W 3] among the host's temporary files."""
-        return ui.PreviewImage(reduced(pixels[None]), cls=cls).as_dict()["images"][0]
+        """A preview of an image [3 H W] among the host's temporary files."""
+        image = pixels.movedim(0, -1)[None].float() / 255
+        return ui.PreviewImage(reduced(image), cls=cls).as_dict()["images"][0]
 
 
 def _box(corners: tuple[float, float, float, float]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +10,13 @@ from torch import Tensor
 from ..checkpoints.subject_file import SIDE
 from ..method.subjects import Subject, VisionFeatures, checked_name
 from ..references.notes import reference_notes
-from ..references.pixels import checked_images, cut_out, object_pixels, thumbnails, to_uint8
+from ..references.pixels import (
+    ReferenceImages,
+    cut_out,
+    object_pixels,
+    read_references,
+    thumbnails,
+)
 from .models import LoadedMMDiff
 from .portraits import FaceChoice, FaceSource, find_portraits
 from .vision import check_encoder, cls_of_pixels, encoder_fingerprint, patch_embeddings
@@ -27,12 +32,14 @@ CLIP_ONLY = (
 class EncodedSubject:
     """A subject, and what the person should see of its encoding.
 
+    images  uint8 [R 3 H W], the references as they were given
     seen    IMAGE [R S S 3], what the image encoder read: the aligned faces, or the padded images
     notes   sentences about the references
     faces   for each image of a portrait, which faces there were to choose from
     """
 
     subject: Subject
+    images: Tensor
     seen: Tensor
     notes: tuple[str, ...] = ()
     faces: tuple[FaceChoice, ...] = ()
@@ -40,15 +47,14 @@ class EncodedSubject:
 
 @dataclass(frozen=True, eq=False)
 class _Request:
-    """What an encoding is made from; `images` uint8 [R 3 H W]. The rest as in `encode_subject`."""
+    """What an encoding is made from, as in `encode_subject`."""
 
     mmdiff: LoadedMMDiff
     clip_vision: object
-    images: Tensor
+    references: ReferenceImages
     faces: FaceSource | None
     name: str
     which_face: int
-    regions: Sequence[Tensor | None]
     clip_only: bool
 
 
@@ -72,7 +78,8 @@ def encode_subject(
     faces: FaceSource | None,
     name: str,
     which_face: int = 0,
-    regions: Sequence[Tensor | None] = (),
+    region: Tensor | None = None,
+    boxes: object = None,
     clip_only: bool = False,
 ) -> EncodedSubject:
     """All reference images (IMAGE [R H W 1|3|4]) of one subject -> the subject.
@@ -81,29 +88,28 @@ def encode_subject(
     affects the prompt embedding. What was encoded last with this adapter is remembered: another
     name, or a change earlier in a chain of subjects, encodes nothing again.
 
-    regions     where the subject is on each image [H W] in 0..1, or None: it is cut out, and of
-                several faces the one in there counts
+    region      where the subject is, MASK [1|R h w]: it is cut out, and of several faces the one in
+                there counts
+    boxes       the same as BOUNDING_BOX
     clip_only   a portrait adapter without faces: the subject gets no tokens, facial identity is not
                 preserved
 
-    Raises ValueError for a name that no prompt can use, images that hold nothing to read, without
-    faces where they are needed, for another image encoder.
+    Raises ValueError for a name that no prompt can use, images or regions that cannot be used,
+    without faces where they are needed, for another image encoder.
     """
     name = checked_name(name)
-    whole = to_uint8(checked_images(images).cpu()).movedim(-1, 1)
     check_encoder(clip_vision, mmdiff.config)
-    regions = list(regions) or [None] * len(whole)
-    request = _Request(mmdiff, clip_vision, whole, faces, name, which_face, regions, clip_only)
+    references = read_references(images, region, boxes)
+    request = _Request(mmdiff, clip_vision, references, faces, name, which_face, clip_only)
     read = mmdiff.encodings.remember(
         (clip_vision, faces),
-        (whole, *regions),
+        request.references.tensors,
         (which_face, clip_only, clip_vision.patcher.patches_uuid),
         lambda: _encode(request),
     )
     notes = _notes(name, read, mmdiff)
-    return EncodedSubject(
-        replace(read.subject, name=name), read.pixels.movedim(1, -1), notes, read.faces
-    )
+    subject, seen = replace(read.subject, name=name), read.pixels.movedim(1, -1)
+    return EncodedSubject(subject, request.references.pixels, seen, notes, read.faces)
 
 
 def _notes(name: str, read: _Reading, mmdiff: LoadedMMDiff) -> tuple[str, ...]:
@@ -114,10 +120,10 @@ def _notes(name: str, read: _Reading, mmdiff: LoadedMMDiff) -> tuple[str, ...]:
 
 
 def _encode(request: _Request) -> _Reading:
-    config = request.mmdiff.config
+    config, references = request.mmdiff.config, request.references
     cut = [
         image if region is None else cut_out(image, region)
-        for image, region in zip(request.images, request.regions, strict=True)
+        for image, region in zip(references.pixels, references.regions, strict=True)
     ]
     padded = torch.stack([object_pixels(image, config.image_size) for image in cut])
     cls = cls_of_pixels(request.clip_vision, request.mmdiff.adapter, padded)
@@ -125,9 +131,7 @@ def _encode(request: _Request) -> _Reading:
         return _Reading(_make_subject(request, cls, padded, cls), padded, cls)
     if request.clip_only:
         return _Reading(_words_only(request, cls, padded), padded, None)
-    found = find_portraits(
-        request.images, request.faces, request.name, request.which_face, request.regions
-    )
+    found = find_portraits(references, request.faces, request.name, request.which_face)
     subject = _make_subject(request, cls, found.crops, found.query)
     return _Reading(subject, found.crops, found.query, found.remarks, found.faces)
 

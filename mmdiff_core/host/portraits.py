@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..references.notes import face_remarks
-from ..references.pixels import checked_images, to_uint8
+from ..references.pixels import ReferenceImages, checked_images, to_uint8
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,9 @@ def check_for_faces(image: np.ndarray, label: str) -> None:
 
 
 def find_portraits(
-    images: Sequence[Tensor],
-    faces: FaceSource | None,
-    name: str,
-    which: int,
-    regions: Sequence[Tensor | None],
+    references: ReferenceImages, faces: FaceSource | None, name: str, which: int
 ) -> Portraits:
-    """The chosen face on every image, uint8 [3 H W] each."""
+    """The chosen face on every image."""
     if faces is None:
         raise ValueError(
             "this is a portrait checkpoint, which requires face analysis: connect Load Face "
@@ -74,8 +70,9 @@ def find_portraits(
             "the buffalo_l models under models/insightface/models/buffalo_l. To run without them, "
             "turn on clip_only; facial identity is then not preserved"
         )
+    images = references.pixels
     progress, found, remarks, choices = comfy.utils.ProgressBar(len(images)), [], [], []
-    for i, (pixels, region) in enumerate(zip(images, regions, strict=True), 1):
+    for i, (pixels, region) in enumerate(zip(images, references.regions, strict=True), 1):
         comfy.model_management.throw_exception_if_processing_interrupted()
         image = pixels.movedim(0, -1).contiguous().numpy()
         label = f"{name}, image {i} of {len(images)}"

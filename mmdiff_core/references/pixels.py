@@ -3,15 +3,42 @@ official code)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..untrusted import quoted
+from .regions import reference_regions
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MARGIN = 0.05  # around a cut-out, as share of its longer side
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceImages:
+    """The reference images of one subject.
+
+    pixels   uint8 [R 3 H W]
+    regions  where the subject is on each of them [H W] in 0..1, or None
+    """
+
+    pixels: Tensor
+    regions: tuple[Tensor | None, ...]
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Everything that an encoding depends on."""
+        return (self.pixels, *self.regions)
+
+
+def read_references(images: object, region: object = None, boxes: object = None) -> ReferenceImages:
+    """IMAGE [R H W 1|3|4], and where the subject is: MASK or BOUNDING_BOX, as
+    `regions.reference_regions` reads them. ValueError says what cannot be used."""
+    pixels = to_uint8(checked_images(images).cpu()).movedim(-1, 1)
+    count, _, height, width = pixels.shape
+    return ReferenceImages(pixels, tuple(reference_regions(count, height, width, region, boxes)))
 
 
 def checked_images(images: object, what: str = "image") -> Tensor:
@@ -19,7 +46,8 @@ def checked_images(images: object, what: str = "image") -> Tensor:
     ValueError for anything else: another type or form, no image, no pixels, values that are not
     numbers."""
     if not torch.is_tensor(images) or images.ndim != 4:
-        form = f"a tensor of {images.ndim} axes" if torch.is_tensor(images) else quoted(images)
+        kind = "None" if images is None else f"of type {type(images).__name__}"
+        form = f"a tensor of {images.ndim} axes" if torch.is_tensor(images) else kind
         raise ValueError(f"{what} is {form}, expected images (IMAGE)")
     count, height, width, channels = images.shape
     if not count:

@@ -16,11 +16,13 @@ from ..regions.masks import checked_masks
 from ..untrusted import quoted
 
 
-def reference_regions(images: Tensor, mask: object, boxes: object) -> list[Tensor | None]:
-    """Where the subject is on each of the images [R H W 3]: from MASK [1|R h w], or from
-    BOUNDING_BOX (one {x, y, width, height}, a list of them, or a list for each image, of which the
-    first counts), or nowhere in particular. ValueError says what does not fit."""
-    count, height, width = images.shape[:3]
+def reference_regions(
+    count: int, height: int, width: int, mask: object, boxes: object
+) -> list[Tensor | None]:
+    """Where the subject is on each of `count` images of `height` x `width` pixels: from MASK
+    [1|R h w], or from BOUNDING_BOX (one {x, y, width, height}, a list of them, or a list for each
+    image, of which the first counts), or nowhere in particular. ValueError says what does not
+    fit."""
     given = boxes is not None and not (isinstance(boxes, (list, tuple)) and not boxes)
     if mask is not None and given:
         raise ValueError("both region and boxes are connected; connect only one of them")

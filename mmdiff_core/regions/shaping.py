@@ -6,7 +6,7 @@ Shapes   H W the canvas that the regions are worked out on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,28 @@ class Shaping:
     strength: float = 1.0
     exclusive: bool = False
     free: str = EVERYWHERE
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What regions are made from. Subjects are counted from 1.
+
+    boxes  drawn or found boxes
+    masks  given masks [h w] by subject; they and the subject's boxes are united
+    kept   regions [h w] that subjects without masks and boxes have already: left as they are, but
+           the others keep out of them
+    """
+
+    boxes: Sequence[Box] = ()
+    masks: Mapping[int, Tensor] = field(default_factory=dict)
+    kept: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width to work on: the largest given mask's, so that masks alone stay as they
+        are; else the largest kept region's; without one the image's."""
+        masks = self.masks or self.kept
+        sizes = [tuple(mask.shape) for mask in masks.values()]
+        return max(sizes, key=lambda size: size[0] * size[1]) if sizes else (height, width)
 
 
 def grow(mask: Tensor, pixels: int) -> Tensor:
@@ -78,36 +100,20 @@ def resized(mask: Tensor, height: int, width: int) -> Tensor:
     )
 
 
-def canvas_of(masks: Sequence[Tensor], height: int, width: int) -> tuple[int, int]:
-    """Height and width to work on: the largest given mask's, so that masks alone stay as they are;
-    without one the picture's."""
-    sizes = [tuple(mask.shape) for mask in masks]
-    return max(sizes, key=lambda size: size[0] * size[1]) if sizes else (height, width)
-
-
 def shape_regions(
-    names: Sequence[str],
-    masks: Mapping[int, Tensor],
-    boxes: Sequence[Box],
-    kept: Mapping[int, Tensor],
-    canvas: tuple[int, int],
-    shaping: Shaping,
+    names: Sequence[str], sources: Sources, canvas: tuple[int, int], shaping: Shaping
 ) -> list[Tensor | None]:
-    """Each subject's region [H W] in 0..1, or None = everywhere. All are counted from 1.
-
-    masks   given masks [h w] by subject; they and the subject's boxes are united
-    kept    regions that subjects without masks and boxes have already: left as they are, but the
-            others keep out of them
-    """
-    drawn: dict[int, Tensor] = {i: resized(mask, *canvas) for i, mask in masks.items()}
-    for box in boxes:
+    """Each subject's region [H W] in 0..1, or None = everywhere."""
+    drawn = {i: resized(mask, *canvas) for i, mask in sources.masks.items()}
+    for box in sources.boxes:
         mask = box_mask(box, *canvas)
         drawn[box.subject] = (
             torch.maximum(drawn[box.subject], mask) if box.subject in drawn else mask
         )
-    _check_somewhere(drawn, {box.subject for box in boxes}, names)
+    _check_somewhere(drawn, {box.subject for box in sources.boxes}, names)
     drawn = {i: _grown(drawn[i], shaping.grow, i, names) for i in sorted(drawn)}
-    held = {i: resized(mask.float(), *canvas) for i, mask in kept.items() if i not in drawn}
+    kept = {i: mask for i, mask in sources.kept.items() if i not in drawn}
+    held = {i: resized(mask.float(), *canvas) for i, mask in kept.items()}
     if shaping.exclusive:
         drawn = keep_apart(drawn, held, names)
     drawn = {i: feather_inwards(mask, shaping.feather) for i, mask in drawn.items()}

@@ -13,7 +13,7 @@ from mmdiff_core.regions.boxes import Box, box_mask, boxes_of_pixels, parse_boxe
 from mmdiff_core.regions.shaping import (
     BACKGROUND,
     Shaping,
-    canvas_of,
+    Sources,
     feather_inwards,
     grow,
     shape_regions,
@@ -171,11 +171,9 @@ def test_a_subjects_mask_and_boxes_are_united():
 
 def test_a_mask_alone_stays_as_it_is():
     mask = torch.rand(20, 30)
-    assert canvas_of([mask, torch.ones(4, 4)], 64, 64) == (20, 30) and canvas_of([], 48, 64) == (
-        48,
-        64,
-    )
-    assert torch.equal(shape_regions(NAMES[:1], {1: mask}, (), {}, (20, 30), Shaping())[0], mask)
+    sources = Sources(masks={1: mask, 2: torch.ones(4, 4)})
+    assert sources.canvas(64, 64) == (20, 30) and Sources().canvas(48, 64) == (48, 64)
+    assert torch.equal(shape_regions(NAMES[:2], sources, (20, 30), Shaping())[0], mask)
 
 
 def test_strength_leaves_the_subject_its_share_outside_and_all_inside():

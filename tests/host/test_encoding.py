@@ -99,7 +99,7 @@ def test_whatever_changes_the_encoding_encodes_again(world, counted, change):
         faces.portrait = lambda image, which, label, region: CASE.faces(slot).portrait(
             image, which, label
         )
-        options["regions"] = [torch.ones(images.shape[1:3])] * len(images)
+        options["region"] = torch.ones(images.shape[1:3])
     elif change == "which face":
         options["which_face"] = 1
     elif change == "clip_only":

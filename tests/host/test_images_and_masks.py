@@ -11,8 +11,7 @@ import torch
 
 from mmdiff_core.host.encode import encode_subject
 from mmdiff_core.host.vision import check_encoder
-from mmdiff_core.references.pixels import checked_images
-from mmdiff_core.references.regions import reference_regions
+from mmdiff_core.references.pixels import checked_images, read_references
 from mmdiff_core.regions.boxes import parse_boxes
 from mmdiff_core.regions.masks import one_mask
 
@@ -174,7 +173,7 @@ def test_a_grey_image_makes_the_same_subject_as_its_grey_in_three_channels():
 ])  # fmt: skip
 def test_boxes_of_references_are_told_as_found_boxes_are(what, message):
     with pytest.raises(ValueError, match=message):
-        reference_regions(torch.zeros(1, 40, 60, 3), None, BOXES[what])
+        read_references(torch.zeros(1, 40, 60, 3), None, BOXES[what])
 
 
 def test_drawn_boxes_in_pixels_are_told_and_never_the_whole_image():

@@ -13,8 +13,7 @@ from mmdiff_core.host.encode import encode_subject
 from mmdiff_core.host.portraits import find_faces
 from mmdiff_core.host.prompt import encode_prompt
 from mmdiff_core.method.subjects import PromptSubject
-from mmdiff_core.references.pixels import cut_out
-from mmdiff_core.references.regions import reference_regions
+from mmdiff_core.references.pixels import cut_out, read_references
 
 from support import make
 from support.cases import CASE, CHECKPOINT
@@ -24,6 +23,10 @@ from tiny_model import build
 
 PICTURES = torch.zeros(2, 40, 60, 3)
 BOX = {"x": 10, "y": 5, "width": 20, "height": 30}
+
+
+def regions_of(images, mask, boxes):
+    return read_references(images, mask, boxes).regions
 
 
 # ---------------------------------------------------------------- masks and boxes
@@ -46,7 +49,7 @@ def test_a_cut_out_is_the_region_on_black_with_a_margin():
     [BOX, [BOX], [[BOX]], [BOX, BOX], [[BOX, {"x": 0, "y": 0, "width": 1, "height": 1}], [BOX]]],
 )
 def test_boxes_come_as_nodes_send_them(boxes):
-    found = reference_regions(PICTURES, None, boxes)
+    found = regions_of(PICTURES, None, boxes)
     for mask in found:
         assert mask.sum() == 600 and mask[5:35, 10:30].all()
     assert len(found) == 2
@@ -56,15 +59,11 @@ def test_masks_come_in_any_size_one_or_one_for_each_picture():
     mask = torch.zeros(1, 20, 30)
     mask[:, :, 15:] = 1
     for given in (mask, mask[0], mask.repeat(2, 1, 1)):
-        found = reference_regions(PICTURES, given, None)
+        found = regions_of(PICTURES, given, None)
         assert len(found) == 2 and all(
             m.shape == (40, 60) and m[:, 30:].all() and not m[:, :30].any() for m in found
         )
-    assert (
-        reference_regions(PICTURES, None, None)
-        == [None, None]
-        == reference_regions(PICTURES, None, [])
-    )
+    assert regions_of(PICTURES, None, None) == (None, None) == regions_of(PICTURES, None, [])
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,7 @@ def test_masks_come_in_any_size_one_or_one_for_each_picture():
 )
 def test_regions_that_do_not_fit_are_told(mask, boxes, message):
     with pytest.raises(ValueError, match=message):
-        reference_regions(PICTURES, mask, boxes)
+        regions_of(PICTURES, mask, boxes)
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +107,7 @@ def test_what_lies_outside_the_region_does_not_reach_the_subject(world):
             return CASE.faces(slot).portrait(picture, which, label)
 
     words = [
-        encode_subject(
-            mmdiff, clip_vision, x, Faces(), "ann", regions=[region] * len(x)
-        ).subject.words["l"]
+        encode_subject(mmdiff, clip_vision, x, Faces(), "ann", region=region).subject.words["l"]
         for x in (image, other)
     ]
     assert torch.equal(*words) and Faces.seen[0].shape == region.shape
@@ -136,7 +133,7 @@ def test_found_faces_are_drawn_numbered_and_given_as_boxes(analyser):
     )
     edges = [box["x"] for box in boxes[0]]
     assert len(edges) == 3 and edges == sorted(edges)
-    assert all(reference_regions(image, None, [[box]])[0].any() for box in boxes[0])
+    assert all(regions_of(image, None, [[box]])[0].any() for box in boxes[0])
     assert find_faces(torch.zeros(1, 64, 64, 3), analyser)[2] == "image 1: no face"
 
 

@@ -82,7 +82,7 @@ def test_only_faces_in_the_region_are_to_choose_from(analyser, vision):
         analyser,
         "ann",
         which_face=2,
-        regions=[region],
+        region=region,
     ).faces
     assert choice.used == 2 and [
         near(box, disc) for box, disc in zip(choice.boxes, THREE[1:], strict=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from mmdiff_core.method.subjects import Subject
 from mmdiff_core.regions.boxes import Box
-from mmdiff_core.regions.shaping import Shaping, shape_regions
+from mmdiff_core.regions.shaping import Shaping, Sources, shape_regions
 
 ADAPTER = "0123456789abcdef"
 
@@ -36,7 +36,7 @@ CANVAS = (32, 32)
 def regions(
     boxes=(), masks=None, kept=None, names=NAMES[:2], **shaping
 ) -> list[torch.Tensor | None]:
-    return shape_regions(names, masks or {}, boxes, kept or {}, CANVAS, Shaping(**shaping))
+    return shape_regions(names, Sources(boxes, masks or {}, kept or {}), CANVAS, Shaping(**shaping))
 
 
 A, B, C = ({"x": x, "y": 0, "width": 50, "height": 100} for x in (0, 50, 100))

@@ -36,7 +36,7 @@ from mmdiff_core.host.prompt import encode_prompt  # noqa: E402
 from mmdiff_core.lab.answers import SEED, load_reader  # noqa: E402
 from mmdiff_core.lab.evaluate import asked  # noqa: E402
 from mmdiff_core.method.subjects import FindRegions, PromptSubject  # noqa: E402
-from mmdiff_core.regions.shaping import Shaping, shape_regions  # noqa: E402
+from mmdiff_core.regions.shaping import Shaping, Sources, shape_regions  # noqa: E402
 from mmdiff_core.small_world import sizes  # noqa: E402
 from mmdiff_core.small_world.trials import count, make_trial  # noqa: E402
 from mmdiff_core.training.noise import draw_noise  # noqa: E402
@@ -110,7 +110,7 @@ def with_drawn_regions(example, subjects: tuple, flags: list[str]) -> tuple:
     true = {i: subject.mask for i, subject in enumerate(example.subjects, 1)}
     shaping = Shaping(grow=larger, exclusive=True)
     names = [subject.name for subject in subjects]
-    regions = shape_regions(names, true, (), {}, (32, 32), shaping)
+    regions = shape_regions(names, Sources(masks=true), (32, 32), shaping)
     pairs = zip(subjects, regions, strict=True)
     return tuple(s.within(mask=mask, hold_nouns="n" in flags) for s, mask in pairs)
 
