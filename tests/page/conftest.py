@@ -27,7 +27,8 @@ from support.page_graphs import BUILD
 from support.server import Server
 
 
-@pytest.fixture(scope="session")
+# of each file, since other tests cannot run an event loop while playwright runs its own
+@pytest.fixture(scope="module")
 def chromium():
     if why := lacking():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
@@ -39,12 +40,9 @@ def chromium():
         opened.close()
 
 
-@pytest.fixture(scope="session", params=["the host's frontend", "the newest frontend"])
-def server(request, chromium, tmp_path_factory):
-    """A server with the frontend that its ComfyUI pins, and one with the newest that there is."""
-    if request.param == "the host's frontend":
-        yield request.getfixturevalue("server")  # the one of all tests
-        return
+@pytest.fixture(scope="session")
+def newest_frontend_server(tmp_path_factory):
+    """A server with the newest frontend that there is."""
     if why := lacking_newest():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
     started = Server(
@@ -54,10 +52,17 @@ def server(request, chromium, tmp_path_factory):
     started.stop()
 
 
-@pytest.fixture(scope="session", params=["litegraph", "nodes 2.0"])
-def loaded(request, chromium, server, tmp_path_factory):
+@pytest.fixture(scope="module", params=["the host's frontend", "the newest frontend"])
+def page_server(request):
+    """The server of all tests, with the frontend that its ComfyUI pins, and one with the newest."""
+    pinned = request.param == "the host's frontend"
+    return request.getfixturevalue("server" if pinned else "newest_frontend_server")
+
+
+@pytest.fixture(scope="module", params=["litegraph", "nodes 2.0"])
+def loaded(request, chromium, page_server, tmp_path_factory):
     """A page of ComfyUI, once for each way to draw nodes."""
-    change_settings(server, {"Comfy.VueNodes.Enabled": request.param == "nodes 2.0"})
+    change_settings(page_server, {"Comfy.VueNodes.Enabled": request.param == "nodes 2.0"})
     page = chromium.new_page(viewport=SIZE)
     page.set_default_timeout(15_000)
     errors: list[str] = []
@@ -67,7 +72,7 @@ def loaded(request, chromium, server, tmp_path_factory):
         "console",
         lambda said: said.type == "error" and "mmdiff." in said.text and errors.append(said.text),
     )
-    open_page(page, server)
+    open_page(page, page_server)
     page.shots = tmp_path_factory.mktemp("screenshots") / request.param.replace(" ", "_")
     page.errors = errors
     yield page

@@ -165,11 +165,11 @@ def test_more_boxes_than_a_node_can_have_are_counted_and_not_drawn(editor, page)
 # ---------------------------------------------------------------- the page's language
 
 
-def test_the_box_editor_speaks_the_language_that_comfyui_is_set_to(chromium, server):
-    change_settings(server, {"Comfy.Locale": "zh"})
+def test_the_box_editor_speaks_the_language_that_comfyui_is_set_to(chromium, page_server):
+    change_settings(page_server, {"Comfy.Locale": "zh"})
     page = chromium.new_page(viewport=SIZE)
     try:
-        open_page(page, server)
+        open_page(page, page_server)
         page.evaluate(BUILD)
         editor = Editor(page)
         assert editor.root.locator(".hint").inner_text() == "拖动鼠标画方框"
@@ -177,4 +177,4 @@ def test_the_box_editor_speaks_the_language_that_comfyui_is_set_to(chromium, ser
         assert editor.root.locator(".bar button").nth(1).get_attribute("title") == "主体 2：Teal"
     finally:
         page.close()
-        change_settings(server, {"Comfy.Locale": "en"})
+        change_settings(page_server, {"Comfy.Locale": "en"})

@@ -41,7 +41,7 @@ def test_boxes_are_copied_with_their_node(editor, page):
     assert page.locator(".mmdiff-boxes").nth(1).locator(".box").count() == 2
 
 
-def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page, server):
+def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page, page_server):
     editor.draw_both()
     boxes = editor.boxes
     told = "() => [...document.querySelectorAll('.mmdiff-boxes .label')].map((e) => e.textContent)"
@@ -78,7 +78,7 @@ def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page,
     )
     assert json.loads(sent) == boxes
     # clearing a graph leaves the elements of its subgraphs behind
-    open_page(page, server)
+    open_page(page, page_server)
 
 
 # How many boxes are saved, shown, and in each state to go back or on to
@@ -154,7 +154,7 @@ def test_a_graph_saved_before_there_were_boxes_opens_with_none(editor, page):
     )
 
 
-def test_the_drawn_boxes_reach_the_server_and_the_node_shows_the_regions(editor, page, server):
+def test_the_drawn_boxes_reach_the_server_and_the_node_shows_the_regions(editor, page, page_server):
     editor.draw_both()
     # not cached
     page.evaluate(
@@ -164,7 +164,7 @@ def test_the_drawn_boxes_reach_the_server_and_the_node_shows_the_regions(editor,
     sent = page.evaluate("async () => (await app.graphToPrompt()).output")
     (masks,) = (n["inputs"] for n in sent.values() if n["class_type"] == "MMDiffConstraintMasks")
     assert json.loads(masks["boxes"]) == editor.boxes and "box_editor" not in masks
-    entry = run_and_wait(page, server)
+    entry = run_and_wait(page, page_server)
     made = {sent[node]["class_type"]: out for node, out in entry["outputs"].items()}
     assert made["PreviewImage"]["images"] and made["MMDiffConstraintMasks"]["images"]
     name = made["MMDiffConstraintMasks"]["images"][0]["filename"]

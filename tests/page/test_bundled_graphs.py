@@ -16,7 +16,7 @@ SHOWS_MAPS = f"""([node, file]) => {{
 }}"""
 
 
-def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, server):
+def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, page_server):
     graph = json.loads(
         (PACK / "workflows/small_world_attention_maps.json").read_text(encoding="utf-8")
     )
@@ -27,7 +27,7 @@ def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, se
     graph["extra"]["ds"]["scale"] = 0.3
     page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
     page.wait_for_timeout(300)
-    entry = run_and_wait(page, server)
+    entry = run_and_wait(page, page_server)
     page.wait_for_function(
         "() => document.querySelector('.mmdiff-live img')?.src.startsWith('data:image/png')"
     )
@@ -70,8 +70,8 @@ def test_no_two_nodes_of_a_bundled_graph_overlap_as_the_page_draws_them(loaded):
         assert loaded.evaluate(look) == [], path.stem
 
 
-def test_a_bundled_graph_opens_with_its_photo_in_the_input_folder(page, server):
-    photo = server.home / "input/grace_hopper.jpg"
+def test_a_bundled_graph_opens_with_its_photo_in_the_input_folder(page, page_server):
+    photo = page_server.home / "input/grace_hopper.jpg"
     photo.unlink(missing_ok=True)
     page.evaluate("async () => { await app.refreshComboInNodes(); }")
     graph = json.loads((PACK / "workflows/two_people_boxes.json").read_text(encoding="utf-8"))

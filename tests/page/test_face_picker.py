@@ -8,8 +8,8 @@ from support.page import shot
 from support.page_picker import FACE, THREE, TWO, Picker, draw_faces
 
 
-def test_the_faces_that_were_found_lie_on_the_picture_after_a_run(page, server):
-    picker = Picker(page, server, draw_faces(server, "two", TWO))
+def test_the_faces_that_were_found_lie_on_the_picture_after_a_run(page, page_server):
+    picker = Picker(page, page_server, draw_faces(page_server, "two", TWO))
     assert page.locator(".mmdiff-faces:visible").count() == 0, "nothing to pick before a run"
     assert picker.run()["faces"][0]["used"] == 2
     picker.faces.nth(1).wait_for()
@@ -32,8 +32,8 @@ def test_the_faces_that_were_found_lie_on_the_picture_after_a_run(page, server):
     shot(page, "faces")
 
 
-def test_a_click_on_a_face_makes_the_next_run_use_it_and_undo_takes_it_back(page, server):
-    picker = Picker(page, server, draw_faces(server, "two", TWO))
+def test_a_click_on_a_face_makes_the_next_run_use_it_and_undo_takes_it_back(page, page_server):
+    picker = Picker(page, page_server, draw_faces(page_server, "two", TWO))
     picker.run()
     picker.faces.nth(1).wait_for()
     where, left = page.evaluate("[...nodes.ann.pos]"), picker.faces.nth(0).bounding_box()
@@ -60,8 +60,8 @@ def test_a_click_on_a_face_makes_the_next_run_use_it_and_undo_takes_it_back(page
     assert picker.number == 0 and picker.marked("next") == ["2"]
 
 
-def test_faces_are_picked_with_the_keyboard(page, server):
-    picker = Picker(page, server, draw_faces(server, "three", THREE))
+def test_faces_are_picked_with_the_keyboard(page, page_server):
+    picker = Picker(page, page_server, draw_faces(page_server, "three", THREE))
     picker.run()
     picker.largest.focus()
     page.keyboard.press("Tab")
@@ -78,8 +78,8 @@ def test_faces_are_picked_with_the_keyboard(page, server):
     assert picker.faces.nth(1).get_attribute("aria-label") == "Face 2 of 3, used in the last run"
 
 
-def test_the_widget_changed_by_hand_shows_on_the_picture(page, server):
-    picker = Picker(page, server, draw_faces(server, "three", THREE))
+def test_the_widget_changed_by_hand_shows_on_the_picture(page, page_server):
+    picker = Picker(page, page_server, draw_faces(page_server, "three", THREE))
     picker.run()
     page.evaluate(f"() => {{ const face = {FACE}; face.value = 3; face.callback(3); }}")
     assert picker.marked("next") == ["3"]
@@ -88,16 +88,16 @@ def test_the_widget_changed_by_hand_shows_on_the_picture(page, server):
     assert picker.says.inner_text() == "there is no face 9 in this image"
 
 
-def test_one_face_takes_no_room_and_a_second_picture_is_turned_to(page, server):
-    picker = Picker(page, server, draw_faces(server, "one", TWO[1:]))
+def test_one_face_takes_no_room_and_a_second_picture_is_turned_to(page, page_server):
+    picker = Picker(page, page_server, draw_faces(page_server, "one", TWO[1:]))
     picker.run()
     assert page.locator(".mmdiff-faces:visible").count() == 0
     picker = Picker(
         page,
-        server,
-        draw_faces(server, "two", TWO),
-        draw_faces(server, "one", TWO[:1]),
-        draw_faces(server, "three", THREE),
+        page_server,
+        draw_faces(page_server, "two", TWO),
+        draw_faces(page_server, "one", TWO[:1]),
+        draw_faces(page_server, "three", THREE),
     )
     picker.run()
     assert picker.faces.count() == 2 and "1 of 3" in picker.root.locator(".turn").inner_text()
@@ -115,8 +115,8 @@ def test_one_face_takes_no_room_and_a_second_picture_is_turned_to(page, server):
     assert picker.number == 1
 
 
-def test_a_face_number_from_another_node_is_left_alone(page, server):
-    picker = Picker(page, server, draw_faces(server, "two", TWO))
+def test_a_face_number_from_another_node_is_left_alone(page, page_server):
+    picker = Picker(page, page_server, draw_faces(page_server, "two", TWO))
     picker.run()
     page.evaluate("""() => {
       const number = LiteGraph.createNode("PrimitiveInt");
@@ -132,8 +132,8 @@ def test_a_face_number_from_another_node_is_left_alone(page, server):
     } == {"true"}
 
 
-def test_the_picker_is_there_again_after_another_tab(page, server):
-    picker = Picker(page, server, draw_faces(server, "two", TWO))
+def test_the_picker_is_there_again_after_another_tab(page, page_server):
+    picker = Picker(page, page_server, draw_faces(page_server, "two", TWO))
     picker.run()
     key = page.evaluate("app.extensionManager.workflow.activeWorkflow.filename")
     page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")

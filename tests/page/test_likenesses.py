@@ -39,8 +39,13 @@ def addresses_of(editor: Editor) -> list[str]:
     return [editor.shown.nth(i).locator(".likeness").evaluate(LOOK) for i in range(2)]
 
 
-def test_each_box_shows_its_subjects_reference_and_after_a_run_what_the_encoder_saw(page, server):
-    first, second = draw_faces(server, "first", TWO[:1]), draw_faces(server, "second", TWO[1:])
+def test_each_box_shows_its_subjects_reference_and_after_a_run_what_the_encoder_saw(
+    page, page_server
+):
+    first, second = (
+        draw_faces(page_server, "first", TWO[:1]),
+        draw_faces(page_server, "second", TWO[1:]),
+    )
     page.evaluate(PORTRAIT, [first])
     page.evaluate(ANOTHER_PHOTO, second)
     editor = Editor(page)
@@ -51,7 +56,7 @@ def test_each_box_shows_its_subjects_reference_and_after_a_run_what_the_encoder_
     bar = editor.root.locator(".thumb").evaluate(LOOK)
     assert f"filename={second}" in bar, "the bar shows whom the next box is for"
     shot(page, "likeness_before")
-    entry = run_and_wait(page, server)
+    entry = run_and_wait(page, page_server)
     page.wait_for_timeout(500)
     for name, address in zip(("ann", "ben"), addresses_of(editor), strict=True):
         (seen,) = entry["outputs"][str(page.evaluate(f"nodes.{name}.id"))]["images"]
