@@ -18,11 +18,14 @@ from torch import Tensor
 from ..regions.attention_bias import Area
 from .conditioning import KEY, Row, quote_names
 
-PLACES = "mmdiff_places"
+# key of the entry that says where a call's positions are, by how often it holds each of them
+PLACES = {1: "mmdiff_places", 2: "mmdiff_places_doubled"}
 SHIFT = 1 << 12  # a position is y * SHIFT + x, exact in float32
 
-# function wrappers that roll the latent before they cut it, and its conds otherwise than it
+# function wrappers, by the name of their class: those that roll the latent before they cut it, and
+# its conds otherwise than it, and TiledDiffusion's, which cut conds of every size but the latent's
 ROLLING = ("SpotDiffusion",)
+OTHER_SIZES = ("MultiDiffusion", "MixtureOfDiffusers")
 
 SPLIT = (
     "MM-Diff: the model was called with {batch} rows, but the conditioning describes {rows}; a "
@@ -49,18 +52,23 @@ class Latents:
 
 
 class Places(comfy.conds.CONDRegular):
-    """A cond entry that says where every latent position is, float32 [1 1 H W] on the CPU.
+    """A cond entry that says where every latent position is, float32 [1 1 nH nW] on the CPU, each
+    position `times` (n) times in both directions.
 
     Whoever cuts the latent into tiles cuts the conds of its size along with it, so a tile's entry
     says where the tile is. It never reaches the model: `place_rows` takes it out.
     """
 
+    def __init__(self, cond: Tensor, times: int = 1):
+        super().__init__(cond)
+        self.times = times
+
     def process_cond(self, batch_size: int, area=None, **kwargs) -> Places:
         part = self.cond
         if area is not None:
-            height, width, top, left = (int(side) for side in area)
+            height, width, top, left = (int(side) * self.times for side in area)
             part = part[..., top : top + height, left : left + width]
-        return Places(part.expand(batch_size, -1, -1, -1))
+        return Places(part.expand(batch_size, -1, -1, -1), self.times)
 
     def concat(self, others: Sequence[Places]) -> Tensor:
         return torch.cat([self.cond, *(other.cond for other in others)])
@@ -76,32 +84,38 @@ def add_places(conds: Mapping[str, list[dict]], size: tuple[int, int], wrapper: 
             "regions and attention maps cannot be placed on them; use MultiDiffusion or Mixture of "
             "Diffusers, or remove the masks, boxes, Find Regions and Watch Attention"
         )
-    rows, columns = (torch.arange(side, dtype=torch.float32) for side in size)
-    places = Places((rows[:, None] * SHIFT + columns)[None, None])
+    times = 2 if name in OTHER_SIZES else 1
+    rows, columns = (torch.arange(side * times) // times for side in size)
+    numbers = (rows[:, None] * SHIFT + columns).float()[None, None]
     for kind in conds:
         for i, cond in enumerate(conds[kind]):
-            model_conds = {**cond["model_conds"], PLACES: places}
+            model_conds = {**cond["model_conds"], PLACES[times]: Places(numbers, times)}
             conds[kind][i] = {**cond, "model_conds": model_conds}
 
 
 def place_rows(kwargs: dict) -> dict:
     """A model call's keyword arguments, its `Places` read into its rows."""
-    places: Tensor | None = kwargs.get(PLACES)
-    if places is None:
-        return kwargs
-    rest = {key: value for key, value in kwargs.items() if key != PLACES}
-    rows = repeat_rows(rest.get(KEY, ()), len(places))
-    corners = ((0, 0), (0, -1), (-1, 0), (-1, -1))
+    rest = {name: value for name, value in kwargs.items() if name not in PLACES.values()}
+    for times, key in PLACES.items():
+        if (places := kwargs.get(key)) is not None:
+            rows = repeat_rows(rest.get(KEY, ()), len(places))
+            rest[KEY] = tuple(_placed(rows, places, times))
+    return rest
+
+
+def _placed(rows: Sequence[Row], places: Tensor, times: int) -> Iterator[Row]:
+    """The rows of a call, each on the part of the latent that its `places` [1 nH nW] name."""
+    height, width = (side // times for side in places.shape[-2:])
+    # a tile need not begin at the first of the `times` entries of its first position
+    corners = ((0, 0), (0, -times), (-times, 0), (-times, -times))
     at = torch.stack([places[:, 0, y, x] for y, x in corners], 1).tolist()
-    height, width = places.shape[-2:]
-    placed = []
+    sides = ((0, 0), (0, width - 1), (height - 1, 0), (height - 1, width - 1))
     for row, numbers in zip(rows, at, strict=True):
         top, left = divmod(int(numbers[0]), SHIFT)
-        whole = [(top + y % height) * SHIFT + left + x % width for y, x in corners]
+        whole = [(top + y) * SHIFT + left + x for y, x in sides]
         if row.prompt is not None and numbers != whole:
             raise no_place(row, (height, width))
-        placed.append(replace(row, area=(height, width, top, left), placed=True))
-    return {**rest, KEY: tuple(placed)}
+        yield replace(row, area=(height, width, top, left), placed=True)
 
 
 def repeat_rows(rows: tuple[Row, ...], batch: int) -> tuple[Row, ...]:

@@ -86,6 +86,31 @@ class SilentTiles(Tiles):
         return None if isinstance(value, torch.Tensor) else value
 
 
+class MultiDiffusion(Tiles):
+    """By its name, and as it does: conds that are larger or smaller than the latent are cut along
+    with it, those of its size are not expected.
+    """
+
+    @staticmethod
+    def cut_along(value, x: torch.Tensor, cuts: list) -> object:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if value.ndim == x.ndim:
+            times = value.shape[-1] / x.shape[-1]
+            if times == 1:
+                raise AttributeError("'int' object has no attribute 'slicer'")
+            cuts = [tuple(_times(side, times) for side in cut) for cut in cuts]
+            return torch.cat([value[cut] for cut in cuts])
+        return value.repeat(len(cuts), *[1] * (value.ndim - 1))
+
+
+def _times(side: slice, times: float) -> slice:
+    """A slice on a grid that is so many times as fine."""
+    if side.start is None:
+        return side
+    return slice(int(side.start * times), int(side.stop * times))
+
+
 class SpotDiffusion(Tiles):
     """By its name: the one whose latent is shifted before it is cut."""
 
