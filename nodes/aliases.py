@@ -6,6 +6,9 @@ import inspect
 
 from comfy_api.latest import io
 
+# what people type who do not know the method yet
+SEVERAL = ("two people", "several people", "couple", "group")
+
 ALIASES: dict[str, tuple[str, ...]] = {
     "MMDiffLoad": (
         "mmdiff loader",
@@ -23,6 +26,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "consistent character",
         "multi subject",
         "ip-adapter",
+        *SEVERAL,
     ),
     "MMDiffConstraintMasks": (
         "region",
@@ -37,6 +41,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "clip text encode",
         "multi subject",
         "consistent character",
+        *SEVERAL,
     ),
     "MMDiffApplyAttention": (
         "ip-adapter",

@@ -39,6 +39,12 @@ def test_a_host_that_knows_aliases_gets_them(aliases, monkeypatch):
     } <= set(found.search_aliases)
 
 
+@pytest.mark.parametrize("typed", ["two people", "several people", "couple", "group"])
+def test_words_for_several_people_find_the_encoder_and_the_prompt(aliases, typed):
+    found = {kind for kind, words in aliases.ALIASES.items() if typed in words}
+    assert {"MMDiffSubjectEncoder", "MMDiffTextEncode"} <= found
+
+
 def test_a_host_that_does_not_know_them_gets_the_schema_without(aliases, monkeypatch):
     def older(node_id, display_name=None):
         return SimpleNamespace(node_id=node_id, display_name=display_name)
