@@ -83,15 +83,17 @@ def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Condition
 def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor, steps: int = 20,
                    cfg: float = 2.0,
                    sampler_name: str = "euler", scheduler: str = "normal",
-                   held: bool = False) -> Tensor:
+                   held: bool = False, seed: int = 0) -> Tensor:
     """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and
     references; their pixels only say how large the image is. `held`: every subject acts only
-    inside its mask, as with Multi-Subject Constraint Masks."""
+    inside its mask, as with Multi-Subject Constraint Masks. `seed`: of the noise that samplers
+    add between the steps."""
     denoiser = Denoiser(task, examples, cfg, held)
     sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)
     start = denoiser.sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
     run = getattr(comfy.k_diffusion.sampling, f"sample_{sampler_name}")
-    return run(denoiser, start.to(noise), sigmas.to(noise.device), disable=True)
+    more = {"extra_args": {"seed": seed}, "disable": True}
+    return run(denoiser, start.to(noise), sigmas.to(noise.device), **more)
 
 
 @torch.no_grad()
@@ -104,7 +106,8 @@ def redraw_latents(task: MMDiffTask, examples: Sequence[Example], latents: Tenso
     highest = denoiser.sampling.sigma(torch.tensor(level * 999.0))
     sigmas = sigmas[sigmas <= highest]
     run = getattr(comfy.k_diffusion.sampling, f"sample_{sampler_name}")
-    return run(denoiser, latents + noise * sigmas[0], sigmas, disable=True)
+    more = {"extra_args": {"seed": 0}, "disable": True}
+    return run(denoiser, latents + noise * sigmas[0], sigmas, **more)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from support.small_task import RUN, build, gradients
 # ---------------------------------------------------------------- the same as inference
 
 
-def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg):
+def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg, sampler):
     """The picture that the graph's own functions sample from an adapter exported by the trainer."""
     import comfy.sample
 
@@ -48,7 +48,7 @@ def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg
         noise,
         steps,
         cfg,
-        "euler",
+        sampler,
         "normal",
         prompt.positive,
         prompt.negative,
@@ -58,7 +58,10 @@ def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg
     )
 
 
-def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_training(task, tmp_path):
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
+def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_training(
+    task, tmp_path, sampler
+):
     from mmdiff_core.host.sampling import sample_latents
 
     rng = np.random.default_rng(0)
@@ -72,7 +75,7 @@ def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_traini
     )
     noise = torch.randn(1, 12, 16, 16, generator=torch.Generator().manual_seed(5))
     ours = sample_latents(
-        task, [Example(torch.zeros(3, 128, 128), caption, subjects)], noise, steps=4, cfg=3.0
+        task, [Example(torch.zeros(3, 128, 128), caption, subjects)], noise, 4, 3.0, sampler
     )
     theirs = through_the_nodes(
         task,
@@ -82,6 +85,7 @@ def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_traini
         noise,
         4,
         3.0,
+        sampler,
     )
     assert torch.allclose(task.bridge.base.process_latent_out(ours), theirs, atol=2e-3)
     without = sample_latents(
@@ -93,6 +97,7 @@ def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_traini
         noise,
         4,
         3.0,
+        sampler,
     )
     assert (ours - without).abs().max() > 0.05
 
