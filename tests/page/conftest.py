@@ -64,7 +64,7 @@ def loaded(request, chromium, page_server, tmp_path_factory):
     """A page of ComfyUI, once for each way to draw nodes."""
     change_settings(page_server, {"Comfy.VueNodes.Enabled": request.param == "nodes 2.0"})
     page = chromium.new_page(viewport=SIZE)
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(60_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     # an extension of ours failed

@@ -78,7 +78,7 @@ def open_page(page, server) -> None:
     page.wait_for_function(
         "() => !!(window.app?.graph && app.extensionManager?.workflow?.activeWorkflow && "
         "LiteGraph.registered_node_types.MMDiffTextEncode)",
-        timeout=60_000,
+        timeout=300_000,
     )
 
 
