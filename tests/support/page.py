@@ -74,7 +74,7 @@ def lacking_newest() -> str | None:
 
 
 def open_page(page, server) -> None:
-    page.goto(server.url)
+    page.goto(server.url, timeout=300_000)
     page.wait_for_function(
         "() => !!(window.app?.graph && app.extensionManager?.workflow?.activeWorkflow && "
         "LiteGraph.registered_node_types.MMDiffTextEncode)",
