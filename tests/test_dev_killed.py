@@ -99,7 +99,7 @@ import os, sys, time
 from pathlib import Path
 Path(sys.argv[1] + ".new").write_text(str(os.getpid()))
 os.rename(sys.argv[1] + ".new", sys.argv[1])
-time.sleep(60)
+time.sleep(300)
 """
 SERVE = """
 import sys
@@ -117,7 +117,7 @@ def test_a_signal_that_ends_dev_py_ends_the_server_too(tmp_path, name, status):
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     wait_until(tmp_path / "pid")
     process.send_signal(getattr(signal, name))
-    assert process.wait(20) == status
+    assert process.wait(120) == status
     child = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)

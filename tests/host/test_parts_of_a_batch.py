@@ -199,8 +199,8 @@ def test_every_tile_is_that_of_a_run_of_its_own_with_its_part_of_the_masks(
     draw = random.Random(100 + seed)
     images, size = draw.randint(1, 2), (16, 16)
     prompts = random_prompts(scene, draw, images, size)
-    tiler = draw.choice([Tiles, MultiDiffusion])
-    tiles = tiler(draw.choice([(8, 8), (8, 16), (16, 8)]), draw.randint(1, 5))
+    kind, per_call = draw.choice([Tiles, MultiDiffusion]), draw.randint(1, 5)
+    tiles = kind(draw.choice([(8, 8), (8, 16), (16, 8)]), per_call)
     split_memory(draw, model, monkeypatch)
     cfg = draw.choice((1.0, 2.0))
     noise = noise_of(images, size, seed)
@@ -238,13 +238,11 @@ def test_a_tile_of_an_area_is_where_it_is_on_the_whole_latent(scene, seed):
     cropped_x = torch.zeros(images, 4, *(area or latents.size)[:2])
     entry = conds["positive"][0]["model_conds"][PLACES[times]].process_cond(images, area)
     labels = SubjectRows((Row(BoundPrompt((masked,), scene.adapter.fingerprint)),), served=True)
-    rows = labels.process_cond(images, area).cond
     tiles = tiler((4, 4), 2).cuts(cropped_x)
     some = draw.sample(tiles, min(len(tiles), draw.randint(1, 3)))
     cut = tiler.cut_along(entry.cond, cropped_x, some)
-    kwargs = place_rows({KEY: rows, PLACES[times]: cut, "y": 1})
-    x = torch.zeros(len(cut), 4, 4, 4)
-    located = locate(kwargs[KEY], x, latents, {}, False)
+    kwargs = place_rows({KEY: labels.process_cond(images, area).cond, PLACES[times]: cut, "y": 1})
+    located = locate(kwargs[KEY], torch.zeros(len(cut), 4, 4, 4), latents, {}, False)
     assert set(kwargs) == {KEY, "y"}
     y, x = (area or (0, 0, 0, 0))[2:]
     expected = [(4, 4, y + c[2].start, x + c[3].start) for c in some for _ in range(images)]

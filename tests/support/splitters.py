@@ -99,16 +99,14 @@ class MultiDiffusion(Tiles):
             times = value.shape[-1] / x.shape[-1]
             if times == 1:
                 raise AttributeError("'int' object has no attribute 'slicer'")
-            cuts = [tuple(_times(side, times) for side in cut) for cut in cuts]
-            return torch.cat([value[cut] for cut in cuts])
+            return torch.cat([value[_times(cut, times)] for cut in cuts])
         return value.repeat(len(cuts), *[1] * (value.ndim - 1))
 
 
-def _times(side: slice, times: float) -> slice:
-    """A slice on a grid that is so many times as fine."""
-    if side.start is None:
-        return side
-    return slice(int(side.start * times), int(side.stop * times))
+def _times(cut: tuple[slice, ...], times: float) -> tuple[slice, ...]:
+    """A cut [B C H W] on a grid that is so many times as fine."""
+    fine = (slice(int(side.start * times), int(side.stop * times)) for side in cut[2:])
+    return (*cut[:2], *fine)
 
 
 class SpotDiffusion(Tiles):

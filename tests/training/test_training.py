@@ -74,9 +74,8 @@ def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_traini
         ExampleSubject(s, torch.zeros(128, 128), r) for s, r in zip(spans, references, strict=True)
     )
     noise = torch.randn(1, 12, 16, 16, generator=torch.Generator().manual_seed(5))
-    ours = sample_latents(
-        task, [Example(torch.zeros(3, 128, 128), caption, subjects)], noise, 4, 3.0, sampler
-    )
+    example = Example(torch.zeros(3, 128, 128), caption, subjects)
+    ours = sample_latents(task, [example], noise, 4, 3.0, sampler)
     theirs = through_the_nodes(
         task,
         tmp_path,
@@ -88,17 +87,8 @@ def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_traini
         sampler,
     )
     assert torch.allclose(task.bridge.base.process_latent_out(ours), theirs, atol=2e-3)
-    without = sample_latents(
-        task,
-        [
-            dataclasses.replace(e, subjects=())
-            for e in [Example(torch.zeros(3, 128, 128), caption, ())]
-        ],
-        noise,
-        4,
-        3.0,
-        sampler,
-    )
+    nobody = [dataclasses.replace(example, subjects=())]
+    without = sample_latents(task, nobody, noise, 4, 3.0, sampler)
     assert (ours - without).abs().max() > 0.05
 
 
