@@ -24,10 +24,10 @@ from .told import ToldHeads
 
 CAPTION_DROPOUT = 0.1
 ONLY_NOUNS = 0.5  # share of the captions whose traits the UNet sees in the nouns' states alone
-SUBJECTS = 3.0  # how much more a subject's positions count than the background's
+SUBJECTS = 1.5  # how much more a subject's positions count than the background's
 FOUND = 0.05  # weight of the loss that brings the attention maps to the nouns
 TOLD = 0.1  # weight of the loss that keeps the traits in the nouns' states
-TRAITS = 2.5  # weight of the traits' loss, in units of the classes'
+TRAITS = 1.0  # weight of the traits' loss, in units of the classes'
 NOISE = LogNormal(median=2.2, spread=0.9, share=0.6)  # where classes and positions are decided
 
 

@@ -65,7 +65,7 @@ VISION = {
 
 # What its pictures are drawn with, in KSampler's words; the bundled workflows and the demo have
 # the same (a test compares them).
-SAMPLING = {"steps": 20, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "sgm_uniform"}
+SAMPLING = {"steps": 20, "cfg": 3.0, "sampler_name": "euler_ancestral", "scheduler": "sgm_uniform"}
 
 __all__ = [
     "ADAPTER",

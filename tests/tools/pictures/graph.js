@@ -43,7 +43,7 @@ add("watch", "MMDiffWatchAttention", column(5), 1500, { live: true });
 link("apply", 0, "watch", "model");
 add("latent", "EmptyLatentImage", column(6), 0, { width: 128, height: 128 });
 add("sample", "KSampler", column(6), 300, {
-  seed: 2, control_after_generate: "fixed", steps: 20, cfg: 3, sampler_name: "dpmpp_2m",
+  seed: 14, control_after_generate: "fixed", steps: 20, cfg: 3, sampler_name: "euler_ancestral",
   scheduler: "sgm_uniform",
 });
 link("watch", 0, "sample", "model");
