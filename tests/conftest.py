@@ -97,6 +97,24 @@ def tally(request: pytest.FixtureRequest):
     assert made.failures == 0, f"{made}; {made.worst}"
 
 
+@pytest.fixture(scope="module")
+def scene(request: pytest.FixtureRequest):
+    """SDXL's layers, or those that the test's file names in LIKE, a tenth as wide."""
+    from support.scene import Scene
+
+    return Scene(getattr(request.module, "LIKE", "sdxl"))
+
+
+@pytest.fixture(scope="module")
+def model(scene):
+    """The scene's model with the adapter applied."""
+    from mmdiff_core.host.apply import apply
+
+    from support.scene import BOTH
+
+    return apply(scene.model, scene.adapter, BOTH)
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory):
     from support.server import Server

@@ -205,7 +205,7 @@ class Application:
     def on_apply(self, executor, *args, **kwargs):
         """APPLY_MODEL: read which part of the latents the call draws, and keep that from the
         model."""
-        return executor(*args, **place_rows(kwargs))
+        return executor(*args, **place_rows(args[0], kwargs))
 
     def on_call(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
         """DIFFUSION_MODEL: tell the layers which rows show which subjects."""

@@ -99,17 +99,17 @@ def encode_subject(
     """
     name = checked_name(name)
     check_encoder(clip_vision, mmdiff.config)
-    references = read_references(images, region, boxes)
-    request = _Request(mmdiff, clip_vision, references, faces, name, which_face, clip_only)
+    given = read_references(images, region, boxes)
+    request = _Request(mmdiff, clip_vision, given, faces, name, which_face, clip_only)
     read = mmdiff.encodings.remember(
         (clip_vision, faces),
-        request.references.tensors,
+        given.tensors,
         (which_face, clip_only, clip_vision.patcher.patches_uuid),
         lambda: _encode(request),
     )
     notes = _notes(name, read, mmdiff)
     subject, seen = replace(read.subject, name=name), read.pixels.movedim(1, -1)
-    return EncodedSubject(subject, request.references.pixels, seen, notes, read.faces)
+    return EncodedSubject(subject, given.pixels, seen, notes, read.faces)
 
 
 def _notes(name: str, read: _Reading, mmdiff: LoadedMMDiff) -> tuple[str, ...]:

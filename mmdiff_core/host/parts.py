@@ -18,8 +18,7 @@ from torch import Tensor
 from ..regions.attention_bias import Area
 from .conditioning import KEY, Row, quote_names
 
-# key of the entry that says where a call's positions are, by how often it holds each of them
-PLACES = {1: "mmdiff_places", 2: "mmdiff_places_doubled"}
+PLACES = "mmdiff_places"
 SHIFT = 1 << 12  # a position is y * SHIFT + x, exact in float32
 
 # function wrappers, by the name of their class: those that roll the latent before they cut it, and
@@ -89,18 +88,19 @@ def add_places(conds: Mapping[str, list[dict]], size: tuple[int, int], wrapper: 
     numbers = (rows[:, None] * SHIFT + columns).float()[None, None]
     for kind in conds:
         for i, cond in enumerate(conds[kind]):
-            model_conds = {**cond["model_conds"], PLACES[times]: Places(numbers, times)}
+            model_conds = {**cond["model_conds"], PLACES: Places(numbers, times)}
             conds[kind][i] = {**cond, "model_conds": model_conds}
 
 
-def place_rows(kwargs: dict) -> dict:
-    """A model call's keyword arguments, its `Places` read into its rows."""
-    rest = {name: value for name, value in kwargs.items() if name not in PLACES.values()}
-    for times, key in PLACES.items():
-        if (places := kwargs.get(key)) is not None:
-            rows = repeat_rows(rest.get(KEY, ()), len(places))
-            rest[KEY] = tuple(_placed(rows, places, times))
-    return rest
+def place_rows(x: Tensor, kwargs: dict) -> dict:
+    """The keyword arguments of a model call on x [B C h w], its `Places` read into its rows."""
+    places: Tensor | None = kwargs.get(PLACES)
+    if places is None:
+        return kwargs
+    rest = {key: value for key, value in kwargs.items() if key != PLACES}
+    rows = repeat_rows(rest.get(KEY, ()), len(places))
+    times = max(1, places.shape[-1] // x.shape[-1])
+    return {**rest, KEY: tuple(_placed(rows, places, times))}
 
 
 def _placed(rows: Sequence[Row], places: Tensor, times: int) -> Iterator[Row]:

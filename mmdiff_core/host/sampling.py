@@ -92,8 +92,8 @@ def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor,
     sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)
     start = denoiser.sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
     run = getattr(comfy.k_diffusion.sampling, f"sample_{sampler_name}")
-    more = {"extra_args": {"seed": seed}, "disable": True}
-    return run(denoiser, start.to(noise), sigmas.to(noise.device), **more)
+    return run(denoiser, start.to(noise), sigmas.to(noise.device), extra_args={"seed": seed},
+               disable=True)
 
 
 @torch.no_grad()
@@ -106,8 +106,7 @@ def redraw_latents(task: MMDiffTask, examples: Sequence[Example], latents: Tenso
     highest = denoiser.sampling.sigma(torch.tensor(level * 999.0))
     sigmas = sigmas[sigmas <= highest]
     run = getattr(comfy.k_diffusion.sampling, f"sample_{sampler_name}")
-    more = {"extra_args": {"seed": 0}, "disable": True}
-    return run(denoiser, latents + noise * sigmas[0], sigmas, **more)
+    return run(denoiser, latents + noise * sigmas[0], sigmas, extra_args={"seed": 0}, disable=True)
 
 
 @torch.no_grad()

@@ -9,28 +9,10 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def scene(request: pytest.FixtureRequest):
-    """SDXL's layers, or those that the test's file names in LIKE, a tenth as wide."""
-    from support.scene import Scene
-
-    return Scene(getattr(request.module, "LIKE", "sdxl"))
-
-
-@pytest.fixture(scope="module")
 def scene15():
     from support.scene import Scene
 
     return Scene("sd15")
-
-
-@pytest.fixture(scope="module")
-def model(scene):
-    """The scene's model with the adapter applied."""
-    from mmdiff_core.host.apply import apply
-
-    from support.scene import BOTH
-
-    return apply(scene.model, scene.adapter, BOTH)
 
 
 @pytest.fixture(scope="module")

@@ -199,8 +199,8 @@ def test_every_tile_is_that_of_a_run_of_its_own_with_its_part_of_the_masks(
     draw = random.Random(100 + seed)
     images, size = draw.randint(1, 2), (16, 16)
     prompts = random_prompts(scene, draw, images, size)
-    kind, per_call = draw.choice([Tiles, MultiDiffusion]), draw.randint(1, 5)
-    tiles = kind(draw.choice([(8, 8), (8, 16), (16, 8)]), per_call)
+    tiler, side = draw.choice([Tiles, MultiDiffusion]), draw.choice([(8, 8), (8, 16), (16, 8)])
+    tiles = tiler(side, draw.randint(1, 5))
     split_memory(draw, model, monkeypatch)
     cfg = draw.choice((1.0, 2.0))
     noise = noise_of(images, size, seed)
@@ -230,23 +230,23 @@ def test_a_tile_of_an_area_is_where_it_is_on_the_whole_latent(scene, seed):
     latents, images = Latents(draw.randint(1, 3), (16, 24)), draw.randint(1, 3)
     masked = scene.subjects[0].masked(torch.ones(8, 8))
     conds = {"positive": [{"model_conds": {}}]}
-    tiler, times = draw.choice([(Tiles, 1), (MultiDiffusion, 2)])
+    tiler = draw.choice([Tiles, MultiDiffusion])
     add_places(conds, latents.size, tiler((4, 4), 2))
     height, width = 4 * draw.randint(1, 4), 4 * draw.randint(1, 6)
     top, left = draw.randint(0, 16 - height), draw.randint(0, 24 - width)
     area = None if draw.random() < 0.3 else (height, width, top, left)
     cropped_x = torch.zeros(images, 4, *(area or latents.size)[:2])
-    entry = conds["positive"][0]["model_conds"][PLACES[times]].process_cond(images, area)
+    entry = conds["positive"][0]["model_conds"][PLACES].process_cond(images, area)
     labels = SubjectRows((Row(BoundPrompt((masked,), scene.adapter.fingerprint)),), served=True)
     tiles = tiler((4, 4), 2).cuts(cropped_x)
     some = draw.sample(tiles, min(len(tiles), draw.randint(1, 3)))
     cut = tiler.cut_along(entry.cond, cropped_x, some)
-    kwargs = place_rows({KEY: labels.process_cond(images, area).cond, PLACES[times]: cut, "y": 1})
-    located = locate(kwargs[KEY], torch.zeros(len(cut), 4, 4, 4), latents, {}, False)
-    assert set(kwargs) == {KEY, "y"}
+    x, rows = torch.zeros(len(cut), 4, 4, 4), labels.process_cond(images, area).cond
+    kwargs = place_rows(x, {KEY: rows, PLACES: cut, "y": 1})
+    located = locate(kwargs[KEY], x, latents, {}, False)
     y, x = (area or (0, 0, 0, 0))[2:]
     expected = [(4, 4, y + c[2].start, x + c[3].start) for c in some for _ in range(images)]
-    assert [row.area for row in located] == expected
+    assert [row.area for row in located] == expected and set(kwargs) == {KEY, "y"}
 
 
 @pytest.mark.parametrize("dim", [2, 3])

@@ -17,20 +17,11 @@ from mmdiff_core.references.mix import METHODS, mix
 from mmdiff_core.regions.attention_maps import find_regions
 
 from support import make
-from support.scene import BOTH, IMAGE_ONLY, Scene, half_masks
+from support.scene import IMAGE_ONLY, half_masks
 
+LIKE = "sd15"
 NOUNS = ((3,), (7,))
 STEPS = torch.tensor([4.0, 1.0, 0.0])
-
-
-@pytest.fixture(scope="module")
-def scene() -> Scene:
-    return Scene("sd15")
-
-
-@pytest.fixture(scope="module")
-def model(scene):
-    return apply(scene.model, scene.adapter, BOTH)
 
 
 def tokenless(used: PromptSubject) -> PromptSubject:

@@ -177,3 +177,7 @@ class Case:
 
 
 CASE = Case(OURS / "case_A.json")  # the one of all tests that need just one
+
+
+def recorded_prompt(case: Case) -> str:
+    return case.meta["prompt"] if case.slots() else case.meta["prompt_without_trigger"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from support.cases import CASE, CHECKPOINT, Case, weights_folder
-from support.recorded import recorded_prompt
+from support.cases import CASE, CHECKPOINT, Case, recorded_prompt, weights_folder
 from support.server import Server
 
 

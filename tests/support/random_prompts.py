@@ -1,19 +1,16 @@
-"""Random API graphs on the small world that all run: every node of the pack in many settings."""
+"""Random API graphs on the small world that all run: subjects, regions, mixtures, watched maps."""
 
 from __future__ import annotations
 
 import json
 import random
 
+from support.graphs import node
+
 CLASSES = ("ghost", "robot", "cat", "fish", "tree", "slime", "mushroom", "star")
 NAMES = ("Ann", "Bob", "Eve")
 ADDED = ("", "", " at night", " on the beach", ", calm")
 SAMPLERS = ("euler", "euler_ancestral", "dpmpp_2m", "heun", "lcm", "uni_pc", "ddim")
-
-
-def node(class_type: str, **inputs) -> dict:
-    """A node of an API graph."""
-    return {"class_type": class_type, "inputs": inputs}
 
 
 def random_prompt(number: int, seed: int = 0) -> dict:

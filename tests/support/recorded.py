@@ -15,7 +15,7 @@ from mmdiff_core.host.nouns import find_nouns
 from mmdiff_core.host.prompt import encode_prompt
 from mmdiff_core.method.subjects import PromptSubject
 
-from support.cases import Case, checkpoint_folder, weights_folder
+from support.cases import Case, checkpoint_folder, recorded_prompt, weights_folder
 from tiny_model import build
 
 STAGE, LAYER, NOISE, LATENTS = 1e-4, 3e-4, 1e-4, 2e-3
@@ -56,10 +56,6 @@ def encode_subjects(case: Case, world: dict) -> tuple:
         encoding = encode_subject(world["mmdiff"], world["vision"], images, faces, f"subject {i}")
         found.append(PromptSubject(encoding.subject))
     return tuple(found)
-
-
-def recorded_prompt(case: Case) -> str:
-    return case.meta["prompt"] if case.slots() else case.meta["prompt_without_trigger"]
 
 
 def mixed_prompt(case, world, subjects, variant: str, fuse_negative: bool, start: float = 0.0):

@@ -140,22 +140,29 @@ class Server:
 
         RuntimeError with the server's words where it failed.
         """
+        entry = self.wait(self.queue(prompt))
+        if not entry["status"]["completed"]:
+            raise RuntimeError(_words(entry))
+        return entry
+
+    def queue(self, prompt: dict) -> str:
+        """Queue an API graph; its id. RuntimeError where the server refuses it."""
         try:
-            number = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})[
-                "prompt_id"
-            ]
+            queued = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})
         except urllib.error.HTTPError as error:
             raise RuntimeError(error.read().decode("utf-8", "replace")) from error
+        return queued["prompt_id"]
+
+    def wait(self, asked: str) -> dict:
+        """The history entry of a queued prompt once it has ended, completed or not."""
         end = time.monotonic() + RUN_LIMIT
         while time.monotonic() < end:
-            entry = self.get(f"/history/{number}").get(number)
-            if entry and entry["status"]["completed"]:
+            entry = self.get(f"/history/{asked}").get(asked)
+            if entry and (entry["status"]["completed"] or entry["status"]["status_str"] == "error"):
                 return entry
-            if entry and entry["status"]["status_str"] == "error":
-                raise RuntimeError(_words(entry))
             if self.process.poll() is not None:
                 raise RuntimeError("the server died:\n" + self.tail())
-            time.sleep(0.1)
+            time.sleep(0.05)
         raise RuntimeError(f"no result after {RUN_LIMIT} s:\n" + self.tail())
 
     def upload(self, path: Path) -> str:

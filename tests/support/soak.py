@@ -6,7 +6,6 @@ import hashlib
 import statistics
 import time
 import urllib.request
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,13 +31,12 @@ class Soak:
 
     def run(self, server: Server, number: int, interrupt_after: float | None = None) -> None:
         """Run one prompt, or interrupt it after that share of the time that prompts take."""
-        queued = {"prompt": random_prompt(number, self.seed), "client_id": uuid.uuid4().hex}
         began = time.monotonic()
-        asked = server.post("/prompt", queued)["prompt_id"]
+        asked = server.queue(random_prompt(number, self.seed))
         if interrupt_after is not None and self.seconds:
             time.sleep(interrupt_after * statistics.median(self.seconds))
             interrupt(server)
-        entry = self.wait(server, asked)
+        entry = server.wait(asked)
         said = [kind for kind, _ in entry["status"]["messages"]]
         if "execution_interrupted" in said:
             self.interrupted += 1
@@ -47,16 +45,6 @@ class Soak:
         else:
             self.seconds.append(time.monotonic() - began)
             self.keep(server, number)
-
-    def wait(self, server: Server, asked: str) -> dict:
-        """The history entry of a prompt that has ended."""
-        end = time.monotonic() + 300
-        while time.monotonic() < end and server.process.poll() is None:
-            entry = server.get(f"/history/{asked}").get(asked)
-            if entry and (entry["status"]["completed"] or entry["status"]["status_str"] == "error"):
-                return entry
-            time.sleep(0.02)
-        raise RuntimeError("no result after 300 s, or the server died:\n" + server.tail())
 
     def keep(self, server: Server, number: int) -> None:
         """Remember the latent of a prompt, and delete its file."""

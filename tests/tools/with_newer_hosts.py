@@ -5,19 +5,13 @@ COMFYUI_PATH=FOLDER python dev.py test tests/tools/with_newer_hosts.py
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from mmdiff_core.host.apply import apply
 
 from support import make
 from support.neighbours import check_beside_ours
-from support.scene import BOTH, Scene
-
-
-@pytest.fixture(scope="module")
-def scene() -> Scene:
-    return Scene("sd15")
+from support.scene import BOTH
 
 
 def test_nag_before_and_after_ours_acts_and_leaves_the_subjects(scene):

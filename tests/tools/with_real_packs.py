@@ -21,7 +21,7 @@ import torch
 from mmdiff_core.host.apply import apply
 
 from support import make
-from support.scene import IMAGE_ONLY, SIGMAS, Scene
+from support.scene import IMAGE_ONLY, SIGMAS
 
 FOLDER = os.environ.get("MMDIFF_PACKS")
 
@@ -70,11 +70,6 @@ def load_pack(name: str) -> ModuleType:
             for attribute in attributes:
                 setattr(stub, attribute, object)
     return importlib.import_module(f"real_{name}.{PACKS[name][0]}")
-
-
-@pytest.fixture(scope="module")
-def scene() -> Scene:
-    return Scene()
 
 
 @pytest.fixture(scope="module")
