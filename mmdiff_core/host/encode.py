@@ -57,6 +57,16 @@ class _Request:
     which_face: int
     clip_only: bool
 
+    @property
+    def depends_on(self) -> tuple[tuple, tuple, tuple]:
+        """Objects, tensors and values by which `Encodings.remember` knows the same encoding; a
+        name changes nothing."""
+        return (
+            (self.clip_vision, self.faces),
+            (self.references.pixels, *self.references.regions),
+            (self.which_face, self.clip_only, self.clip_vision.patcher.patches_uuid),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
@@ -99,17 +109,12 @@ def encode_subject(
     """
     name = checked_name(name)
     check_encoder(clip_vision, mmdiff.config)
-    given = read_references(images, region, boxes)
-    request = _Request(mmdiff, clip_vision, given, faces, name, which_face, clip_only)
-    read = mmdiff.encodings.remember(
-        (clip_vision, faces),
-        given.tensors,
-        (which_face, clip_only, clip_vision.patcher.patches_uuid),
-        lambda: _encode(request),
-    )
+    references = read_references(images, region, boxes)
+    request = _Request(mmdiff, clip_vision, references, faces, name, which_face, clip_only)
+    read = mmdiff.encodings.remember(*request.depends_on, lambda: _encode(request))
     notes = _notes(name, read, mmdiff)
     subject, seen = replace(read.subject, name=name), read.pixels.movedim(1, -1)
-    return EncodedSubject(subject, given.pixels, seen, notes, read.faces)
+    return EncodedSubject(subject, references.pixels, seen, notes, read.faces)
 
 
 def _notes(name: str, read: _Reading, mmdiff: LoadedMMDiff) -> tuple[str, ...]:

@@ -27,11 +27,6 @@ class ReferenceImages:
     pixels: Tensor
     regions: tuple[Tensor | None, ...]
 
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """Everything that an encoding depends on."""
-        return (self.pixels, *self.regions)
-
 
 def read_references(images: object, region: object = None, boxes: object = None) -> ReferenceImages:
     """IMAGE [R H W 1|3|4], and where the subject is: MASK or BOUNDING_BOX, as
