@@ -170,7 +170,8 @@ def clip_vision(state: Tensors | None = None) -> comfy.clip_vision.ClipVisionMod
 
 def vae() -> comfy.sd.VAE:
     """VAE without weights, 8 px to a latent position like every other."""
-    built = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+    # in float32 on a GPU too: 8 bits of a colour are more than bfloat16 holds
+    built = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
     built.first_stage_model = Dots().eval()
     built.patcher = comfy.model_patcher.ModelPatcher(
         built.first_stage_model, load_device=built.device, offload_device=mm.vae_offload_device()
