@@ -151,7 +151,7 @@ class Tally:
     Of the subjects: `identity` (its own class shows it rather than 7 others), the verdicts of
     `score.Binding`, and `seen` (the second ruler). Of the images: `complete` (every verdict is
     "own"), `seen_all`, `classes` and `background` (what the reader sees is what the prompt says).
-    Of `seen` and `seen_all`, `looked` subjects in `looked_at` images were shown to the second ruler.
+    The second ruler saw `looked` subjects in `looked_at` images.
     `noise` sums `score.background_noise` over the images that have the background asked for.
     """
 
