@@ -63,8 +63,13 @@ def translated() -> dict:
     return json.loads(ZH.read_text(encoding="utf-8"))
 
 
+# inputs that the schemas have on newer hosts only
+NEWER = ("MMDiffSubjectEncoder.inputs.more.",)
+
+
 def test_the_chinese_texts_are_those_of_the_schemas_none_missing_and_none_unknown(nodes):
-    have, wanted = keys_of(translated()), keys_wanted(nodes)
+    wanted = keys_wanted(nodes)
+    have = {key for key in keys_of(translated()) if key in wanted or not key.startswith(NEWER)}
     missing, unknown = sorted(wanted - have), sorted(have - wanted)
     assert not missing and not unknown, f"{ZH.name}: missing {missing}, unknown {unknown}"
 
