@@ -28,12 +28,13 @@ FOLDER = "newer"  # in .host/
 # a gallery of pictures and the help pages of the host's own nodes: the older ones serve
 NOT_NEEDED = ("comfyui-workflow-templates", "comfyui-embedded-docs")
 
-# On the newer host: what only it has, its own nodes beside ours, and what the pack shows a server
-# and the page. All other tests ask nothing that another ComfyUI could answer otherwise.
+# What runs on the newer host after the rest: what only it has, what it does otherwise inside a
+# sampling, and nodes, bundled graphs and page in a server. `dev.py test --newer` runs everything.
+WINDOWS = "tests/host/test_parts_of_a_batch.py::test_every_image_of_a_batch_in_windows_is_that"
 TESTS = (
     "tests/newer",
     "tests/page/newer",
-    "tests/host/test_parts_of_a_batch.py",
+    f"{WINDOWS}_of_a_run_of_its_own",
     "tests/server/test_nodes.py",
     "tests/server/test_workflow_runs.py",
     "tests/server/test_workflows.py",
