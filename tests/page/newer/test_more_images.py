@@ -29,6 +29,7 @@ def test_sockets_for_more_images_appear_one_by_one_are_run_and_are_there_after_l
     page.evaluate(CONNECT, "more.image_2")
     page.wait_for_function(f"({SOCKETS})().length === 2")
     assert page.evaluate(SENT) == ["more.image_2"]
+    page.evaluate("() => { app.canvas.ds.offset = [700, 130]; app.canvas.setDirty(true, true); }")
     page.wait_for_timeout(300)
     shot(page, "more_images")
     run_and_wait(page, page_server)
