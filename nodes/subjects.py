@@ -14,7 +14,7 @@ from ..mmdiff_core.references.notes import look_alike_note
 from ..mmdiff_core.references.pixels import enlarged, reduced
 from .aliases import schema
 from .checks import CheckedNode, checked, told
-from .inputs import chain_output, earlier_subjects, subject_weight
+from .inputs import chain_output, earlier_subjects, more_images, subject_weight
 from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiff, MMDiffFaces
 
 
@@ -44,7 +44,8 @@ class SubjectEncoder(CheckedNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | None = None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None, more: object = None) -> bool | str:
+        """Hosts with growing sockets pass `more` to whatever a node has here."""
         return told(cls, name=name)
 
     @classmethod
@@ -66,6 +67,7 @@ class SubjectEncoder(CheckedNode):
         region=None,
         boxes=None,
         clip_only: bool = False,
+        more: Mapping[str, Any] | None = None,
     ) -> io.NodeOutput:
         if isinstance(boxes, (list, tuple)) and not boxes:
             raise ValueError(
@@ -73,7 +75,7 @@ class SubjectEncoder(CheckedNode):
                 "clearer image"
             )
         encoded = encode_subject(
-            mmdiff, clip_vision, image, faces, name, face, region, boxes, clip_only
+            mmdiff, clip_vision, image, faces, name, face, region, boxes, clip_only, more or {}
         )
         earlier = subjects or ()
         chain = add_subject(earlier, PromptSubject(encoded.subject, weight))
@@ -88,7 +90,7 @@ class SubjectEncoder(CheckedNode):
 
     @classmethod
     def _to_pick_from(cls, images, choices) -> list[dict]:
-        """What the page's face picker shows: the faces of each of the images [R 3 H W], and a file
+        """What the page's face picker shows: the faces of each of the images [3 H W], and a file
         of the image where there are several; nothing where no image has a second face."""
         if all(len(choice.boxes) < 2 for choice in choices):
             return []
@@ -174,6 +176,7 @@ def _where() -> list:
             tooltip="Use a portrait checkpoint without face analysis. Uses CLIP features only; "
             "facial identity is not preserved.",
         ),
+        *more_images(),
     ]
 
 

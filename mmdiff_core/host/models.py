@@ -18,7 +18,7 @@ import comfy.ops
 import comfy.sd
 import torch
 from comfy.weight_adapter.lora import LoRAAdapter
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints import checkpoint
 from ..config import MMDiffConfig
@@ -33,6 +33,16 @@ class BaseModels(NamedTuple):
     clip: comfy.sd.CLIP
     clip_vision: comfy.clip_vision.ClipVisionModel
     vae: comfy.sd.VAE
+
+
+def patcher_of(module: nn.Module, dynamic: bool = True) -> comfy.model_patcher.ModelPatcher:
+    """How the host counts, loads and offloads a module. Newer hosts have a class of their own for
+    dynamic VRAM and choose it when they start; `dynamic` = False leaves that out."""
+    plain = comfy.model_patcher.ModelPatcher
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", plain) if dynamic else plain
+    return kind(
+        module, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
+    )
 
 
 class Encodings:
@@ -79,14 +89,7 @@ class LoadedMMDiff:
     def __init__(self, adapter: MMDiffAdapter):
         self.adapter = adapter
         self.encodings = Encodings()
-        patcher_class = getattr(
-            comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
-        )
-        self.patcher = patcher_class(
-            adapter.modules,
-            load_device=mm.get_torch_device(),
-            offload_device=mm.unet_offload_device(),
-        )
+        self.patcher = patcher_of(adapter.modules)
 
     @property
     def config(self) -> MMDiffConfig:

@@ -105,7 +105,8 @@ class Host:
         for name in ("temp", "output"):
             monkeypatch.setattr(folder_paths, f"{name}_directory", str(home / name))
         server = SimpleNamespace(client_id=None, last_node_id=None, send_sync=lambda *_: None)
-        self.executor = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0})
+        cache = {"lru": 0, "ram": 0, "ram_inactive": 0}  # newer ComfyUI asks for the last one
+        self.executor = execution.PromptExecutor(server, cache_args=cache)
         photo = torch.from_numpy(picture(*THREE)).float()[None] / 255
         self.constants = {
             "photo": self.give(photo),
