@@ -7,6 +7,7 @@ from .apply import ApplyAttention
 from .doctor import Doctor
 from .keep import LoadSubject, MixSubjects, SaveSubject, SubjectWeights
 from .load import ConvertCheckpoint, LoadFaceAnalysis, LoadMMDiff
+from .load_all import LoadModels
 from .prompt import TextEncode
 from .regions import ConstraintMasks
 from .small_world import SmallWorldLoader, SmallWorldSprite
@@ -16,6 +17,7 @@ from .watch import FindSubjectRegions, ShowAttentionMaps, WatchAttention
 NODES: list[type[io.ComfyNode]] = [
     LoadMMDiff,
     LoadFaceAnalysis,
+    LoadModels,
     FindFaces,
     SubjectEncoder,
     ConstraintMasks,

@@ -17,6 +17,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "subject driven",
         "personalization",
     ),
+    "MMDiffLoadModels": (
+        "mmdiff loader",
+        "all in one loader",
+        "load checkpoint",
+        "load clip vision",
+        "ip-adapter",
+    ),
     "MMDiffLoadFaceAnalysis": ("insightface", "buffalo_l", "arcface", "face detector", "face id"),
     "MMDiffFindFaces": ("detect faces", "face detection", "face boxes", "bounding box"),
     "MMDiffSubjectEncoder": (

@@ -22,6 +22,12 @@ def checkpoint(tooltip: str):
     )
 
 
+def model_file(name: str, kind: str, tooltip: str):
+    """A combo of the files that the host lists in models/<kind>."""
+    listed = files.list_models(kind) or [f"(nothing in models/{kind} yet)"]
+    return io.Combo.Input(name, options=listed, tooltip=tooltip)
+
+
 def earlier_subjects():
     return MMDiffSubjects.Input(
         "subjects", optional=True, tooltip="Earlier subjects; this one is appended."

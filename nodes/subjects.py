@@ -57,11 +57,11 @@ class SubjectEncoder(CheckedNode):
     def execute(
         cls,
         mmdiff,
-        clip_vision,
         image,
         name: str,
         weight: float,
         face: int,
+        clip_vision=None,
         faces=None,
         subjects=(),
         region=None,
@@ -74,8 +74,10 @@ class SubjectEncoder(CheckedNode):
                 "boxes contains no box: the detector found nothing; disconnect it, or use a "
                 "clearer image"
             )
+        readers = mmdiff.readers_of(clip_vision, faces)
         encoded = encode_subject(
-            mmdiff, clip_vision, image, faces, name, face, region, boxes, clip_only, more or {}
+            mmdiff, readers.clip_vision, image, readers.faces, name, face, region, boxes, clip_only,
+            more or {},
         )
         earlier = subjects or ()
         chain = add_subject(earlier, PromptSubject(encoded.subject, weight))
@@ -120,9 +122,6 @@ def _box(corners: tuple[float, float, float, float]) -> dict[str, float]:
 def _references() -> list:
     return [
         MMDiff.Input("mmdiff", tooltip="Adapter from Load MM-Diff."),
-        io.ClipVision.Input(
-            "clip_vision", tooltip="CLIP ViT-L/14 (224 px), from Load CLIP Vision."
-        ),
         io.Image.Input(
             "image",
             tooltip="Reference images of ONE subject as a batch, the clearest first: only the "
@@ -146,10 +145,17 @@ def _choice() -> list:
             tooltip="Which face to use in each image: 0 = the largest, 1 = the leftmost, 2 = the "
             "next ... Portrait checkpoints only.",
         ),
+        io.ClipVision.Input(
+            "clip_vision",
+            optional=True,
+            tooltip="CLIP ViT-L/14 (224 px), from Load CLIP Vision. Load MM-Diff Models sends its "
+            "own along with mmdiff.",
+        ),
         MMDiffFaces.Input(
             "faces",
             optional=True,
-            tooltip="Face analyser from Load Face Analysis. Required by portrait checkpoints.",
+            tooltip="Face analyser from Load Face Analysis, required by portrait checkpoints. Load "
+            "MM-Diff Models sends its own along with mmdiff.",
         ),
         earlier_subjects(),
     ]

@@ -82,12 +82,23 @@ class Encodings:
         return encoding
 
 
+class Readers(NamedTuple):
+    """What reads reference images: CLIP_VISION and MMDIFF_FACES; None where there is none."""
+
+    clip_vision: comfy.clip_vision.ClipVisionModel | None = None
+    faces: Any = None
+
+
+NO_READERS = Readers()
+
+
 class LoadedMMDiff:
     """What the MMDIFF socket carries. `patcher` is how the host counts, loads and offloads the
-    adapter's modules."""
+    adapter's modules; `readers` came with the adapter from one loader."""
 
-    def __init__(self, adapter: MMDiffAdapter):
+    def __init__(self, adapter: MMDiffAdapter, readers: Readers = NO_READERS):
         self.adapter = adapter
+        self.readers = readers
         self.encodings = Encodings()
         self.patcher = patcher_of(adapter.modules)
 
@@ -99,6 +110,17 @@ class LoadedMMDiff:
         """The patchers behind this output, as newer hosts ask for them."""
         return [self.patcher]
 
+    def readers_of(self, clip_vision: object | None, faces: object | None) -> Readers:
+        """Those that a node was given; for one that is None, the loader's own. ValueError where
+        there is no image encoder at all."""
+        clip_vision = self.readers.clip_vision if clip_vision is None else clip_vision
+        if clip_vision is None:
+            raise ValueError(
+                "clip_vision is not connected; connect Load CLIP Vision, or take mmdiff from Load "
+                "MM-Diff Models"
+            )
+        return Readers(clip_vision, self.readers.faces if faces is None else faces)
+
     @contextmanager
     def loaded(self) -> Iterator[tuple[SubjectModules, torch.device]]:
         """The modules on their compute device, without gradients."""
@@ -107,9 +129,9 @@ class LoadedMMDiff:
             yield self.adapter.modules, self.patcher.load_device
 
 
-def load_mmdiff(path: Path) -> LoadedMMDiff:
+def load_mmdiff(path: Path, readers: Readers = NO_READERS) -> LoadedMMDiff:
     """A checkpoint from disk, ready for the host. Errors as in `checkpoint.read`."""
-    return LoadedMMDiff(checkpoint.load(path, ops=comfy.ops.manual_cast))
+    return LoadedMMDiff(checkpoint.load(path, ops=comfy.ops.manual_cast), readers)
 
 
 def lora_patches(pairs: LoRAPairs, keys: Mapping[str, str]) -> dict[str, LoRAAdapter]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..small_world import references, sizes
 from ..small_world.examples import enlarge
 from ..small_world.scenes import Identity, reference
-from .models import BaseModels, LoadedMMDiff, load_mmdiff, patcher_of
+from .models import NO_READERS, BaseModels, LoadedMMDiff, Readers, load_mmdiff, patcher_of
 
 Tensors = Mapping[str, Tensor]
 WEIGHTS = Path(__file__).resolve().parents[1] / "small_world" / "weights"
@@ -103,9 +103,9 @@ def load_unet(
     return built
 
 
-def load_adapter(folder: Path = WEIGHTS) -> LoadedMMDiff:
+def load_adapter(folder: Path = WEIGHTS, readers: Readers = NO_READERS) -> LoadedMMDiff:
     """MMDIFF: the adapter that was trained on it."""
-    return load_mmdiff(find(folder, "adapter")[0])
+    return load_mmdiff(find(folder, "adapter")[0], readers)
 
 
 def draw_references(kind: str, first: float, second: float, pattern: str, eyes: str, accessory: str,
