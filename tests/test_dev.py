@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 import dev
-from dev_parts import frontend, packages
+from dev_parts import aside, packages
 from dev_parts.frontend import FRONTEND_IN_PACKAGE, NEWEST_FRONTEND, newest_frontend
 from dev_parts.host import Host
 from dev_parts.process import DevError
+from dev_parts.publishing import PUBLISHING_TOOLS
 
 from support.folders import make_pack
 
@@ -39,7 +40,7 @@ class Registry:
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     stand_in = Registry()
-    for part in (packages, frontend):
+    for part in (packages, aside):
         monkeypatch.setattr(part, "step", stand_in.step)
     return stand_in
 
@@ -103,9 +104,12 @@ def test_tests_are_told_where_the_newest_frontend_is(
         dev, "ensure_host", lambda pack: Host(tmp_path, Path(sys.executable), own=False)
     )
     monkeypatch.setattr(dev, "newest_frontend", lambda pack, host: Path("fetched"))
+    monkeypatch.setattr(dev, "fetched_for_tests", lambda *_: Path("fetched tools"))
+    monkeypatch.delenv(PUBLISHING_TOOLS, raising=False)
     monkeypatch.setattr(dev, "call", lambda command, **options: calls.append(options["env"]) or 0)
     assert dev.run_test(make_pack(tmp_path / "mm"), []) == 0
     assert [env[NEWEST_FRONTEND] for env in calls] == [told]
+    assert [env[PUBLISHING_TOOLS] for env in calls] == ["fetched tools"]
 
 
 # ---------------------------------------------------------------- arguments
