@@ -21,6 +21,10 @@ try:
 except ImportError:  # Python 3.10
     import tomli as tomllib
 
+NEEDED = {"__init__.py", "nodes", "mmdiff_core", "web", "locales", "workflows"}
+NEEDED |= {"pyproject.toml", "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE"}
+DEVELOPERS = {"tests", "docs", "mkdocs.yml", "dev.py", "dev_parts"}
+DEVELOPERS |= {".ci", ".github", ".gitignore", ".comfyignore"}
 COMFY = ("-m", "comfy_cli", "--skip-prompt", "--no-enable-telemetry", "node")
 MODEL_FIELDS = ["name", "type", "base", "save_path", "description", "reference"]
 MODEL_FIELDS += ["filename", "url", "size"]
@@ -65,20 +69,7 @@ def test_the_registrys_own_validation_passes_without_a_warning(tmp_path):
 
 def test_the_archive_holds_the_pack_and_nothing_that_only_developers_need(archive):
     tops = {name.split("/")[0] for name in archive.namelist()}
-    assert tops == {
-        "__init__.py",
-        "nodes",
-        "mmdiff_core",
-        "web",
-        "locales",
-        "workflows",
-        "pyproject.toml",
-        "requirements.txt",
-        "README.md",
-        "CHANGELOG.md",
-        "CONTRIBUTING.md",
-        "LICENSE",
-    }
+    assert tops >= NEEDED and tops.isdisjoint(DEVELOPERS), tops
     assert not [name for name in archive.namelist() if name.startswith("mmdiff_core/lab/")]
 
 
