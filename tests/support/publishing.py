@@ -17,7 +17,7 @@ from dev_parts.publishing import PUBLISHING, PUBLISHING_TOOLS
 
 from support.paths import PACK
 
-LIMIT = 120  # seconds; a build of the site takes about five
+LIMIT = 600  # seconds: a build of the site takes five, on a busy machine a minute
 MADE = (".git", ".host", "output", "__pycache__", ".ruff_cache", ".pytest_cache", "node_modules")
 
 
