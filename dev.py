@@ -6,6 +6,7 @@ test   run the tests with the host's Python, then part of them on a newer ComfyU
 serve  run the server with its web page; --with-tiny adds the test models, other arguments go to
        ComfyUI
 host   only get the host ready, and print where it is
+docs   build the documentation site into output/site, or into the folder that is named
 
 The host is, in this order: the folder in COMFYUI_PATH, the ComfyUI that this pack lies in
 (custom_nodes), or one that is set up in .host/ inside the pack. A ComfyUI of your own is never
@@ -25,11 +26,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from dev_parts.adopt import ensure_host
+from dev_parts.aside import fetched_for_tests
 from dev_parts.demo import run_demo
 from dev_parts.frontend import NEWEST_FRONTEND, newest_frontend
 from dev_parts.host import Host, Pack, find_pack, probe
 from dev_parts.newer import TESTS, newer_env, newer_host
 from dev_parts.process import DevError, call, say
+from dev_parts.publishing import PUBLISHING, PUBLISHING_TOOLS, run_docs
 from dev_parts.server import child_env, page_of, server_command
 
 MOST_PROCESSES = 4  # each has a ComfyUI, and sometimes a server and a browser beside it
@@ -75,6 +78,9 @@ def run_test(pack: Pack, rest: Sequence[str]) -> int:
     env = child_env(pack, host)
     if not env.get(NEWEST_FRONTEND):  # a person can name another one
         env[NEWEST_FRONTEND] = str(newest_frontend(pack, host))
+    if not env.get(PUBLISHING_TOOLS):
+        tools = fetched_for_tests(PUBLISHING, pack, host, "site and release are not tested")
+        env[PUBLISHING_TOOLS] = str(tools)
     status = 0
     if not only_newer:
         say("Running the tests ...")
@@ -126,6 +132,7 @@ COMMANDS: dict[str, Callable[[Pack, Sequence[str]], int]] = {
     "test": run_test,
     "serve": run_serve,
     "host": run_host,
+    "docs": run_docs,
 }
 
 
