@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from comfy_api.latest import io, ui
 
 from ..mmdiff_core.host import doctor
@@ -35,5 +37,7 @@ class Doctor(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        report = doctor.render(doctor.examine())
-        return io.NodeOutput(report, ui=ui.PreviewText(report))
+        lines = doctor.examine()
+        report = doctor.render(lines)
+        shown = {**ui.PreviewText(report).as_dict(), "lines": [asdict(line) for line in lines]}
+        return io.NodeOutput(report, ui=shown)

@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..mmdiff_core.host import files
+from ..mmdiff_core.host.doctor.sources import RELEASED, SOURCES
 from ..mmdiff_core.method.subjects import MAX_WEIGHT
 from .sockets import MMDiffSubjects
 
@@ -17,9 +18,37 @@ NO_CHECKPOINT = "(nothing in models/mmdiff yet)"  # choosing it tells which fold
 
 def checkpoint(tooltip: str):
     """A combo of the checkpoints in models/mmdiff."""
-    return io.Combo.Input(
-        "checkpoint", options=files.list_checkpoints() or [NO_CHECKPOINT], tooltip=tooltip
-    )
+    listed = files.list_checkpoints()
+    combo = io.Combo.Input("checkpoint", options=listed or [NO_CHECKPOINT], tooltip=tooltip)
+    pages = {RELEASED: SOURCES[files.CHECKPOINTS].page}
+    return of_folders(combo, listed, files.CHECKPOINTS, "{}/*.bin", pages)
+
+
+def of_folders(
+    combo: io.Combo.Input,
+    installed: list[str],
+    folder: str,
+    pattern: str,
+    pages: Mapping[str, str],
+) -> io.Combo.Input:
+    """The combo, with what web/missing_models.js asks of one whose entries are folders: the web
+    page's own list of missing models looks for single files only.
+
+    installed  entries that are there
+    folder     the kind of model folder, below models/
+    pattern    the files of an entry, below that folder; {} = the entry
+    pages      entry -> where it can be had
+    """
+    # by attribute: hosts before 0.4 take no extra_dict for a combo, but send what is there
+    combo.extra_dict = {
+        "mmdiff_needs": {
+            "installed": installed,
+            "folder": folder,
+            "pattern": pattern,
+            "pages": dict(pages),
+        }
+    }
+    return combo
 
 
 def model_file(name: str, kind: str, tooltip: str):

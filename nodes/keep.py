@@ -129,8 +129,9 @@ class LoadSubject(CheckedNode):
             return ""
 
     @classmethod
-    def validate_inputs(cls, file: str | None = None, name: str | None = None) -> bool | str:
-        return told(cls, file=file, name=name)
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        """The host repeats the answer for every input that is named here."""
+        return told(cls, file=file)
 
     @classmethod
     def check(cls, values: Mapping[str, Any]) -> None:

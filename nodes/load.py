@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from ..mmdiff_core.checkpoints import checkpoint
 from ..mmdiff_core.config import BEHAVIOURS
 from ..mmdiff_core.host import files
+from ..mmdiff_core.host.doctor.sources import FACE_PACK, SOURCES
 from ..mmdiff_core.host.models import load_mmdiff
 from ..mmdiff_core.references import faces
 from . import inputs
@@ -55,6 +56,8 @@ class LoadMMDiff(CheckedNode):
 
 
 class LoadFaceAnalysis(CheckedNode):
+    lookups: Mapping = {"model": files.find_face_models}
+
     @classmethod
     def define_schema(cls):
         return schema(
@@ -73,27 +76,29 @@ class LoadFaceAnalysis(CheckedNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, model: str | None = None, device: str | None = None, backend: str | None = None
-    ) -> bool | str:
-        return told(cls, model=model, device=device, backend=backend)
+    def validate_inputs(cls, model: str | None = None) -> bool | str:
+        """The host repeats the answer for every input that is named here."""
+        return told(cls, model=model)
 
     @classmethod
     @checked
     def execute(cls, model: str, device: str, backend: str = "auto") -> io.NodeOutput:
-        root = faces.find_root(files.roots(files.FACES), model)
+        root = files.find_face_models(model)
         return io.NodeOutput(faces.load_analyser(root, model, device, backend))
 
 
 def _face_models() -> io.Combo.Input:
-    packs = sorted(faces.list_models(files.roots(files.FACES))) or ["buffalo_l"]
-    return io.Combo.Input(
+    installed = files.list_face_models()
+    packs = installed or [FACE_PACK]
+    combo = io.Combo.Input(
         "model",
         options=packs,
-        default="buffalo_l" if "buffalo_l" in packs else packs[0],
+        default=FACE_PACK if FACE_PACK in packs else packs[0],
         tooltip="A model pack in models/insightface/models. The released "
         "checkpoint was trained with buffalo_l.",
     )
+    pages = {FACE_PACK: SOURCES[files.FACES].page}
+    return inputs.of_folders(combo, installed, files.FACES, "models/{}/*.onnx", pages)
 
 
 def _face_options() -> tuple[io.Combo.Input, io.Combo.Input]:

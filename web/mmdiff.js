@@ -5,7 +5,7 @@ import { colourOf } from "./box_maths.js";
 import { stayShown } from "./stay_shown.js";
 
 const SHOWS_NOTES = ["MMDiffSubjectEncoder", "MMDiffAttentionMaps"]; // only when there is something to say
-const SHOWS_TEXT = ["MMDiffTextEncode", "MMDiffConvert", "MMDiffSaveSubject", "MMDiffDoctor"];
+const SHOWS_TEXT = ["MMDiffTextEncode", "MMDiffConvert", "MMDiffSaveSubject"];
 
 /** Lines of text; a line of `bindings` begins with its word in the subject's colour.
  * @param {HTMLElement} element

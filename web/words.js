@@ -8,6 +8,8 @@ const WORDS = {
   zh: {
     "Box of subject {label}": "主体 {label} 的方框",
     "Boxes.": "方框。",
+    "Copied": "已复制",
+    "Copy": "复制",
     "Delete this box": "删除此方框",
     "Delete": "删除",
     "Drag to draw a box for the selected subject; drag a box to move it, its handles to resize it.":
@@ -22,10 +24,15 @@ const WORDS = {
     "Keys: 1-6 select a subject, arrows move, Shift+arrows resize, Delete removes, Tab next box, Enter new box, Escape deselects.":
       "按键：1-6 选择主体，方向键移动，Shift+方向键调整大小，Delete 删除，Tab 下一个方框，Enter 新建方框，Esc 取消选择。",
     "largest": "最大",
+    "missing": "缺少",
     "Next image": "下一张图像",
     "next run: face {number}": "下次运行：人脸 {number}",
     "no such subject": "没有这个主体",
+    "Not copied: {reason}": "未能复制：{reason}",
+    "note": "注意",
+    "ok": "正常",
     "Image {number} of {count}": "第 {number} 张图像，共 {count} 张",
+    "Run this node to see its report.": "运行此节点即可查看报告。",
     "Subject {number}": "主体 {number}",
     "Subject {number}: {name}": "主体 {number}：{name}",
     "The largest face of each image (0)": "每张图像上最大的人脸（0）",

@@ -1,6 +1,6 @@
 """Report what the pack finds on this computer, what is missing, and where to get it.
 
-    python -m mmdiff_core doctor [--extra-model-paths-config FILE ...]
+    python -m mmdiff_core doctor [--extra-model-paths-config FILE ...] [--html FILE]
 
 The node MM-Diff Doctor gives the same report. Nothing is downloaded or changed, and nothing that is
 missing is an error: it is a line.
@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--extra-model-paths-config", type=Path, nargs="+", default=[], help="as for the server"
     )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write the report to this file, as a page"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,5 +36,8 @@ def run(args: argparse.Namespace) -> int:
         start.use_model_folders(extra)
     except (ImportError, OSError) as error:
         lines.append(doctor.Line(doctor.MISSING, "Start", str(error)))
-    sys.stdout.write(doctor.render([*lines, *doctor.examine()]) + "\n")
+    lines += doctor.examine()
+    sys.stdout.write(doctor.render(lines) + "\n")
+    if args.html:
+        args.html.write_text(doctor.as_page(lines), encoding="utf-8")
     return 0

@@ -10,7 +10,9 @@ from pathlib import Path
 import folder_paths
 
 from ..checkpoints.checkpoint import is_official_folder
+from ..references import faces
 from ..untrusted import quoted, quoted_list
+from .doctor.sources import RELEASED, SOURCES
 
 CHECKPOINTS = "mmdiff"
 FACES = "insightface"
@@ -68,7 +70,7 @@ def _paths(kind: str, name: object, listed: Sequence[str]) -> list[Path]:
 
 def find_checkpoint(name: str) -> Path:
     """Path of a combo entry. Only listed names are looked for on disk. FileNotFoundError names the
-    folders searched and what was found there."""
+    folders searched, what was found there, and where the released checkpoint comes from."""
     listed = list_checkpoints()
     for path in _paths(CHECKPOINTS, name, listed):
         if path.is_file() or is_official_folder(path):
@@ -76,8 +78,7 @@ def find_checkpoint(name: str) -> Path:
     raise FileNotFoundError(
         f"MM-Diff checkpoint {quoted(name)} not found. Searched: "
         f"{', '.join(map(str, roots(CHECKPOINTS)))}; found there: "
-        f"{quoted_list(listed)}. Put the released folder (three .bin files) or "
-        "a converted .safetensors there."
+        f"{quoted_list(listed)}. {_where_from(name, listed)}"
     )
 
 
@@ -98,6 +99,35 @@ def find_listed(kind: str, what: str, name: str) -> Path:
         f"{what} {quoted(name)} not found. Searched: {', '.join(map(str, roots(kind)))}; found "
         f"there: {quoted_list(listed)}. MM-Diff Doctor has the page to get it from."
     )
+
+
+def _where_from(name: object, listed: Sequence[str]) -> str:
+    """What to do about a checkpoint that is not there."""
+    if name == RELEASED or not listed:
+        return str(SOURCES[CHECKPOINTS])
+    return (
+        "Put the file there, or choose one that was found. The released checkpoint is "
+        f"{RELEASED}, from {SOURCES[CHECKPOINTS].page}."
+    )
+
+
+def list_face_models() -> list[str]:
+    """Names of the face model packs that are there."""
+    return sorted(faces.list_models(roots(FACES)))
+
+
+def find_face_models(name: str) -> Path:
+    """The root of a face model pack that has its files. FileNotFoundError names the folder, the
+    files, the packs that are there and the page; ValueError for what is no folder's name."""
+    root = faces.find_root(roots(FACES), name)
+    try:
+        faces.check_files(root, name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error} Its page: {SOURCES[FACES].page}. Packs found: "
+            f"{quoted_list(list_face_models())}."
+        ) from error
+    return root
 
 
 def target_path(name: str) -> Path:
@@ -122,7 +152,8 @@ def find_subject(name: str) -> Path:
     raise FileNotFoundError(
         f"there is no saved subject {quoted(name)}. Searched: "
         f"{', '.join(map(str, roots(SUBJECTS)))}; found there: "
-        f"{quoted_list(listed)}. Save one with Save MM-Diff Subject."
+        f"{quoted_list(listed)}. Save one with Save MM-Diff Subject, as the bundled workflow "
+        "save_subject does, then press R."
     )
 
 

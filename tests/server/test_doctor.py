@@ -6,6 +6,7 @@ And it is never stopped by what it finds.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -189,6 +190,39 @@ def test_the_report_counts_groups_and_indents():
     )
 
 
+EXAMPLE = [  # the lines of the table in the help page
+    Line(OK, "Versions", "ComfyUI 0.3.75"),
+    Line(OK, "Versions", "torch 2.11.0, computing on cuda:0 NVIDIA GeForce RTX 4090"),
+    Line(NOTE, "Folders", "mmdiff_subjects: /ComfyUI/models/mmdiff_subjects (does not exist)"),
+    Line(
+        MISSING,
+        "MM-Diff checkpoints",
+        f"no complete checkpoint. {SOURCES['mmdiff']} The small world does not need one.",
+    ),
+]
+
+
+def test_the_table_begins_with_what_is_missing_and_has_each_state_by_word_and_by_colour():
+    table = doctor.as_table(EXAMPLE)
+    parts = re.findall(r"<th.*?>(.*?)</th>", table)
+    assert parts == ["MM-Diff checkpoints", "Folders", "Versions"]
+    badges = re.findall(r"background:(#\w{6}).*?>(\w+)</span>", table)
+    assert badges == [(doctor.COLOURS[state], state) for state in (MISSING, NOTE, OK, OK)]
+    assert len(set(doctor.COLOURS.values())) == 3
+
+
+def test_an_address_in_the_table_is_a_link_and_what_a_folder_is_called_is_no_markup():
+    text = '<b>&"x see https://example.org/a?b=1&c, twice\nRun'
+    table = doctor.as_table([Line(NOTE, "A", text)])
+    assert "&lt;b&gt;&amp;&quot;x see " in table and "twice<br>Run" in table
+    assert 'href="https://example.org/a?b=1&amp;c"' in table and "\n\n" not in table
+
+
+@pytest.mark.parametrize("page", ["MMDiffDoctor.md", "MMDiffDoctor/zh.md"])
+def test_the_help_page_shows_the_table_as_the_doctor_writes_it(page):
+    assert f"\n\n{doctor.as_table(EXAMPLE)}\n" in (PACK / "web/docs" / page).read_text("utf-8")
+
+
 # ---------------------------------------------------------------- looking
 
 
@@ -239,8 +273,11 @@ def test_the_command_without_a_comfyui_still_reports(bare, monkeypatch, capsys):
         "use_comfyui",
         lambda: (_ for _ in ()).throw(FileNotFoundError("no ComfyUI found: put this pack")),
     )
-    assert main(["doctor", "--extra-model-paths-config", str(bare / "gone.yaml")]) == 0
+    page = ["--html", str(bare / "report.html")]
+    assert main(["doctor", "--extra-model-paths-config", str(bare / "gone.yaml"), *page]) == 0
     said = capsys.readouterr().out
+    page = (bare / "report.html").read_text("utf-8")
+    assert page.startswith("<!DOCTYPE html>") and "no ComfyUI found: put this pack" in page
     assert (
         "missing no ComfyUI found: put this pack" in said
         and "gone.yaml not found" in said
@@ -273,6 +310,8 @@ def test_the_node_reports_through_a_server_and_looks_anew_each_time(server: Serv
     }
     outputs = server.run(graph)["outputs"]
     (report,) = outputs["doctor"]["text"]
+    lines = [Line(**line) for line in outputs["doctor"]["lines"]]
+    assert doctor.render(lines) == report, "the node's table is made of these lines"
     assert report.startswith("MM-Diff Doctor: ") and list(outputs["show"]["text"]) == [report]
     for part in ("ok      ComfyUI ", "ok      tiny-portrait: all 3 files found", "stand_in in "):
         assert part in report

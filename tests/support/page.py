@@ -41,6 +41,8 @@ QUIET = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.Minimap.Visible": False,
+    # else a dialog lies over a graph whose models are not there
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
 }
 
 

@@ -15,11 +15,12 @@ from .lines import (
     version_lines,
 )
 from .looking import FOLDERS, examine, look_at_runtimes
-from .report import MISSING, NOTE, OK, Line, render
+from .report import COLOURS, MISSING, NOTE, OK, Line, as_page, as_table, render
 from .sources import SOURCES
 from .weights import SDXL, VIT_L14
 
 __all__ = [
+    "COLOURS",
     "FOLDERS",
     "MISSING",
     "NOTE",
@@ -30,6 +31,8 @@ __all__ = [
     "VIT_L14",
     "Line",
     "adapter_lines",
+    "as_page",
+    "as_table",
     "examine",
     "face_pack_lines",
     "folder_line",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FACE_PACK = "buffalo_l"  # what the released checkpoint was trained with
+RELEASED = "portrait_generation"  # the folder of the released checkpoint
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Source:
 
 SOURCES = {
     "mmdiff": Source(
-        "portrait_generation (three .bin files)",
-        "the link in the README of https://github.com/alibaba/mm-diff",
-        "mmdiff/portrait_generation/",
+        f"{RELEASED} (three .bin files, linked from the README there)",
+        "https://github.com/alibaba/mm-diff",
+        f"mmdiff/{RELEASED}/",
         "not stated by its authors",
     ),
     "checkpoints": Source(

@@ -1,0 +1,126 @@
+"""The page's own list of missing models names the released checkpoint and the face models too, and
+a run without them is answered with our sentence.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mmdiff_core.host.doctor import SOURCES
+
+from support.page import shot
+from support.paths import PACK
+
+SETTING = "Comfy.Workflow.ShowMissingModelsWarning"
+OURS = ("portrait_generation/*.bin", "models/buffalo_l/*.onnx")
+OTHERS = ("sd_xl_base_1.0.safetensors", "clip-vit-large-patch14.safetensors")
+# what the page sends and saves of the loader
+LOADER = """async () => {
+  const node = app.graph.nodes.find((n) => n.type === 'MMDiffLoad');
+  const sent = (await app.graphToPrompt()).output[node.id].inputs;
+  const graph = app.graph.serialize();
+  return [sent, node.serialize().widgets_values, graph.models ?? null, node.computeSize()[1]];
+}"""
+CHOOSE = """([kind, value]) => {
+  const node = app.graph.nodes.find((n) => n.type === kind), widget = node.widgets[0];
+  widget.value = value;
+  widget.callback?.(value);
+}"""
+
+
+def bundled(models: bool = True, **values: str) -> dict:
+    """The bundled portrait graph, with these first values of loaders."""
+    text = (PACK / "workflows/single_portrait.json").read_text(encoding="utf-8")
+    graph = json.loads(text)
+    for node in graph["nodes"]:
+        if node["type"] in values:
+            node["widgets_values"][0] = values[node["type"]]
+        if not models:
+            node["properties"].pop("models", None)
+    return graph
+
+
+class Asked:
+    """The list of missing models: a dialog, or in newer frontends a part of the right panel."""
+
+    def __init__(self, page):
+        self.page, self.dialog = page, page.locator(".comfy-missing-models")
+        self.overlay = page.get_by_test_id("error-overlay")
+        self.panel = page.get_by_test_id("properties-panel")
+
+    def opens(self, graph: dict) -> None:
+        self.page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
+        self.page.wait_for_timeout(700)
+        self.look()
+
+    def look(self) -> None:
+        details = self.page.get_by_test_id("error-overlay-see-errors")
+        if details.count():
+            details.click()
+
+    @property
+    def missing(self) -> list[str]:
+        """The names that are listed, of those that the graph asks for."""
+        text = self.page.evaluate(
+            "() => [...document.querySelectorAll('.comfy-missing-models, "
+            "[data-testid=properties-panel]')].map((e) => e.textContent).join()"
+        )
+        return [name for name in (*OTHERS, *OURS) if name in text]
+
+    def says(self, node: str) -> str:
+        """What the page says of a node of which the host refused an input."""
+        dialog = self.page.locator(".p-dialog:has-text('failed validation')")
+        if dialog.count():
+            return dialog.inner_text()
+        row = self.page.locator(f"li:has-text('{node} - ')").last
+        row.locator("button[aria-expanded]").click()
+        return row.inner_text()
+
+
+@pytest.fixture
+def asked(loaded):
+    change = "async ([key, on]) => { await app.extensionManager.setting.set(key, on); }"
+    loaded.evaluate(change, [SETTING, True])
+    loaded.errors.clear()
+    yield Asked(loaded)
+    loaded.keyboard.press("Escape")
+    loaded.evaluate(change, [SETTING, False])
+    assert loaded.errors == []
+
+
+def test_the_missing_models_of_a_bundled_graph_are_listed_the_folders_too(asked, loaded):
+    asked.opens(bundled())
+    assert asked.missing == [*OTHERS, *OURS]
+    shot(loaded, "missing_models")
+    sent, saved, models, height = loaded.evaluate(LOADER)
+    assert (sent, saved, models) == (
+        {"checkpoint": "portrait_generation"},
+        ["portrait_generation"],
+        None,
+    ), "nothing of the list is sent or saved"
+    assert height < 70, "nothing of it takes room on the node"
+
+
+def test_what_is_there_is_not_listed(asked):
+    there = {"MMDiffLoad": "tiny-portrait", "MMDiffLoadFaceAnalysis": "discs"}
+    asked.opens(bundled(models=False, **there))
+    assert not set(asked.missing) & set(OURS)
+
+
+def test_a_run_says_which_file_belongs_where_and_choosing_another_one_takes_it_off(asked, loaded):
+    asked.opens(bundled(models=False))
+    loaded.keyboard.press("Escape")
+    loaded.evaluate("() => { app.queuePrompt(0); }")
+    loaded.wait_for_timeout(1500)
+    asked.look()
+    loaded.wait_for_timeout(500)
+    shot(loaded, "refused")
+    said = asked.says("Load MM-Diff")
+    assert SOURCES["mmdiff"].page in said and "models/mmdiff/portrait_generation/" in said
+    assert SOURCES["insightface"].page in asked.says("Load Face Analysis")
+    if loaded.get_by_test_id("properties-panel").count():
+        loaded.evaluate(CHOOSE, ["MMDiffLoad", "tiny-portrait"])
+        loaded.wait_for_timeout(300)
+        assert OURS[0] not in asked.missing and OURS[1] in asked.missing
