@@ -3,6 +3,8 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..mmdiff_core.host import files
+from ..mmdiff_core.host.shown import serve_last_shown
+from .aliases import SHOWS, sends_cached_results
 from .apply import ApplyAttention
 from .doctor import Doctor
 from .keep import LoadSubject, MixSubjects, SaveSubject, SubjectWeights
@@ -44,4 +46,6 @@ class MMDiffExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> MMDiffExtension:
     files.register_folders()
+    if not sends_cached_results():
+        serve_last_shown(SHOWS)
     return MMDiffExtension()
