@@ -82,7 +82,8 @@ def faults(seen: dict) -> list[str]:
     """What is wrong with a graph as it was opened."""
     nodes, scale = seen["nodes"], seen["scale"]
     found = overlapping(nodes)
-    wide = max(n["box"][2] for n in nodes) - min(n["box"][0] for n in nodes)
+    rights = [n["box"][2] for n in nodes]
+    wide = max(rights) - min(n["box"][0] for n in nodes)
     if wide / scale / seen["enlarged"] > MOST_WIDE:
         found.append(f"{wide / scale:.0f} px wide")
     if abs(scale - 1) > 0.01:

@@ -186,6 +186,7 @@ def _outer(inside: Inside, name: str) -> dict:
     sampler = str(inside.nodes["KSampler"]["id"])
     shown = [each["name"] for each in inside.inputs if each["type"] != "IMAGE"]
     control = [sampler, "control_after_generate"]  # older pages show it, newer ones do not
+    sockets = [_socket(each) for each in inside.inputs]
     return {
         "id": 1,
         "type": identity(name),
@@ -194,7 +195,7 @@ def _outer(inside: Inside, name: str) -> dict:
         "flags": {},
         "order": 0,
         "mode": 0,
-        "inputs": [_socket(each) for each in inside.inputs],
+        "inputs": sockets,
         "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": []}],
         "properties": {"proxyWidgets": [*(["-1", each] for each in shown), control]},
         "widgets_values": [],
