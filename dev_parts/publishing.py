@@ -16,7 +16,7 @@ PUBLISHING = Aside(
     name="publishing",
     purpose="the tools for documentation and releases",
     packages=(
-        "mkdocs-material>=9.6",  # the site
+        "mkdocs-material>=9.6,<10",  # the site
         "latex2mathml>=3.78",  # its equations, which then need no script from elsewhere
         "comfy-cli>=1.5",  # the registry's own checks
     ),
@@ -26,6 +26,8 @@ PUBLISHING = Aside(
 PUBLISHING_TOOLS = "MMDIFF_PUBLISHING_TOOLS"  # tells the tests where they are
 
 NODES = "MMDIFF_NODES"  # tells the site's hooks where the nodes' schemas are, a JSON file
+
+QUIET = {"NO_MKDOCS_2_WARNING": "1"}  # the theme's word on its successor
 
 
 def site_command(python: Path | str, pack: Pack, site: Path) -> list[str]:
@@ -42,7 +44,7 @@ def run_docs(pack: Pack, rest: Sequence[str]) -> int:
     nodes = pack.work / "nodes.json"
     write_schemas(pack, host, nodes)
     site = Path(rest[0]).absolute() if rest else pack.root / "output" / "site"
-    env = {**child_env(pack, host), "PYTHONPATH": str(tools), NODES: str(nodes)}
+    env = {**child_env(pack, host), "PYTHONPATH": str(tools), NODES: str(nodes), **QUIET}
     status = call(site_command(host.python, pack, site), cwd=pack.root, env=env)
     if not status:
         say(f"The site is in {site}: open index.html there")

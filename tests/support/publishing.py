@@ -13,7 +13,7 @@ import pytest
 
 from dev_parts.aside import folder_of
 from dev_parts.host import Pack
-from dev_parts.publishing import PUBLISHING, PUBLISHING_TOOLS
+from dev_parts.publishing import PUBLISHING, PUBLISHING_TOOLS, QUIET
 
 from support.paths import PACK
 
@@ -35,7 +35,7 @@ def run(home: Path, command: Sequence[str], cwd: Path, **variables: str) -> str:
     env = {
         **os.environ,
         "PYTHONPATH": str(tools()),
-        "NO_MKDOCS_2_WARNING": "1",
+        **QUIET,
         **dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA"), str(home)),
         **dict.fromkeys(("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"), str(home)),
         **variables,
