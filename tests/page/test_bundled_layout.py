@@ -82,8 +82,8 @@ def faults(seen: dict) -> list[str]:
     """What is wrong with a graph as it was opened."""
     nodes, scale = seen["nodes"], seen["scale"]
     found = overlapping(nodes)
-    rights = [n["box"][2] for n in nodes]
-    wide = max(rights) - min(n["box"][0] for n in nodes)
+    left, top, right, _ = zip(*(n["box"] for n in nodes), strict=True)
+    wide = max(right) - min(left)
     if wide / scale / seen["enlarged"] > MOST_WIDE:
         found.append(f"{wide / scale:.0f} px wide")
     if abs(scale - 1) > 0.01:
@@ -91,7 +91,7 @@ def faults(seen: dict) -> list[str]:
     (note,) = (n for n in nodes if n["type"] == "MarkdownNote")
     result = next(n for n in nodes if n["type"] in RESULTS)
     found += [f"{n['name']} not in view" for n in (note, result) if not is_in_view(n, seen["area"])]
-    if min(n["box"][1] for n in nodes) < note["box"][1] - 2:
+    if min(top) < note["box"][1] - 2:
         found.append("a node above the note")
     if seen["cut"] > 4:
         found.append(f"{seen['cut']} px of the note are cut off")

@@ -184,9 +184,8 @@ def _put_outside(inside: Inside, count: int) -> None:
 def _outer(inside: Inside, name: str) -> dict:
     """The one node of the file: the subgraph as it is put on the canvas."""
     sampler = str(inside.nodes["KSampler"]["id"])
-    shown = [each["name"] for each in inside.inputs if each["type"] != "IMAGE"]
+    shown = [["-1", each["name"]] for each in inside.inputs if each["type"] != "IMAGE"]
     control = [sampler, "control_after_generate"]  # older pages show it, newer ones do not
-    sockets = [_socket(each) for each in inside.inputs]
     return {
         "id": 1,
         "type": identity(name),
@@ -195,9 +194,9 @@ def _outer(inside: Inside, name: str) -> dict:
         "flags": {},
         "order": 0,
         "mode": 0,
-        "inputs": sockets,
+        "inputs": list(map(_socket, inside.inputs)),
         "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": []}],
-        "properties": {"proxyWidgets": [*(["-1", each] for each in shown), control]},
+        "properties": {"proxyWidgets": [*shown, control]},
         "widgets_values": [],
     }
 
