@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..mmdiff_core.host import files
-from ..mmdiff_core.host.doctor.sources import RELEASED, SOURCES
+from ..mmdiff_core.host.doctor.sources import FACE_PACK, RELEASED, SOURCES
 from ..mmdiff_core.method.subjects import MAX_WEIGHT
 from .sockets import MMDiffSubjects
 
@@ -21,6 +21,21 @@ def checkpoint(tooltip: str):
     combo = io.Combo.Input("checkpoint", options=listed or [NO_CHECKPOINT], tooltip=tooltip)
     pages = {RELEASED: SOURCES[files.CHECKPOINTS].page}
     return of_folders(combo, listed, files.CHECKPOINTS, "{}/*.bin", pages)
+
+
+def face_models(name: str, tooltip: str, *more: str):
+    """A combo of the face model packs in models/insightface/models, and `more`. Where there is none
+    it offers the one that the released checkpoint needs."""
+    installed = files.list_face_models()
+    packs = installed or [FACE_PACK]
+    combo = io.Combo.Input(
+        name,
+        options=[*packs, *more],
+        default=FACE_PACK if FACE_PACK in packs else packs[0],
+        tooltip=tooltip,
+    )
+    pages = {FACE_PACK: SOURCES[files.FACES].page}
+    return of_folders(combo, [*installed, *more], files.FACES, "models/{}/*.onnx", pages)
 
 
 def of_folders(

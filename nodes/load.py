@@ -10,7 +10,6 @@ from comfy_api.latest import io, ui
 from ..mmdiff_core.checkpoints import checkpoint
 from ..mmdiff_core.config import BEHAVIOURS
 from ..mmdiff_core.host import files
-from ..mmdiff_core.host.doctor.sources import FACE_PACK, SOURCES
 from ..mmdiff_core.host.models import load_mmdiff
 from ..mmdiff_core.references import faces
 from . import inputs
@@ -67,7 +66,14 @@ class LoadFaceAnalysis(CheckedNode):
             description="Loads the InsightFace models for face detection and recognition, which "
             "portrait checkpoints require. The buffalo_l models are licensed for "
             "non-commercial research only.",
-            inputs=[_face_models(), *_face_options()],
+            inputs=[
+                inputs.face_models(
+                    "model",
+                    "A model pack in models/insightface/models. The released checkpoint was "
+                    "trained with buffalo_l.",
+                ),
+                *_face_options(),
+            ],
             outputs=[
                 MMDiffFaces.Output(
                     display_name="faces", tooltip="The face analyser, for MM-Diff Subject Encoder."
@@ -85,20 +91,6 @@ class LoadFaceAnalysis(CheckedNode):
     def execute(cls, model: str, device: str, backend: str = "auto") -> io.NodeOutput:
         root = files.find_face_models(model)
         return io.NodeOutput(faces.load_analyser(root, model, device, backend))
-
-
-def _face_models() -> io.Combo.Input:
-    installed = files.list_face_models()
-    packs = installed or [FACE_PACK]
-    combo = io.Combo.Input(
-        "model",
-        options=packs,
-        default=FACE_PACK if FACE_PACK in packs else packs[0],
-        tooltip="A model pack in models/insightface/models. The released "
-        "checkpoint was trained with buffalo_l.",
-    )
-    pages = {FACE_PACK: SOURCES[files.FACES].page}
-    return inputs.of_folders(combo, installed, files.FACES, "models/{}/*.onnx", pages)
 
 
 def _face_options() -> tuple[io.Combo.Input, io.Combo.Input]:

@@ -33,7 +33,7 @@ const STYLE = `
 .mmdiff-doctor .ok .state span { background: #2e7d32; }
 .mmdiff-doctor .note .state span { background: #a35200; }
 .mmdiff-doctor .missing .state span { background: #c62828; }
-.mmdiff-doctor a { color: #6aa9ff; text-decoration: underline; }
+.mmdiff-doctor a { color: color-mix(in srgb, #3b82f6 55%, currentColor); text-decoration: underline; }
 `;
 
 /** @param {string} state */
@@ -70,7 +70,8 @@ async function copy(text) {
 /** The parts: those with a missing line, those with a note, the others; else in their order.
  * @param {Line[]} lines */
 function worstFirst(lines) {
-  const rank = (/** @type {string} */ part) => Math.min(...lines.filter((line) => line.part === part).map((line) => STATES.indexOf(line.state)));
+  const of = (/** @type {string} */ part) => lines.filter((line) => line.part === part);
+  const rank = (/** @type {string} */ part) => Math.min(...of(part).map((line) => STATES.indexOf(line.state)));
   return [...new Set(lines.map((line) => line.part))].sort((a, b) => rank(a) - rank(b));
 }
 
@@ -79,13 +80,16 @@ class Report {
   constructor(node) {
     this.node = node;
     this.text = "";
+    this.known = 0; // height of the table when it was last in sight
     this.root = element("div", "mmdiff-doctor", undefined, { "data-capture-wheel": "true" });
     const head = element("div", "head", this.root);
     this.title = element("b", "", head);
     this.button = element("button", "", head, { type: "button" });
     this.button.onclick = () => this.copy();
     this.table = element("table", "", element("div", "scroll", this.root));
-    for (const kind of ["pointerdown", "pointermove", "dblclick"]) this.root.addEventListener(kind, (event) => event.stopPropagation()); // else text cannot be selected
+    for (const kind of ["pointerdown", "pointermove", "dblclick"]) {
+      this.root.addEventListener(kind, (event) => event.stopPropagation()); // else text cannot be selected
+    }
     this.show(undefined);
   }
 
@@ -125,7 +129,9 @@ class Report {
   }
 
   get height() {
-    return this.table.rows.length ? Math.min(this.table.offsetHeight + HEAD, HIGHEST) || HIGHEST : EMPTY;
+    if (!this.table.rows.length) return EMPTY;
+    this.known = this.table.offsetHeight || this.known; // 0 while it is out of sight
+    return this.known ? Math.min(this.known + HEAD, HIGHEST) : HIGHEST;
   }
 
   /** The node as high as the report; a person's own larger size stays. */

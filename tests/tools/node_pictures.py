@@ -40,7 +40,7 @@ SIZES = {  # of nodes that are better read a little larger than they begin
     "MMDiffTextEncode": (420, 330),
     "MMDiffConstraintMasks": (340, 860),
     "MMDiffAttentionMaps": (340, 360),
-    "MMDiffDoctor": (460, 330),
+    "MMDiffDoctor": (580, 560),
     "MMDiffSaveSubject": (360, 150),
     "MMDiffSmallWorldSprite": (270, 230),
     "MMDiffLoadSubject": (330, 250),
