@@ -51,20 +51,35 @@ function fileName(node) {
   return String(widgetOf(node, "file")?.value ?? "").replace(/^.*[\\/]/, "").replace(/\.safetensors$/, "");
 }
 
-/** The subjects that come into a node, in their order.
+/** Whether a link comes into an input; not asked of the input itself, as newer frontends warn of its `link`.
  * @param {any} node
- * @returns {KnownSubject[]} */
-export function subjectsBefore(node, input = "subjects", depth = 0) {
+ * @param {string} input */
+function isLinked(node, input) {
+  const slot = node.inputs?.findIndex((/** @type {any} */ i) => i.name === input) ?? -1;
+  const links = [...(node.graph?.links?.values?.() ?? [])];
+  return links.some((link) => link.target_slot === slot && String(link.target_id) === String(node.id));
+}
+
+/** The subjects that come into a node, in their order, and whether these are all: a node of another pack may bring more.
+ * @param {any} node
+ * @returns {{subjects: KnownSubject[], all: boolean}} */
+export function incoming(node, input = "subjects", depth = 0) {
   const source = behind(node, input);
-  if (!source || source.mode === MUTED || depth > 50) return [];
-  const before = (/** @type {string} */ name = "subjects") => subjectsBefore(source, name, depth + 1);
+  if (!source || source.mode === MUTED || depth > 50) return { subjects: [], all: source?.mode === MUTED || !isLinked(node, input) };
+  const before = (/** @type {string} */ name = "subjects") => incoming(source, name, depth + 1);
+  const after = ({ subjects, all }, /** @type {string} */ name) => ({ subjects: [...subjects, { name, node: source }], all });
   const name = String(widgetOf(source, "name")?.value ?? "").trim();
   if (source.mode === BYPASSED || PASSES_ON.includes(source.comfyClass)) return before();
-  if (source.comfyClass === "MMDiffSubjectEncoder") return [...before(), { name, node: source }];
-  if (source.comfyClass === "MMDiffLoadSubject") return [...before(), { name: name || fileName(source), node: source }];
-  if (source.comfyClass === "MMDiffMixSubjects") return [...before("others"), { name, node: source }];
-  return [];
+  if (source.comfyClass === "MMDiffSubjectEncoder") return after(before(), name);
+  if (source.comfyClass === "MMDiffLoadSubject") return after(before(), name || fileName(source));
+  if (source.comfyClass === "MMDiffMixSubjects") return after(before("others"), name);
+  return { subjects: [], all: false };
 }
+
+/** The subjects that come into a node, as far as they are known.
+ * @param {any} node
+ * @returns {KnownSubject[]} */
+export const subjectsBefore = (node) => incoming(node).subjects;
 
 /** Names of the subjects that come into a node, in their order.
  * @param {any} node
