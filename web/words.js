@@ -28,6 +28,9 @@ const WORDS = {
     "Next image": "下一张图像",
     "next run: face {number}": "下次运行：人脸 {number}",
     "no such subject": "没有这个主体",
+    "Not copied: {reason}": "未能复制：{reason}",
+    "note": "注意",
+    "ok": "正常",
     "No subject is connected. Connect MM-Diff Subject Encoder to subjects, then draw its box.":
       "没有连接主体。请先把“MM-Diff 主体编码器”连接到 subjects，再画方框。",
     "There is no subject {number}; connected: {names}. Chain another MM-Diff Subject Encoder to add one.":

@@ -89,8 +89,9 @@ def find(folder: Path, name: str) -> list[Path]:
 
 def load(folder: Path = WEIGHTS) -> BaseModels:
     """The small world's models. FileNotFoundError when one of its files is missing."""
+    unet = load_unet(folder)
     text, vision = (read(folder, name) for name in FILES[1:])
-    return BaseModels(load_unet(folder), clip(text), clip_vision(vision), vae())
+    return BaseModels(unet, clip(text), clip_vision(vision), vae())
 
 
 def load_unet(
