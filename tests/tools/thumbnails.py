@@ -25,7 +25,7 @@ from support.server import Server  # noqa: E402
 from support.workflows import WORKFLOWS, load, to_api  # noqa: E402
 
 SIDE = 512
-BAND = 44  # height of the words
+INNER = 448  # side of the image above the words
 MOST = 60_000  # bytes
 WORDS = "small world"
 
@@ -96,13 +96,13 @@ def grid(images: list[Image.Image]) -> Image.Image:
 
 
 def with_words(image: Image.Image, words: str) -> Image.Image:
-    """The image with a dark band below that says what drew it."""
-    image = image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((0, SIDE - BAND, SIDE, SIDE), fill="#16161c")
-    middle = (SIDE // 2, SIDE - BAND // 2)
-    draw.text(middle, words, fill="white", anchor="mm", font=ImageFont.load_default(26))
-    return image
+    """The image on a dark ground, with the words that say what drew it below."""
+    whole = Image.new("RGB", (SIDE, SIDE), "#16161c")
+    whole.paste(image.resize((INNER, INNER), Image.Resampling.NEAREST), ((SIDE - INNER) // 2, 0))
+    middle = (SIDE // 2, (SIDE + INNER) // 2)
+    font = ImageFont.load_default(26)
+    ImageDraw.Draw(whole).text(middle, words, fill="white", anchor="mm", font=font)
+    return whole
 
 
 def as_jpeg(image: Image.Image) -> bytes:
