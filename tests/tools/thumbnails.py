@@ -47,7 +47,7 @@ TWINS = {
     "single_portrait": Twin(ONE, seeded(3, text="a cat<|violet|> on the beach")),
     "several_references": Twin("small_world_several_references", seeded(4)),
     "two_people_free": Twin(TWO, seeded(14)),
-    "two_people_boxes": Twin("small_world_boxes", seeded(5)),
+    "two_people_boxes": Twin("small_world_boxes", seeded(2)),
     "three_subjects": Twin("small_world_three_subjects", seeded(6)),
     "identity_mixing": Twin("small_world_mixing", seeded(7)),
     "general_subject": Twin(ONE, seeded(8, text="a cat<|violet|> in the forest")),
