@@ -1,10 +1,12 @@
 """Set up a ComfyUI for this node pack and use it: `python dev.py demo | test | serve | host`.
 
 demo   draw one picture through a real ComfyUI server and save it as output/mm-diff-demo.png
-test   run the tests with the host's Python; further arguments go to pytest
+test   run the tests with the host's Python, then part of them on a newer ComfyUI; further arguments
+       go to pytest (then only the host runs them; with --newer only the newer ComfyUI)
 serve  run the server with its web page; --with-tiny adds the test models, other arguments go to
        ComfyUI
 host   only get the host ready, and print where it is
+docs   build the documentation site into output/site, or into the folder that is named
 
 The host is, in this order: the folder in COMFYUI_PATH, the ComfyUI that this pack lies in
 (custom_nodes), or one that is set up in .host/ inside the pack. A ComfyUI of your own is never
@@ -24,10 +26,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from dev_parts.adopt import ensure_host
+from dev_parts.aside import fetched_for_tests
 from dev_parts.demo import run_demo
 from dev_parts.frontend import NEWEST_FRONTEND, newest_frontend
-from dev_parts.host import Pack, find_pack, probe
+from dev_parts.host import Host, Pack, find_pack, probe
+from dev_parts.newer import TESTS, newer_env, newer_host
 from dev_parts.process import DevError, call, say
+from dev_parts.publishing import PUBLISHING, PUBLISHING_TOOLS, run_docs
 from dev_parts.server import child_env, page_of, server_command
 
 MOST_PROCESSES = 4  # each has a ComfyUI, and sometimes a server and a browser beside it
@@ -35,8 +40,10 @@ MOST_PROCESSES = 4  # each has a ComfyUI, and sometimes a server and a browser b
 HERE = Path(os.path.abspath(__file__))
 
 
-def pytest_arguments(pack: Pack, rest: Sequence[str]) -> list[str]:
-    """pytest's command line: all of tests/ in several processes, unless the person names files."""
+def pytest_arguments(
+    pack: Pack, rest: Sequence[str], unless_named: Sequence[str] = ("tests",)
+) -> list[str]:
+    """pytest's command line: `unless_named` in several processes, unless the person names files."""
     tests = pack.root / "tests"
     named = any(
         (pack.root / part.partition("::")[0]).exists() for part in rest if not part.startswith("-")
@@ -48,7 +55,7 @@ def pytest_arguments(pack: Pack, rest: Sequence[str]) -> list[str]:
         str(tests),
         *([] if named else several_processes()),
         *rest,
-        *([] if named else [str(tests)]),
+        *([] if named else [str(pack.root / name) for name in unless_named]),
     ]
 
 
@@ -60,13 +67,45 @@ def several_processes() -> list[str]:
 
 def run_test(pack: Pack, rest: Sequence[str]) -> int:
     """The README's second command; returns pytest's exit status."""
+    only_newer, passed = "--newer" in rest, [part for part in rest if part != "--newer"]
     host = ensure_host(pack)
+    if only_newer and not host.own:
+        raise DevError(
+            f"--newer sets up a newer ComfyUI in .host/, but this pack uses the one in "
+            f"{host.comfyui}. Unset COMFYUI_PATH, or leave --newer out to test with that one."
+        )
+    newer = find_newer(pack, host, only_newer) if only_newer or (host.own and not passed) else None
     env = child_env(pack, host)
     if not env.get(NEWEST_FRONTEND):  # a person can name another one
         env[NEWEST_FRONTEND] = str(newest_frontend(pack, host))
-    say("Running the tests ...")
-    command = [str(host.python), "-m", "pytest", *pytest_arguments(pack, rest)]
-    return call(command, cwd=pack.root, env=env)
+    if not env.get(PUBLISHING_TOOLS):
+        tools = fetched_for_tests(PUBLISHING, pack, host, "site and release are not tested")
+        env[PUBLISHING_TOOLS] = str(tools)
+    status = 0
+    if not only_newer:
+        say("Running the tests ...")
+        status = run_pytest(pack, host, env, pytest_arguments(pack, passed))
+    if newer is not None:
+        say(f"Running {'the tests' if only_newer else 'part of them'} on a newer ComfyUI ...")
+        env = newer_env(pack, {**child_env(pack, newer), NEWEST_FRONTEND: env[NEWEST_FRONTEND]})
+        named = ("tests",) if only_newer else TESTS
+        status = run_pytest(pack, newer, env, pytest_arguments(pack, passed, named)) or status
+    return status
+
+
+def run_pytest(pack: Pack, host: Host, env: dict[str, str], arguments: Sequence[str]) -> int:
+    return call([str(host.python), "-m", "pytest", *arguments], cwd=pack.root, env=env)
+
+
+def find_newer(pack: Pack, host: Host, asked: bool) -> Host | None:
+    """The newer host, or None where it cannot be had and neither a person nor CI asked for it."""
+    try:
+        return newer_host(pack, host)
+    except DevError as error:
+        if asked or os.environ.get("CI"):
+            raise
+        say(f"A newer ComfyUI could not be set up, so nothing is tested on it: {error}")
+        return None
 
 
 def run_serve(pack: Pack, rest: Sequence[str]) -> int:
@@ -93,6 +132,7 @@ COMMANDS: dict[str, Callable[[Pack, Sequence[str]], int]] = {
     "test": run_test,
     "serve": run_serve,
     "host": run_host,
+    "docs": run_docs,
 }
 
 

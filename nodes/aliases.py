@@ -1,4 +1,5 @@
-"""Search aliases of the nodes, for hosts that support them (ComfyUI 0.11 and newer)."""
+"""What a node's schema tells hosts newer than ComfyUI 0.3.75: search aliases (0.11), and that its
+results stay on the page (0.19)."""
 
 from __future__ import annotations
 
@@ -16,6 +17,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "ip-adapter",
         "subject driven",
         "personalization",
+    ),
+    "MMDiffLoadModels": (
+        "mmdiff loader",
+        "all in one loader",
+        "load checkpoint",
+        "load clip vision",
+        "ip-adapter",
     ),
     "MMDiffLoadFaceAnalysis": ("insightface", "buffalo_l", "arcface", "face detector", "face id"),
     "MMDiffFindFaces": ("detect faces", "face detection", "face boxes", "bounding box"),
@@ -83,9 +91,21 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 
 
+# nodes that show something on the page without being output nodes
+SHOWS = ("MMDiffSubjectEncoder", "MMDiffConstraintMasks", "MMDiffTextEncode", "MMDiffLoadSubject")
+
+
+def sends_cached_results() -> bool:
+    """Whether this host sends the page what such a node showed when it takes it from its cache."""
+    return "has_intermediate_output" in inspect.signature(io.Schema).parameters
+
+
 def schema(node_id: str, **fields) -> io.Schema:
-    """io.Schema with the node's aliases, where this host's knows them."""
-    known = "search_aliases" in inspect.signature(io.Schema).parameters
-    return io.Schema(
-        node_id=node_id, **fields, **({"search_aliases": list(ALIASES[node_id])} if known else {})
-    )
+    """io.Schema with as much of this as the host knows."""
+    told = {
+        "search_aliases": list(ALIASES[node_id]),
+        "has_intermediate_output": node_id in SHOWS,
+    }
+    known = inspect.signature(io.Schema).parameters
+    newer = {name: value for name, value in told.items() if name in known}
+    return io.Schema(node_id=node_id, **fields, **newer)

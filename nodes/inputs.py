@@ -12,6 +12,7 @@ from ..mmdiff_core.host.doctor.sources import FACE_PACK, RELEASED, SOURCES
 from ..mmdiff_core.method.subjects import MAX_WEIGHT
 from .sockets import MMDiffSubjects
 
+MORE_IMAGES = range(2, 11)
 NO_CHECKPOINT = "(nothing in models/mmdiff yet)"  # choosing it tells which folders were searched
 
 
@@ -65,6 +66,12 @@ def of_folders(
     return combo
 
 
+def model_file(name: str, kind: str, tooltip: str):
+    """A combo of the files that the host lists in models/<kind>."""
+    listed = files.list_models(kind) or [f"(nothing in models/{kind} yet)"]
+    return io.Combo.Input(name, options=listed, tooltip=tooltip)
+
+
 def earlier_subjects():
     return MMDiffSubjects.Input(
         "subjects", optional=True, tooltip="Earlier subjects; this one is appended."
@@ -75,6 +82,24 @@ def chain_output():
     return MMDiffSubjects.Output(
         display_name="subjects", tooltip="Earlier subjects followed by this one."
     )
+
+
+def more_images() -> list:
+    """An input `more` whose sockets `more.image_2`, `more.image_3` ... appear one by one, on hosts
+    that have such inputs (ComfyUI 0.8 and newer)."""
+    if not hasattr(io, "Autogrow"):
+        return []
+    socket = io.Image.Input("image", tooltip="A further reference image of the same subject.")
+    template = io.Autogrow.TemplateNames(socket, [f"image_{i}" for i in MORE_IMAGES], min=0)
+    return [
+        io.Autogrow.Input(
+            "more",
+            template=template,
+            optional=True,
+            tooltip="Further reference images of the same subject, each of its own size; they come "
+            "after image.",
+        )
+    ]
 
 
 def subject_weight(tooltip: str):

@@ -200,6 +200,8 @@ def _held() -> list:
 
 
 def _masks() -> list:
+    """Not sockets that grow: newer ComfyUI would call them `masks.mask_1` and so on in saved graphs
+    and for the API, and a graph made with them would not run on an older one."""
     return [
         io.Mask.Input(
             f"mask_{i}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..mmdiff_core.host import small_world
+from ..mmdiff_core.host.models import Readers
 from ..mmdiff_core.small_world import sprites
 from .aliases import schema
 from .checks import CheckedNode, checked, told
@@ -29,9 +30,10 @@ class SmallWorldLoader(io.ComfyNode):
                 io.Model.Output(tooltip="The UNet, trained on scenes and captions only."),
                 io.Clip.Output(tooltip="Its text encoder."),
                 io.Vae.Output(tooltip="8 px per latent position, without weights."),
-                io.ClipVision.Output(tooltip="Its image encoder, for MM-Diff Subject Encoder."),
+                io.ClipVision.Output(tooltip="Its image encoder."),
                 MMDiff.Output(
-                    display_name="mmdiff", tooltip="The adapter, for the other MM-Diff nodes."
+                    display_name="mmdiff",
+                    tooltip="The adapter, with the image encoder, for the other MM-Diff nodes.",
                 ),
             ],
         )
@@ -39,9 +41,8 @@ class SmallWorldLoader(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         base = small_world.load()
-        return io.NodeOutput(
-            base.model, base.clip, base.vae, base.clip_vision, small_world.load_adapter()
-        )
+        adapter = small_world.load_adapter(readers=Readers(base.clip_vision))
+        return io.NodeOutput(base.model, base.clip, base.vae, base.clip_vision, adapter)
 
 
 class SmallWorldSprite(CheckedNode):

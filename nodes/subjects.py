@@ -14,7 +14,7 @@ from ..mmdiff_core.references.notes import look_alike_note
 from ..mmdiff_core.references.pixels import enlarged, reduced
 from .aliases import schema
 from .checks import CheckedNode, checked, told
-from .inputs import chain_output, earlier_subjects, subject_weight
+from .inputs import chain_output, earlier_subjects, more_images, subject_weight
 from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiff, MMDiffFaces
 
 
@@ -44,7 +44,8 @@ class SubjectEncoder(CheckedNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | None = None) -> bool | str:
+    def validate_inputs(cls, name: str | None = None, more: object = None) -> bool | str:
+        """Hosts with growing sockets pass `more` to whatever a node has here."""
         return told(cls, name=name)
 
     @classmethod
@@ -56,24 +57,27 @@ class SubjectEncoder(CheckedNode):
     def execute(
         cls,
         mmdiff,
-        clip_vision,
         image,
         name: str,
         weight: float,
         face: int,
+        clip_vision=None,
         faces=None,
         subjects=(),
         region=None,
         boxes=None,
         clip_only: bool = False,
+        more: Mapping[str, Any] | None = None,
     ) -> io.NodeOutput:
         if isinstance(boxes, (list, tuple)) and not boxes:
             raise ValueError(
                 "boxes contains no box: the detector found nothing; disconnect it, or use a "
                 "clearer image"
             )
+        readers = mmdiff.readers_of(clip_vision, faces)
         encoded = encode_subject(
-            mmdiff, clip_vision, image, faces, name, face, region, boxes, clip_only
+            mmdiff, readers.clip_vision, image, readers.faces, name, face, region, boxes, clip_only,
+            more or {},
         )
         earlier = subjects or ()
         chain = add_subject(earlier, PromptSubject(encoded.subject, weight))
@@ -88,7 +92,7 @@ class SubjectEncoder(CheckedNode):
 
     @classmethod
     def _to_pick_from(cls, images, choices) -> list[dict]:
-        """What the page's face picker shows: the faces of each of the images [R 3 H W], and a file
+        """What the page's face picker shows: the faces of each of the images [3 H W], and a file
         of the image where there are several; nothing where no image has a second face."""
         if all(len(choice.boxes) < 2 for choice in choices):
             return []
@@ -118,9 +122,6 @@ def _box(corners: tuple[float, float, float, float]) -> dict[str, float]:
 def _references() -> list:
     return [
         MMDiff.Input("mmdiff", tooltip="Adapter from Load MM-Diff."),
-        io.ClipVision.Input(
-            "clip_vision", tooltip="CLIP ViT-L/14 (224 px), from Load CLIP Vision."
-        ),
         io.Image.Input(
             "image",
             tooltip="Reference images of ONE subject as a batch, the clearest first: only the "
@@ -144,10 +145,17 @@ def _choice() -> list:
             tooltip="Which face to use in each image: 0 = the largest, 1 = the leftmost, 2 = the "
             "next ... Portrait checkpoints only.",
         ),
+        io.ClipVision.Input(
+            "clip_vision",
+            optional=True,
+            tooltip="CLIP ViT-L/14 (224 px), from Load CLIP Vision. Load MM-Diff Models sends its "
+            "own along with mmdiff.",
+        ),
         MMDiffFaces.Input(
             "faces",
             optional=True,
-            tooltip="Face analyser from Load Face Analysis. Required by portrait checkpoints.",
+            tooltip="Face analyser from Load Face Analysis, required by portrait checkpoints. Load "
+            "MM-Diff Models sends its own along with mmdiff.",
         ),
         earlier_subjects(),
     ]
@@ -174,6 +182,7 @@ def _where() -> list:
             tooltip="Use a portrait checkpoint without face analysis. Uses CLIP features only; "
             "facial identity is not preserved.",
         ),
+        *more_images(),
     ]
 
 

@@ -66,6 +66,18 @@ def pytest_configure(config: pytest.Config) -> None:
     _use_host()
 
 
+NEWER = (0, 30)  # all that the tests in folders called "newer" use is in this version
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Tests of what only newer ComfyUI has are not collected on another one."""
+    if "newer" not in collection_path.relative_to(TESTS).parts:
+        return None
+    from comfyui_version import __version__
+
+    return True if tuple(map(int, __version__.split(".")[:2])) < NEWER else None
+
+
 def reference_folder(config: pytest.Config) -> Path:
     return Path(config.getoption("--reference") or TESTS / "reference").resolve()
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 import dev
-from dev_parts import frontend, packages
+from dev_parts import aside, packages, publishing
 from dev_parts.frontend import FRONTEND_IN_PACKAGE, NEWEST_FRONTEND, newest_frontend
 from dev_parts.host import Host
 from dev_parts.process import DevError
+from dev_parts.publishing import PUBLISHING_TOOLS
 
 from support.folders import make_pack
 
@@ -39,7 +40,7 @@ class Registry:
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     stand_in = Registry()
-    for part in (packages, frontend):
+    for part in (packages, aside):
         monkeypatch.setattr(part, "step", stand_in.step)
     return stand_in
 
@@ -103,9 +104,40 @@ def test_tests_are_told_where_the_newest_frontend_is(
         dev, "ensure_host", lambda pack: Host(tmp_path, Path(sys.executable), own=False)
     )
     monkeypatch.setattr(dev, "newest_frontend", lambda pack, host: Path("fetched"))
+    monkeypatch.setattr(dev, "fetched_for_tests", lambda *_: Path("fetched tools"))
+    monkeypatch.delenv(PUBLISHING_TOOLS, raising=False)
     monkeypatch.setattr(dev, "call", lambda command, **options: calls.append(options["env"]) or 0)
     assert dev.run_test(make_pack(tmp_path / "mm"), []) == 0
     assert [env[NEWEST_FRONTEND] for env in calls] == [told]
+    assert [env[PUBLISHING_TOOLS] for env in calls] == ["fetched tools"]
+
+
+# ---------------------------------------------------------------- the documentation site
+
+
+@pytest.mark.parametrize(("readable", "built"), [(True, 2), (False, 1)])
+def test_the_site_is_built_from_the_nodes_schemas_and_not_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readable: bool, built: int
+) -> None:
+    calls: list[tuple[list[str], Any]] = []
+
+    def call(command: list[Any], cwd: Path, env: Any) -> int:
+        calls.append(([str(part) for part in command], env))
+        return 0 if readable else 1
+
+    host = Host(tmp_path, Path(sys.executable), own=False)
+    monkeypatch.setattr(publishing, "ensure_host", lambda pack: host)
+    monkeypatch.setattr(publishing, "fetched", lambda *_: tmp_path / "tools")
+    monkeypatch.setattr(publishing, "call", call)
+    if readable:
+        assert publishing.run_docs(make_pack(tmp_path / "mm"), [str(tmp_path / "site")]) == 0
+        assert {"--strict", str(tmp_path / "site")} <= set(calls[1][0])
+        assert calls[1][1]["PYTHONPATH"] == str(tmp_path / "tools")
+        assert calls[1][1][publishing.NODES] == calls[0][0][-1]
+    else:
+        with pytest.raises(DevError, match="schemas"):
+            publishing.run_docs(make_pack(tmp_path / "mm"), [])
+    assert len(calls) == built
 
 
 # ---------------------------------------------------------------- arguments

@@ -7,7 +7,7 @@ import { addStyle, after, element, setWidget } from "./elements.js";
 import { everyNode } from "./last_shown.js";
 import { pictureSize } from "./picture_size.js";
 import { stayShown } from "./stay_shown.js";
-import { subjectsBefore, widgetOf } from "./subject_names.js";
+import { incoming, widgetOf } from "./subject_names.js";
 import { pictureOf } from "./subject_pictures.js";
 import { say } from "./words.js";
 
@@ -26,7 +26,7 @@ const STYLE = `
 .mmdiff-boxes .bar button { width: 22px; height: 20px; padding: 0; border: 2px solid var(--tone); border-radius: 4px; background: transparent;
   color: var(--tone); font: inherit; font-weight: bold; cursor: pointer; }
 .mmdiff-boxes .bar button[aria-pressed="true"] { background: var(--tone); color: #111; }
-.mmdiff-boxes .bar button.nobody { opacity: 0.35; }
+.mmdiff-boxes .bar button.nobody { opacity: 0.35; cursor: not-allowed; }
 .mmdiff-boxes .bar .who { flex: 1; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; padding-left: 3px; }
 .mmdiff-boxes .bar .thumb { flex: none; width: 20px; height: 20px; margin-left: 3px; border-radius: 3px; background: center / cover no-repeat; }
 .mmdiff-boxes .area { flex: 1; min-height: 0; position: relative; }
@@ -35,6 +35,8 @@ const STYLE = `
 .mmdiff-boxes .stage:focus-visible { outline: 2px solid #fff; }
 .mmdiff-boxes .hint { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center; text-align: center; padding: 8px;
   color: #999; pointer-events: none; }
+.mmdiff-boxes .why { position: absolute; left: 0; right: 0; bottom: 0; z-index: 2; padding: 5px 8px; background: #3a2a12; color: #ffdf9e; pointer-events: none; }
+.mmdiff-boxes .why:empty { display: none; }
 .mmdiff-boxes .box { position: absolute; box-sizing: border-box; border: 2px solid var(--tone); cursor: move; outline: none;
   background: color-mix(in srgb, var(--tone) 28%, transparent); }
 .mmdiff-boxes .box.chosen { z-index: 1; background: color-mix(in srgb, var(--tone) 42%, transparent); }
@@ -73,6 +75,8 @@ class BoxEditor {
   readable = true;
   /** How many boxes the text has where they are too many to show, else 0. */
   tooMany = 0;
+  /** For whom a box was asked that has none to be drawn for, 0 = nobody. */
+  refused = 0;
 
   /** @param {any} node
    * @param {any} widget */
@@ -92,6 +96,7 @@ class BoxEditor {
     this.area = element("div", "area", this.root);
     this.stage = element("div", "stage", this.area, { tabindex: "0", role: "group", title: help(), "aria-label": `${say("Boxes.")} ${help()}` });
     this.hint = element("div", "hint", this.stage);
+    this.why = element("div", "why", this.area, { role: "status" });
     /** @type {HTMLElement[]} */
     this.shown = [];
     this.listen();
@@ -140,7 +145,8 @@ class BoxEditor {
   // ---------------------------------------------------------------- what is seen
 
   show() {
-    const subjects = subjectsBefore(this.node);
+    const { subjects: found, all } = incoming(this.node);
+    const subjects = all ? found : []; // behind others, nobody's number is known
     const names = subjects.map(({ name }) => name);
     const pictures = subjects.map(({ node }) => pictureOf(node));
     const nameOf = (/** @type {number} */ n) => names[n - 1] ?? (names.length ? say("no such subject") : "");
@@ -149,13 +155,16 @@ class BoxEditor {
     this.buttons.forEach((button, i) => {
       button.setAttribute("aria-pressed", String(i + 1 === current));
       const [number, name] = [i + 1, nameOf(i + 1)];
+      const nobody = all && i >= names.length;
       button.title = name ? say("Subject {number}: {name}", { number, name }) : say("Subject {number}", { number });
-      button.classList.toggle("nobody", names.length > 0 && i >= names.length);
+      button.classList.toggle("nobody", nobody);
+      button.setAttribute("aria-disabled", String(nobody));
     });
     this.who.textContent = nameOf(current);
     showPicture(this.thumb, pictures[current - 1]);
     this.thumb.style.display = pictures[current - 1] ? "" : "none";
     this.hint.textContent = this.saying();
+    this.why.textContent = (this.refused && this.lacking(this.refused)) || "";
     while (this.shown.length < this.boxes.length) this.shown.push(this.newBox());
     while (this.shown.length > this.boxes.length) this.shown.pop()?.remove();
     this.boxes.forEach((box, i) => {
@@ -171,12 +180,31 @@ class BoxEditor {
     });
   }
 
+  /** Why no box can be drawn for a subject: it is not there; undefined where it is, or where only a run can tell.
+   * @param {number} number
+   * @returns {string | undefined} */
+  lacking(number) {
+    const { subjects, all } = incoming(this.node);
+    if (!all || number <= subjects.length) return undefined;
+    if (!subjects.length) return say("No subject is connected. Connect MM-Diff Subject Encoder to subjects, then draw its box.");
+    const names = subjects.map(({ name }, i) => `${i + 1} ${name}`.trim()).join(", ");
+    return say("There is no subject {number}; connected: {names}. Chain another MM-Diff Subject Encoder to add one.", { number, names });
+  }
+
+  /** Whether a subject is not there for a box; then says so.
+   * @param {number} number */
+  refuses(number) {
+    this.refused = this.lacking(number) ? number : 0;
+    if (this.refused) this.show();
+    return this.refused > 0;
+  }
+
   /** What stands in the drawing beside the boxes. */
   saying() {
     if (!this.readable) return say("The boxes text is not valid; drawing replaces it");
     if (this.tooMany) return say("{count} boxes are too many, at most {most}; drawing replaces them", { count: this.tooMany, most: MOST_BOXES });
     if (this.isFull()) return say("{most} boxes; delete one to draw another", { most: MOST_BOXES });
-    return this.boxes.length ? "" : say("Drag to draw a box");
+    return this.boxes.length || this.refused ? "" : this.lacking(1) ?? say("Drag to draw a box");
   }
 
   isFull() {
@@ -208,12 +236,14 @@ class BoxEditor {
   choose(index) {
     if (index !== this.chosen) this.fresh = false;
     this.chosen = index;
+    this.refused = 0;
     if (this.boxes[index]) this.subject = this.boxes[index].subject;
     this.show();
   }
 
   /** @param {number} subject */
   chooseSubject(subject) {
+    if (this.refuses(subject)) return;
     this.subject = subject;
     const box = this.boxes[this.chosen];
     if (this.fresh) this.chosen = -1;
@@ -245,7 +275,7 @@ class BoxEditor {
     const sides = target.dataset.sides ?? (index < 0 ? "draw" : "move");
     this.choose(index);
     this.fresh = false;
-    if (sides === "draw" && this.isFull()) return;
+    if (sides === "draw" && (this.isFull() || this.refuses(this.subject))) return;
     this.drag = { sides, from, before: this.boxes[index], index };
     (this.shown[index] ?? this.stage).focus({ preventScroll: true });
     this.stage.setPointerCapture(event.pointerId);
@@ -310,7 +340,7 @@ class BoxEditor {
       if (!box) return true;
       this.stage.focus({ preventScroll: true });
     } else if (event.key === "Enter") {
-      if (this.isFull()) return true;
+      if (this.isFull() || this.refuses(this.subject)) return true;
       this.boxes.push({ subject: this.subject, x: 0.3, y: 0.3, width: 0.4, height: 0.4 });
       this.write();
       this.shown.at(-1)?.focus({ preventScroll: true });

@@ -24,3 +24,13 @@ export function everyNode() {
   const root = app.graph?.rootGraph ?? app.graph;
   return [root, ...(root?.subgraphs?.values() ?? [])].flatMap((graph) => graph?.nodes ?? []);
 }
+
+/** The node with an execution id: "12", or "3:12" for node 12 in the subgraph of node 3.
+ * @param {string} id
+ * @returns {any} */
+export function nodeOf(id) {
+  let graph = app.graph?.rootGraph ?? app.graph;
+  const path = String(id).split(":");
+  for (const part of path.slice(0, -1)) graph = graph?.getNodeById(Number(part))?.subgraph;
+  return graph?.getNodeById(Number(path.at(-1)));
+}

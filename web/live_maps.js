@@ -2,21 +2,13 @@
  * input). */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { nodeOf } from "./last_shown.js";
 import { stayShown } from "./stay_shown.js";
 import { say } from "./words.js";
 
 const HEIGHT = 150;
 
 /** @typedef {{node: string, step: number, steps: number, names: string[], image: string}} LiveMaps */
-
-/** The node with an execution id: "12", or "3:12" for node 12 in the subgraph of node 3.
- * @param {string} id */
-function findNode(id) {
-  let graph = app.graph;
-  const path = String(id).split(":");
-  for (const part of path.slice(0, -1)) graph = graph?.getNodeById(Number(part))?.subgraph;
-  return graph?.getNodeById(Number(path.at(-1)));
-}
 
 app.registerExtension({
   name: "mmdiff.live",
@@ -49,6 +41,6 @@ app.registerExtension({
     };
   },
   setup() {
-    api.addEventListener("mmdiff.maps", (event) => findNode(event.detail.node)?.showLiveMaps?.(event.detail));
+    api.addEventListener("mmdiff.maps", (event) => nodeOf(event.detail.node)?.showLiveMaps?.(event.detail));
   },
 });

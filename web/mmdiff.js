@@ -2,6 +2,8 @@
  * (Convert, Save), and the warnings about reference images (MM-Diff Subject Encoder). */
 import { app } from "../../scripts/app.js";
 import { colourOf } from "./box_maths.js";
+import { after } from "./elements.js";
+import { everyNode, lastShown } from "./last_shown.js";
 import { stayShown } from "./stay_shown.js";
 
 const SHOWS_NOTES = ["MMDiffSubjectEncoder", "MMDiffAttentionMaps"]; // only when there is something to say
@@ -25,6 +27,9 @@ function write(element, lines, bindings) {
   );
 }
 
+/** How each node shows an output. @type {WeakMap<object, (message: any) => void>} */
+const shows = new WeakMap();
+
 app.registerExtension({
   name: "mmdiff.text",
   nodeCreated(node) {
@@ -44,12 +49,18 @@ app.registerExtension({
     // the node was measured before it had this; a person's own larger size stays
     const fit = () => node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
     if (!notes) fit();
-    const earlier = node.onExecuted;
-    node.onExecuted = function (message) {
-      earlier?.apply(this, arguments);
+    /** @param {{text?: string[], bindings?: {word: string, subject: number}[]} | undefined} message */
+    const show = (message) => {
       write(element, (message?.text ?? []).flatMap((text) => text.split("\n")), message?.bindings ?? []);
       if (notes) element.style.display = element.textContent ? "" : "none";
       if (element.textContent) fit();
     };
+    shows.set(node, show);
+    after(node, "onExecuted", show);
+    after(node, "onConfigure", () => show(lastShown(node))); // undo made it anew
+  },
+  /** The page has gone back to a graph whose outputs it kept. */
+  onNodeOutputsUpdated() {
+    for (const node of everyNode()) shows.get(node)?.(lastShown(node));
   },
 });

@@ -1,5 +1,5 @@
-/** Completion after `<|` in the prompt of MM-Diff Text Encode: `subj` and the names of the
- * connected subjects. */
+/** Completion after `<|` in the prompt of MM-Diff Text Encode: the names of the connected subjects,
+ * then `subj`. */
 import { app } from "../../scripts/app.js";
 import { namesBefore, widgetOf } from "./subject_names.js";
 
@@ -29,7 +29,7 @@ function nodeOfPrompt(box) {
  * @param {string} begun */
 function choices(node, begun) {
   const names = namesBefore(node).filter((name) => name && !/[<|>{}\n]/.test(name));
-  return [...new Set(["subj", ...names])].filter((name) => name.toLowerCase().startsWith(begun.toLowerCase()));
+  return [...new Set([...names, "subj"])].filter((name) => name.toLowerCase().startsWith(begun.toLowerCase()));
 }
 
 /** The one list on the page. */

@@ -31,6 +31,10 @@ const WORDS = {
     "Not copied: {reason}": "未能复制：{reason}",
     "note": "注意",
     "ok": "正常",
+    "No subject is connected. Connect MM-Diff Subject Encoder to subjects, then draw its box.":
+      "没有连接主体。请先把“MM-Diff 主体编码器”连接到 subjects，再画方框。",
+    "There is no subject {number}; connected: {names}. Chain another MM-Diff Subject Encoder to add one.":
+      "没有主体 {number}；已连接：{names}。要增加主体，请再串联一个“MM-Diff 主体编码器”。",
     "Image {number} of {count}": "第 {number} 张图像，共 {count} 张",
     "Run this node to see its report.": "运行此节点即可查看报告。",
     "Subject {number}": "主体 {number}",

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("out", type=Path)
     add("adapters", type=Path, nargs="*")
     add("--images", type=int, default=512, help="of every cell")
+    add("--second", type=int, metavar="N", help="images of every cell for the second ruler; all")
     add("--more", action="store_true", help="also references, masks and unseen pairs")
     add("--only", nargs="+", default=[], metavar="QUESTION", help="by the names in the table")
     add("--no-adapter", action="store_true", help="also the base alone")
@@ -44,7 +45,13 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(table(merged([args.out, *args.adapters])))
         return 0
     wanted = Wanted(
-        args.images, tuple(args.only), args.more, args.no_adapter, args.floor, args.told
+        args.images,
+        tuple(args.only),
+        args.more,
+        args.no_adapter,
+        args.floor,
+        args.told,
+        args.second,
     )
     sys.stdout.write(table(run_all(args.out, args.adapters, wanted)))
     return 0

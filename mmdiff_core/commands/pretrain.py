@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,8 @@ DEFAULTS = {
     "vision": (700, 96, 6e-4, "adamw"),
     "reader": (1100, 64, 1e-3, "adamw"),
 }
+
+DRAWN_HERE = ("vision", "reader")  # these draw their images within the step, on the CPU
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layout", type=float, default=0.25, help="weight of the layout heads' loss")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=1)
+    add("--processes", type=int, default=0, help="others that draw scenes, for a GPU (unet, text)")
+    add("--save-every", type=int, default=250, help="steps between two states on disk")
+    add("--cpu", action="store_true", help="train on the CPU in any case")
     add("--init", type=Path, help="folder with the files of an earlier run to start from")
 
 
@@ -55,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
     steps, batch, rate, optimizer = DEFAULTS[args.what]
     args.steps, args.batch = args.steps or steps, args.batch or batch
     args.rate, args.optimizer = args.rate or rate, args.optimizer or optimizer
-    use_comfyui(cpu=True)
+    if args.cpu or args.what in DRAWN_HERE:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    use_comfyui(cpu=True if args.cpu or args.what in DRAWN_HERE else None)
     from ..lab.train_base import train
 
     sys.stdout.write(f"{train(args)}\n")

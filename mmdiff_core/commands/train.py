@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..host.frozen_base.run import train
 
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU that has it
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     command = f"python -m mmdiff_core train {args.config.name} OUT"
     if args.init:

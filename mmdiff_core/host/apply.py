@@ -76,8 +76,8 @@ def check_unet(model, adapter: MMDiffAdapter) -> tuple[TransformerBlock, ...]:
             + (f", and {wrong[0].path} is not as expected" if wrong else "")
             + ". Use a checkpoint of the adapter's base model."
         )
-    key = f"diffusion_model.{base.blocks[0].path}.attn2.to_k.weight"
-    width = next(iter(model.model_state_dict(key).values())).shape[-1]
+    # not the weight's shape: formats such as nvfp4 pack two numbers into one
+    width = there[base.blocks[0].path].attn2.to_k.in_features
     if width != base.context_width:
         raise ValueError(
             f"the model expects prompt embeddings of width {width}, the adapter needs "

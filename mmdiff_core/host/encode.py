@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,7 @@ from ..checkpoints.subject_file import SIDE
 from ..method.subjects import Subject, VisionFeatures, checked_name
 from ..references.notes import reference_notes
 from ..references.pixels import (
+    NO_MORE,
     ReferenceImages,
     cut_out,
     object_pixels,
@@ -32,14 +34,14 @@ CLIP_ONLY = (
 class EncodedSubject:
     """A subject, and what the person should see of its encoding.
 
-    images  uint8 [R 3 H W], the references as they were given
+    images  R of uint8 [3 H W], the references as they were given
     seen    IMAGE [R S S 3], what the image encoder read: the aligned faces, or the padded images
     notes   sentences about the references
     faces   for each image of a portrait, which faces there were to choose from
     """
 
     subject: Subject
-    images: Tensor
+    images: tuple[Tensor, ...]
     seen: Tensor
     notes: tuple[str, ...] = ()
     faces: tuple[FaceChoice, ...] = ()
@@ -63,7 +65,7 @@ class _Request:
         name changes nothing."""
         return (
             (self.clip_vision, self.faces),
-            (self.references.pixels, *self.references.regions),
+            (*self.references.pixels, *self.references.regions),
             (self.which_face, self.clip_only, self.clip_vision.patcher.patches_uuid),
         )
 
@@ -91,6 +93,7 @@ def encode_subject(
     region: Tensor | None = None,
     boxes: object = None,
     clip_only: bool = False,
+    more: Mapping[str, object] = NO_MORE,
 ) -> EncodedSubject:
     """All reference images (IMAGE [R H W 1|3|4]) of one subject -> the subject.
 
@@ -103,13 +106,15 @@ def encode_subject(
     boxes       the same as BOUNDING_BOX
     clip_only   a portrait adapter without faces: the subject gets no tokens, facial identity is not
                 preserved
+    more        further images after the first ones, each of a size of its own, by the names that
+                errors call them
 
     Raises ValueError for a name that no prompt can use, images or regions that cannot be used,
     without faces where they are needed, for another image encoder.
     """
     name = checked_name(name)
     check_encoder(clip_vision, mmdiff.config)
-    references = read_references(images, region, boxes)
+    references = read_references(images, region, boxes, more)
     request = _Request(mmdiff, clip_vision, references, faces, name, which_face, clip_only)
     read = mmdiff.encodings.remember(*request.depends_on, lambda: _encode(request))
     notes = _notes(name, read, mmdiff)

@@ -82,6 +82,25 @@ def find_checkpoint(name: str) -> Path:
     )
 
 
+def list_models(kind: str) -> list[str]:
+    """Names of the files that the host lists for a kind of model, such as "checkpoints"."""
+    return list(folder_paths.get_filename_list(kind))
+
+
+def find_listed(kind: str, what: str, name: str) -> Path:
+    """Path of a file that the host lists among one kind of model, such as "checkpoints".
+    FileNotFoundError says `what` was looked for, names the folders searched and what was found
+    there."""
+    listed = list_models(kind)
+    for path in _paths(kind, name, listed):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"{what} {quoted(name)} not found. Searched: {', '.join(map(str, roots(kind)))}; found "
+        f"there: {quoted_list(listed)}. MM-Diff Doctor has the page to get it from."
+    )
+
+
 def _where_from(name: object, listed: Sequence[str]) -> str:
     """What to do about a checkpoint that is not there."""
     if name == RELEASED or not listed:

@@ -58,8 +58,7 @@ def data_url(picture: torch.Tensor) -> str:
 
 def page() -> Callable[[str, dict], None]:
     """How to reach the page that asked for the run that is on. RuntimeError without a server."""
-    # a running server has imported its module; importing it here would start half of one
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = running_server()
     if server is None:
         raise RuntimeError(
             "live maps need a running ComfyUI server; turn live off to run without one"
@@ -71,3 +70,9 @@ def page() -> Callable[[str, dict], None]:
             server.send_sync(event, data, server.client_id)
 
     return send
+
+
+def running_server():
+    """ComfyUI's server of this process, or None."""
+    # a running server has imported its module; importing it here would start half of one
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

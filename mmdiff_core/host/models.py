@@ -18,7 +18,7 @@ import comfy.ops
 import comfy.sd
 import torch
 from comfy.weight_adapter.lora import LoRAAdapter
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoints import checkpoint
 from ..config import MMDiffConfig
@@ -33,6 +33,16 @@ class BaseModels(NamedTuple):
     clip: comfy.sd.CLIP
     clip_vision: comfy.clip_vision.ClipVisionModel
     vae: comfy.sd.VAE
+
+
+def patcher_of(module: nn.Module, dynamic: bool = True) -> comfy.model_patcher.ModelPatcher:
+    """How the host counts, loads and offloads a module. Newer hosts have a class of their own for
+    dynamic VRAM and choose it when they start; `dynamic` = False leaves that out."""
+    plain = comfy.model_patcher.ModelPatcher
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", plain) if dynamic else plain
+    return kind(
+        module, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
+    )
 
 
 class Encodings:
@@ -72,21 +82,25 @@ class Encodings:
         return encoding
 
 
+class Readers(NamedTuple):
+    """What reads reference images: CLIP_VISION and MMDIFF_FACES; None where there is none."""
+
+    clip_vision: comfy.clip_vision.ClipVisionModel | None = None
+    faces: Any = None
+
+
+NO_READERS = Readers()
+
+
 class LoadedMMDiff:
     """What the MMDIFF socket carries. `patcher` is how the host counts, loads and offloads the
-    adapter's modules."""
+    adapter's modules; `readers` came with the adapter from one loader."""
 
-    def __init__(self, adapter: MMDiffAdapter):
+    def __init__(self, adapter: MMDiffAdapter, readers: Readers = NO_READERS):
         self.adapter = adapter
+        self.readers = readers
         self.encodings = Encodings()
-        patcher_class = getattr(
-            comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
-        )
-        self.patcher = patcher_class(
-            adapter.modules,
-            load_device=mm.get_torch_device(),
-            offload_device=mm.unet_offload_device(),
-        )
+        self.patcher = patcher_of(adapter.modules)
 
     @property
     def config(self) -> MMDiffConfig:
@@ -96,6 +110,17 @@ class LoadedMMDiff:
         """The patchers behind this output, as newer hosts ask for them."""
         return [self.patcher]
 
+    def readers_of(self, clip_vision: object | None, faces: object | None) -> Readers:
+        """Those that a node was given; for one that is None, the loader's own. ValueError where
+        there is no image encoder at all."""
+        clip_vision = self.readers.clip_vision if clip_vision is None else clip_vision
+        if clip_vision is None:
+            raise ValueError(
+                "clip_vision is not connected; connect Load CLIP Vision, or take mmdiff from Load "
+                "MM-Diff Models"
+            )
+        return Readers(clip_vision, self.readers.faces if faces is None else faces)
+
     @contextmanager
     def loaded(self) -> Iterator[tuple[SubjectModules, torch.device]]:
         """The modules on their compute device, without gradients."""
@@ -104,9 +129,9 @@ class LoadedMMDiff:
             yield self.adapter.modules, self.patcher.load_device
 
 
-def load_mmdiff(path: Path) -> LoadedMMDiff:
+def load_mmdiff(path: Path, readers: Readers = NO_READERS) -> LoadedMMDiff:
     """A checkpoint from disk, ready for the host. Errors as in `checkpoint.read`."""
-    return LoadedMMDiff(checkpoint.load(path, ops=comfy.ops.manual_cast))
+    return LoadedMMDiff(checkpoint.load(path, ops=comfy.ops.manual_cast), readers)
 
 
 def lora_patches(pairs: LoRAPairs, keys: Mapping[str, str]) -> dict[str, LoRAAdapter]:

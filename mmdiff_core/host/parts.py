@@ -164,12 +164,24 @@ def image_of(row: Row, latents: Latents, options: Mapping) -> int:
 def windows_of_images(options: Mapping) -> Iterator[Sequence[int]]:
     """The numbers of a call's images, by whoever draws the batch in parts: the host's context
     windows, and AnimateDiff-Evolved's."""
-    window = options.get("context_window")
-    if getattr(window, "dim", 0) == 0 and getattr(window, "index_list", None):
-        yield window.index_list
+    dim, indices = window_of(options)
+    if dim == 0 and indices:
+        yield indices
     frames = options.get("ad_params")
     if isinstance(frames, Mapping) and frames.get("sub_idxs") is not None:
         yield frames["sub_idxs"]
+
+
+def window_of(options: Mapping) -> tuple[int, list[int]]:
+    """The axis [B C H W] that the host's context windows cut, and the indices along it that a call
+    holds; none without windows. Newer hosts put the index before a window's first in front of it
+    (`causal_window_fix`) and drop what is drawn for it."""
+    window = options.get("context_window")
+    indices = list(getattr(window, "index_list", None) or ())
+    before = getattr(window, "causal_anchor_index", None)
+    if indices and before is not None and before >= 0:
+        indices = [before, *indices]
+    return getattr(window, "dim", 0), indices
 
 
 def area_of(
@@ -177,9 +189,8 @@ def area_of(
 ) -> Area | None:
     """The part of the latent that a row of a call at this size covers; None = all of it."""
     height, width, top, left = row.area or (*latent, 0, 0)
-    window = options.get("context_window")
-    dim, indices = getattr(window, "dim", 0), list(getattr(window, "index_list", None) or ())
-    # [B C H W]: a context window along height or width
+    dim, indices = window_of(options)
+    # a context window along height or width
     if dim in (2, 3) and indices and indices == list(range(indices[0], indices[0] + len(indices))):
         if row.placed:
             raise no_place(row, size)

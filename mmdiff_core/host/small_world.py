@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..small_world import references, sizes
 from ..small_world.examples import enlarge
 from ..small_world.scenes import Identity, reference
-from .models import BaseModels, LoadedMMDiff, load_mmdiff
+from .models import NO_READERS, BaseModels, LoadedMMDiff, Readers, load_mmdiff, patcher_of
 
 Tensors = Mapping[str, Tensor]
 WEIGHTS = Path(__file__).resolve().parents[1] / "small_world" / "weights"
@@ -89,13 +89,24 @@ def find(folder: Path, name: str) -> list[Path]:
 
 def load(folder: Path = WEIGHTS) -> BaseModels:
     """The small world's models. FileNotFoundError when one of its files is missing."""
-    unet, text, vision = (read(folder, name) for name in FILES)
-    return BaseModels(model(unet), clip(text), clip_vision(vision), vae())
+    unet = load_unet(folder)
+    text, vision = (read(folder, name) for name in FILES[1:])
+    return BaseModels(unet, clip(text), clip_vision(vision), vae())
 
 
-def load_adapter(folder: Path = WEIGHTS) -> LoadedMMDiff:
+def load_unet(
+    folder: Path = WEIGHTS, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """MODEL alone. Newer hosts ask for it again where they need weights of their own, on another
+    GPU or without dynamic VRAM: `cached_patcher_init` tells them how."""
+    built = model(read(folder, "unet"), dynamic=not disable_dynamic)
+    built.cached_patcher_init = (load_unet, (folder,))
+    return built
+
+
+def load_adapter(folder: Path = WEIGHTS, readers: Readers = NO_READERS) -> LoadedMMDiff:
     """MMDIFF: the adapter that was trained on it."""
-    return load_mmdiff(find(folder, "adapter")[0])
+    return load_mmdiff(find(folder, "adapter")[0], readers)
 
 
 def draw_references(kind: str, first: float, second: float, pattern: str, eyes: str, accessory: str,
@@ -111,9 +122,10 @@ def draw_references(kind: str, first: float, second: float, pattern: str, eyes: 
     return enlarge(dots).movedim(1, -1).contiguous()
 
 
-def model(state: Tensors | None = None,
-          dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
-    """MODEL. Without `state` the weights are fresh, for training the base."""
+def model(state: Tensors | None = None, dtype: torch.dtype = torch.float32,
+          dynamic: bool = True) -> comfy.model_patcher.ModelPatcher:
+    """MODEL. Without `state` the weights are fresh, for training the base; `dynamic` as in
+    `patcher_of`."""
     config = {**sizes.UNET, "dtype": dtype}
     supported = SmallWorld(dict(config))
     supported.unet_config = dict(config)        # the family's extra config would set 8 heads
@@ -125,8 +137,7 @@ def model(state: Tensors | None = None,
         built.diffusion_model.load_state_dict({k: v.to(dtype) for k, v in state.items()},
                                               strict=True)
     built.eval().requires_grad_(False)
-    return comfy.model_patcher.ModelPatcher(built, load_device=mm.get_torch_device(),
-                                            offload_device=mm.unet_offload_device())
+    return patcher_of(built, dynamic)
 
 
 def clip(state: Tensors | None = None) -> comfy.sd.CLIP:
@@ -170,7 +181,8 @@ def clip_vision(state: Tensors | None = None) -> comfy.clip_vision.ClipVisionMod
 
 def vae() -> comfy.sd.VAE:
     """VAE without weights, 8 px to a latent position like every other."""
-    built = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+    # in float32 on a GPU too: 8 bits of a colour are more than bfloat16 holds
+    built = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
     built.first_stage_model = Dots().eval()
     built.patcher = comfy.model_patcher.ModelPatcher(
         built.first_stage_model, load_device=built.device, offload_device=mm.vae_offload_device()

@@ -109,12 +109,14 @@ def ask(
     pictures: int,
     reader: Reader,
     second: EncoderRuler | None = None,
+    looked_at: int | None = None,
     batch: int = 32,
 ) -> Tally:
-    """All images of one question."""
+    """All images of one question; the second ruler sees the first `looked_at`, None = all."""
     tally = Tally()
     for start in range(0, pictures, batch):
         stop = min(start + batch, pictures)
         trials = [make_trial(question, SEED, i) for i in range(start, stop)]
-        tally = tally.merge(count(trials, answer(trials), reader, second))
+        looks = second if looked_at is None or start < looked_at else None
+        tally = tally.merge(count(trials, answer(trials), reader, looks))
     return tally

@@ -72,6 +72,7 @@ class Wanted:
     no_adapter  also the base alone
     floor       also the floor and the ceiling
     told        also the base alone, told in words how the individuals look
+    looked_at   images of every cell that the second ruler sees too; None = all
     """
 
     images: int = 512
@@ -80,6 +81,7 @@ class Wanted:
     no_adapter: bool = False
     floor: bool = False
     told: bool = False
+    looked_at: int | None = None
 
 
 class Evaluation:
@@ -97,7 +99,9 @@ class Evaluation:
         if cells.get(question.name, {}).get("pictures", 0) >= images:
             return
         began = time.time()
-        cells[question.name] = vars(ask(how, question, images, self.reader, self.second))
+        looked_at = self.wanted.looked_at
+        tally = ask(how, question, images, self.reader, self.second, looked_at)
+        cells[question.name] = vars(tally)
         seconds = time.time() - began
         log.info("%s, %s: %s (%.0f s)", name, question.name, cells[question.name], seconds)
         self.save()

@@ -7,9 +7,6 @@ subject.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,26 +30,21 @@ class NounMaps:
         logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         self.maps.append(logits.softmax(-1).mean(1))
 
-    def loss(self, nouns: Sequence[Sequence[int]], masks: Sequence[np.ndarray]) -> Tensor:
+    def loss(self, nouns: Tensor, masks: Tensor) -> Tensor:
         """Mean of -log(probability of the own noun) over the positions inside the subjects, all
         layers alike; the maps are forgotten.
 
-        nouns  the columns of each example's nouns; examples without any do not count
-        masks  of each example's subjects, in the order of the nouns [n S S]
+        nouns  the columns of each example's nouns [B N]; 0 where there is none: it does not count
+        masks  of each example's subjects, in the order of the nouns [B N S S]
         """
-        rows = [row for row, columns in enumerate(nouns) for _ in columns]
-        columns = [column for own in nouns for column in own]
-        shown = []
-        for own, of_scene in zip(nouns, masks, strict=True):
-            shown += [torch.from_numpy(mask) for mask in of_scene[: len(own)]]
         maps, self.maps = self.maps, []
-        if not rows:
-            return torch.zeros(())
-        inside = torch.stack(shown).float()[:, None]
-        total = torch.zeros(())
+        inside = masks.float() * (nouns > 0)[..., None, None]
+        total = nouns.new_zeros((), dtype=torch.float32)
         for probability in maps:
             side = round(probability.shape[1] ** 0.5)
-            where = F.adaptive_avg_pool2d(inside, (side, side)).flatten(1)
-            own = probability[torch.tensor(rows), :, torch.tensor(columns)]
-            total = total - (where * own.clamp_min(1e-6).log()).sum() / where.sum()
+            where = F.adaptive_avg_pool2d(inside, (side, side)).flatten(2)  # B N P
+            index = nouns[:, None].expand(-1, probability.shape[1], -1)
+            own = probability.gather(2, index).transpose(1, 2)  # B N P
+            logs = own.float().clamp_min(1e-6).log()
+            total = total - (where * logs).sum() / where.sum().clamp_min(1e-6)
         return total / len(maps)

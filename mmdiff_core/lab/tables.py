@@ -57,6 +57,8 @@ def row(name: str, question: str, tally: Tally) -> str:
 
 
 def per_cent(share: float, low: float, high: float) -> str:
+    if share != share:  # nothing was counted
+        return ""
     return f"{100 * share:.1f} ({100 * low:.0f}-{100 * high:.0f})"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..host.frozen_base.encoders import text_states
-from ..small_world import descriptions
-from ..training.example import Example
+from .scene_batch import SceneBatch
 from .unet_task import UNetTask
 
 
@@ -27,16 +26,14 @@ class TextTask(UNetTask):
         self.before = copy.deepcopy(self.text).requires_grad_(False)
         self.register_buffer("rows_before", self.rows.detach().clone(), persistent=False)
 
-    def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
-        drawn = [self.scene(example.index) for example in batch]
-        plain = [descriptions.plainly(scene) for scene in drawn]
-        ids = torch.tensor([self.ids(scene.caption) for scene in drawn])
-        bare = torch.tensor([self.ids(scene.caption) for scene in plain])
-        traits = self.told(text_states(self.text, F.embedding(ids, self.rows))[0], drawn)
+    def forward(self, batch: SceneBatch) -> dict[str, Tensor]:
+        batch = batch.to(self.alphas.device)
+        states = text_states(self.text, F.embedding(batch.told, self.rows))[0]
+        traits = self.told(states, batch.told_nouns, batch.known)
         with torch.no_grad():
-            wanted = text_states(self.before, F.embedding(bare, self.rows_before))[0]
-        kept = F.mse_loss(text_states(self.text, F.embedding(bare, self.rows))[0], wanted)
-        kept = kept / wanted.var()
+            wanted = text_states(self.before, F.embedding(batch.plain, self.rows_before))[0]
+        plain = text_states(self.text, F.embedding(batch.plain, self.rows))[0]
+        kept = F.mse_loss(plain, wanted) / wanted.var()
         return {"loss": traits + kept, "traits": traits.detach(), "kept": kept.detach()}
 
     def files(self, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,30 +17,30 @@ class ToldHeads(nn.Module):
         super().__init__()
         self.head = nn.Linear(sizes.TEXT["hidden_size"], sum(TRAITS.values()))
 
-    def forward(self, states: Tensor, drawn: Sequence[scenes.Scene]) -> Tensor:
-        """States of captions [B TOKENS W] -> mean cross-entropy of the told traits; 0 when no
-        caption tells any."""
-        rows, columns, values = told_traits(drawn)
-        nouns = states[torch.tensor(rows), torch.tensor(columns)]
-        wanted, total, number = torch.tensor(values).view(-1, len(TRAITS)), 0.0, 0
-        for trait, logits in enumerate(self.head(nouns).split([*TRAITS.values()], -1)):
-            known = wanted[:, trait] >= 0
-            number += int(known.sum())
-            total = total + F.cross_entropy(logits[known], wanted[known, trait], reduction="sum")
-        return total / max(number, 1)
+    def forward(self, states: Tensor, nouns: Tensor, known: Tensor) -> Tensor:
+        """Mean cross-entropy of the told traits; 0 when no caption tells any.
+
+        states  of captions [B T W]
+        nouns   columns of the nouns [B N]
+        known   the told values [B N traits], -1 where a trait is not told
+        """
+        of_nouns = states.gather(1, nouns[..., None].expand(-1, -1, states.shape[-1]))
+        total = states.new_zeros(())
+        for trait, logits in enumerate(self.head(of_nouns).split([*TRAITS.values()], -1)):
+            total = total + F.cross_entropy(
+                logits.flatten(0, 1), known[..., trait].flatten(), ignore_index=-1, reduction="sum"
+            )
+        return total / (known >= 0).sum().clamp_min(1)
 
 
-def told_traits(drawn: Sequence[scenes.Scene]) -> tuple[list[int], list[int], list[list[int]]]:
-    """Row, column and told values of every noun; a value is -1 where its trait is not told."""
-    rows, columns, values = [], [], []
-    for row, scene in enumerate(drawn):
-        nouns = [i for i, word in enumerate(scene.caption.split(), 1) if word in sprites.CLASSES]
-        for column, placed in zip(nouns, scene.placed, strict=True):
-            told, known = told_names(placed), descriptions.traits(placed.identity)
-            rows.append(row)
-            columns.append(column)
-            values.append([known[trait] if trait in told else -1 for trait in TRAITS])
-    return rows, columns, values
+def told_values(scene: scenes.Scene, most: int) -> list[list[int]]:
+    """Told values of each noun of the scene's caption [most traits]; -1 where one is not told."""
+    values = [[-1] * len(TRAITS) for _ in range(most)]
+    for row, placed in zip(values, scene.placed, strict=False):
+        told, known = told_names(placed), descriptions.traits(placed.identity)
+        for number, trait in enumerate(TRAITS):
+            row[number] = known[trait] if trait in told else -1
+    return values
 
 
 def told_names(placed: scenes.Placed) -> set[str]:

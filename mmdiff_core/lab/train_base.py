@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..training.example import Example
+from ..training.data.workers import Workers
+from ..training.example import Example, ExampleSource
 from ..training.run.config import LoopConfig
 from ..training.run.loop import fit
 from ..training.run.report import hardware
@@ -116,10 +118,10 @@ def loop_config(args: argparse.Namespace) -> LoopConfig:
         ema_decay=EMA,
         mixed_precision=args.precision,
         seed=args.seed,
-        save_every=250,
+        save_every=args.save_every,
         keep_last=1,
         log_every=50,
-        workers=0,
+        workers=2 * args.processes,
         tracker=None,
         optimizer=args.optimizer,
         muon_rate=args.muon_rate,
@@ -129,7 +131,39 @@ def loop_config(args: argparse.Namespace) -> LoopConfig:
 def train(args: argparse.Namespace) -> str:
     """Train as the command line of `commands.pretrain` says; the report."""
     torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU that has it
     torch.manual_seed(args.seed)
     task = make_task(args.what, args.init, args.seed, args.layout)
-    report = fit(task, Numbers(), loop_config(args), args.out, export=export_with(task, args))
+    source = getattr(task, "source", Numbers())
+    with prepared_by(source, args.processes) as ready:
+        report = fit(task, ready, loop_config(args), args.out, export=export_with(task, args))
     return str(report)
+
+
+@contextmanager
+def prepared_by(source: ExampleSource, processes: int) -> Iterator[ExampleSource]:
+    """The source, its batches made by so many other processes; 0 = by this one."""
+    if not processes:
+        yield source
+        return
+    workers = Workers(source.batch, processes)
+    try:
+        yield Prepared(source, workers)
+    finally:
+        workers.close()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A source whose batches come from other processes."""
+
+    source: ExampleSource
+    workers: Workers
+
+    def example(self, index: int) -> Example:
+        """The example of that number."""
+        return self.source.example(index)
+
+    def batch(self, start: int, size: int) -> tuple[Example, ...]:
+        """`size` examples from number `start` on."""
+        return self.workers(start, size)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,19 +13,17 @@ from ..host import small_world as host
 from ..host.frozen_base.encoders import text_states
 from ..host.frozen_base.unet_call import training_options
 from ..method import losses
-from ..small_world import descriptions, scenes, sizes, sprites
-from ..training.example import Example
-from ..training.noise import LogNormal, draw_noise
+from ..small_world import scenes, sizes, sprites
 from .noun_maps import NounMaps
+from .scene_batch import Captions, SceneBatch, Scenes
 from .told import ToldHeads
 
-CAPTION_DROPOUT = 0.1
-ONLY_NOUNS = 0.5  # share of the captions whose traits the UNet sees in the nouns' states alone
 SUBJECTS = 1.5  # how much more a subject's positions count than the background's
 FOUND = 0.05  # weight of the loss that brings the attention maps to the nouns
 TOLD = 0.1  # weight of the loss that keeps the traits in the nouns' states
 TRAITS = 1.0  # weight of the traits' loss, in units of the classes'
-NOISE = LogNormal(median=2.2, spread=0.9, share=0.6)  # where classes and positions are decided
+MEANS = 16.0  # weight of the squared error of the channels' means: without it, a colour that is
+# wrong in the whole image costs no more than a wrong dot, and skies are never flat
 
 
 GROUPS = {"class": len(sprites.CLASSES)} | {t: len(w) for t, w in sprites.WORDS.items()}
@@ -54,13 +49,11 @@ class LayoutHeads(nn.Module):
         outputs = sum(GROUPS.values()) + 1  # the last one is "nothing stands here"
         self.heads = nn.ModuleList(nn.Conv2d(c, outputs, 1) for c in channels)
 
-    def forward(
-        self, drawn: Sequence[scenes.Scene], masks: Sequence[np.ndarray]
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: SceneBatch) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of the classes over positions and heads, and of the traits over the
         subjects' positions, both of the features of the last forward pass."""
-        truth = layout_maps(drawn, masks)
-        classes, traits = torch.zeros(()), torch.zeros(())
+        truth = layout_maps(batch.values, batch.masks)
+        classes, traits = truth.new_zeros(()), truth.new_zeros(())
         for head, features in zip(self.heads, self.features, strict=True):
             # normed, so that a step of the optimizer moves the logits alike at every layer
             normed = F.layer_norm(features.float().movedim(1, -1), features.shape[1:2])
@@ -83,19 +76,16 @@ def split_groups(maps: Tensor) -> tuple[Tensor, ...]:
     return maps.split([*GROUPS.values(), 1], 1)
 
 
-def layout_maps(drawn: Sequence[scenes.Scene], masks: Sequence[np.ndarray]) -> Tensor:
-    """Scenes and their masks -> [B n S S]: 1 at the class and the traits of each dot, and at the
-    last map where nothing stands."""
-    starts = dict(zip(GROUPS, np.cumsum([0, *GROUPS.values()]), strict=False))
-    maps = torch.zeros(len(drawn), sum(GROUPS.values()) + 1, scenes.SIDE, scenes.SIDE)
-    for row, scene, of_scene in zip(maps, drawn, masks, strict=True):
-        for placed, mask in zip(scene.placed, of_scene, strict=True):
-            values = {"class": sprites.CLASSES.index(placed.kind)}
-            values |= descriptions.traits(placed.identity)
-            for group, value in values.items():
-                row[starts[group] + value] += torch.from_numpy(mask).float()
-        row[-1] = 1 - row[: GROUPS["class"]].sum(0)
-    return maps
+def layout_maps(values: Tensor, masks: Tensor) -> Tensor:
+    """Values [B N G] and masks [B N S S] of a `SceneBatch` -> [B n S S]: 1 at the class and the
+    traits of each dot, and at the last map where nothing stands."""
+    ones = []
+    for group, size in enumerate(GROUPS.values()):
+        known = values[..., group]
+        ones.append(F.one_hot(known.clamp_min(0), size) * (known >= 0)[..., None])
+    maps = torch.einsum("bnc,bnhw->bchw", torch.cat(ones, -1).float(), masks.float())
+    standing = maps[:, : GROUPS["class"]].sum(1, keepdim=True)
+    return torch.cat([maps, 1 - standing], 1)
 
 
 class UNetTask(nn.Module):
@@ -118,71 +108,49 @@ class UNetTask(nn.Module):
         self.layout_weight = layout_weight
         self.told = ToldHeads()
         self.nouns = NounMaps(self.unet)
-        self.seed = seed
-        self.sigmas = base.model_sampling.sigmas
-        self.alphas = 1 / (1 + self.sigmas**2)
+        sigmas = base.model_sampling.sigmas
+        self.register_buffer("alphas", 1 / (1 + sigmas**2), persistent=False)
+        self.source = Scenes(captions_of(self.clip, self.vocabulary), tuple(sigmas.tolist()), seed)
 
-    @cache  # noqa: B019  (one task lives as long as its process)
-    def ids(self, caption: str) -> tuple[int, ...]:
-        tokens = self.clip.tokenize(caption)["l"][0]
-        return tuple(self.vocabulary.index(token) for token, _ in tokens)
-
-    def context(
-        self, batch: Sequence[Example], drawn: Sequence[scenes.Scene]
-    ) -> tuple[Tensor, Tensor, list[list[int]]]:
-        """States of the captions [B TOKENS W], the loss of the told traits, and the columns of
-        the nouns.
+    def context(self, batch: SceneBatch) -> tuple[Tensor, Tensor]:
+        """States of the captions [B T W] and the loss of the told traits.
 
         Of one example in ten the caption is dropped. Half of the others are the states of a
         caption without traits, but for the nouns' columns, which come from the caption with
         traits: a subject's image can only change the noun, so the nouns must tell everything.
         """
-        told, bare, columns = [], [], []
-        for example, scene in zip(batch, drawn, strict=True):
-            dropped, moved = np.random.default_rng((self.seed, example.index, 3)).random(2)
-            plain = descriptions.plainly(scene)
-            captions = ("", "") if dropped < CAPTION_DROPOUT else (scene.caption, plain.caption)
-            told.append(captions[0])
-            bare.append(captions[int(moved < ONLY_NOUNS)])
-            columns.append(source_columns(captions[0], bare[-1]))
-        ids = torch.tensor([self.ids(c) for c in (*told, *bare)], device=self.rows.device)
-        both = text_states(self.text, F.embedding(ids, self.rows))[0]
-        kept = torch.tensor(columns, device=both.device)[..., None].expand(-1, -1, both.shape[-1])
-        names = self.told(both[: len(told)], told_scenes(drawn, told))
-        return torch.cat(both.chunk(2), 1).gather(1, kept), names, list(map(noun_columns, bare))
+        bare = torch.where(batch.only_nouns[:, None], batch.plain, batch.told)
+        nouns = bare_nouns(batch)
+        ids = torch.cat([batch.told, bare])
+        told, states = text_states(self.text, F.embedding(ids, self.rows))[0].chunk(2)
+        width = (-1, -1, told.shape[-1])
+        of_nouns = told.gather(1, batch.told_nouns[..., None].expand(width))
+        # where there is no noun, both columns are the first one, which is the same in every caption
+        context = states.scatter(1, nouns[..., None].expand(width), of_nouns)
+        return context, self.told(told, batch.told_nouns, batch.known)
 
-    def scene(self, number: int) -> scenes.Scene:
-        """The scene of that number, with traits in its caption."""
-        rng = np.random.default_rng((self.seed, number, 5))
-        return descriptions.describe(scenes.scene("train", self.seed, number), rng)
-
-    def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
-        drawn = [self.scene(example.index) for example in batch]
-        shown = [scenes.draw(scene) for scene in drawn]
-        pixels = torch.from_numpy(np.stack([image for image, _ in shown])).movedim(-1, 1).float()
-        latents = F.pixel_unshuffle(pixels * 2 - 1, sizes.FOLD) * sizes.LATENT_SCALE
-        numbers = [e.index for e in batch]
-        noise, steps = draw_noise(numbers, latents.shape[1:], len(self.sigmas), self.seed)
-        steps = NOISE.replace_steps(steps, numbers, self.sigmas, self.seed)
-        alpha = self.alphas[steps].view(-1, 1, 1, 1)
+    def forward(self, batch: SceneBatch) -> dict[str, Tensor]:
+        batch = batch.to(self.alphas.device)
+        latents, noise = batch.latents, batch.noise
+        alpha = self.alphas[batch.steps].view(-1, 1, 1, 1)
         a, b = alpha.sqrt(), (1 - alpha).sqrt()
-        context, told, nouns = self.context(batch, drawn)
+        context, told = self.context(batch)
         v = self.unet(
             a * latents + b * noise,
-            steps.float(),
+            batch.steps.float(),
             context=context,
             transformer_options=training_options(latents.device),
         )
         target = losses.denoising_target("v", latents, noise, a, b)
-        where = subject_weights([masks for _, masks in shown])
-        denoising = losses.denoising_loss(v, target, torch.ones(len(batch)), where).mean()
-        masks = [masks for _, masks in shown]
-        layout, traits = self.layout(drawn, masks)
-        found = self.nouns.loss(nouns, masks)
-        loss = denoising + self.layout_weight * (layout + TRAITS * traits)
+        where = subject_weights(batch.masks)
+        denoising = losses.denoising_loss(v, target, alpha.new_ones(len(batch)), where).mean()
+        means = (v.float() - target).mean((2, 3)).square().mean()
+        layout, traits = self.layout(batch)
+        found = self.nouns.loss(bare_nouns(batch), batch.masks)
+        loss = denoising + MEANS * means + self.layout_weight * (layout + TRAITS * traits)
         loss = loss + TOLD * told + FOUND * found
         terms = {"denoising": denoising, "layout": layout, "traits": traits, "told": told}
-        terms["found"] = found
+        terms |= {"found": found, "means": means}
         return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
 
     def files(self, weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -200,33 +168,16 @@ class UNetTask(nn.Module):
         return {"unet": part("unet."), "text": text}
 
 
-def told_scenes(drawn: Sequence[scenes.Scene], captions: Sequence[str]) -> list[scenes.Scene]:
-    """The scenes of these captions; a scene whose caption was dropped has no subjects."""
-    pairs = zip(drawn, captions, strict=True)
-    return [scene if caption else replace(scene, placed=()) for scene, caption in pairs]
+def bare_nouns(batch: SceneBatch) -> Tensor:
+    """Columns of the nouns [B N] in what the UNet sees; 0 where there is none."""
+    return torch.where(batch.only_nouns[:, None], batch.plain_nouns, batch.told_nouns)
 
 
-def subject_weights(masks: Sequence[np.ndarray]) -> Tensor:
-    """How much each latent position counts [B 1 h w]: more where subjects stand."""
-    standing = [torch.from_numpy(of_scene.any(0)).float() for of_scene in masks]
+def subject_weights(masks: Tensor) -> Tensor:
+    """Masks [B N S S] -> how much each latent position counts [B 1 h w]: more where subjects
+    stand."""
     grid = (scenes.SIDE // sizes.FOLD,) * 2
-    return losses.weigh_subjects(torch.stack(standing)[:, None], grid, SUBJECTS)
-
-
-def noun_columns(caption: str) -> list[int]:
-    """Columns of the nouns in a caption's states."""
-    return [i for i, word in enumerate(caption.split(), 1) if word in sprites.CLASSES]
-
-
-def source_columns(told: str, bare: str) -> list[int]:
-    """Where each column of a caption without traits comes from: a noun's from the caption with
-    traits (0..TOKENS), every other from the one without (TOKENS..2 TOKENS)."""
-    nouns = noun_columns(told)
-    columns = list(range(sizes.TOKENS, 2 * sizes.TOKENS))
-    for i, word in enumerate(bare.split(), 1):
-        if word in sprites.CLASSES:
-            columns[i] = nouns.pop(0)
-    return columns
+    return losses.weigh_subjects(masks.any(1, keepdim=True).float(), grid, SUBJECTS)
 
 
 def new_words_drawn(rows: Tensor, seed: int) -> Tensor:
@@ -246,3 +197,13 @@ def every_token(clip) -> list[int]:
         for chunk in clip.tokenize(words)["l"]:
             tokens |= {token for token, _ in chunk}
     return sorted(tokens)
+
+
+def captions_of(clip, vocabulary: list[int]) -> Captions:
+    """How captions of the known words are tokenized, as rows of a table of these tokens."""
+    first, *_, last = [vocabulary.index(token) for token, _ in clip.tokenize("")["l"][0]]
+    words = {}
+    for word in " ".join(scenes.every_word()).split():
+        tokens = [vocabulary.index(token) for token, _ in clip.tokenize(word)["l"][0]]
+        words[word] = tuple(tokens[1 : tokens.index(last)])
+    return Captions(words, first, last)

@@ -3,7 +3,9 @@ official code)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -14,26 +16,35 @@ from .regions import reference_regions
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MARGIN = 0.05  # around a cut-out, as share of its longer side
+NO_MORE: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceImages:
     """The reference images of one subject.
 
-    pixels   uint8 [R 3 H W]
+    pixels   R of uint8 [3 H W], each of a size of its own
     regions  where the subject is on each of them [H W] in 0..1, or None
     """
 
-    pixels: Tensor
+    pixels: tuple[Tensor, ...]
     regions: tuple[Tensor | None, ...]
 
 
-def read_references(images: object, region: object = None, boxes: object = None) -> ReferenceImages:
-    """IMAGE [R H W 1|3|4], and where the subject is: MASK or BOUNDING_BOX, as
-    `regions.reference_regions` reads them. ValueError says what cannot be used."""
-    pixels = to_uint8(checked_images(images).cpu()).movedim(-1, 1)
-    count, _, height, width = pixels.shape
-    return ReferenceImages(pixels, tuple(reference_regions(count, height, width, region, boxes)))
+def read_references(
+    images: object,
+    region: object = None,
+    boxes: object = None,
+    more: Mapping[str, object] = NO_MORE,
+) -> ReferenceImages:
+    """IMAGE [R H W 1|3|4] and `more` of them by the names of their inputs, and where the subject
+    is: MASK or BOUNDING_BOX, as `regions.reference_regions` reads them. ValueError says what cannot
+    be used."""
+    pixels: list[Tensor] = []
+    for name, batch in {"image": images, **more}.items():
+        pixels += to_uint8(checked_images(batch, name).cpu()).movedim(-1, 1)
+    sizes = [tuple(each.shape[-2:]) for each in pixels]
+    return ReferenceImages(tuple(pixels), tuple(reference_regions(sizes, region, boxes)))
 
 
 def checked_images(images: object, what: str = "image") -> Tensor:

@@ -17,17 +17,18 @@ from ..untrusted import quoted
 
 
 def reference_regions(
-    count: int, height: int, width: int, mask: object, boxes: object
+    sizes: Sequence[tuple[int, int]], mask: object, boxes: object
 ) -> list[Tensor | None]:
-    """Where the subject is on each of `count` images of `height` x `width` pixels: from MASK
-    [1|R h w], or from BOUNDING_BOX (one {x, y, width, height}, a list of them, or a list for each
-    image, of which the first counts), or nowhere in particular. ValueError says what does not
+    """Where the subject is on each image, of which `sizes` has height and width in pixels: from
+    MASK [1|R h w], or from BOUNDING_BOX (one {x, y, width, height}, a list of them, or a list for
+    each image, of which the first counts), or nowhere in particular. ValueError says what does not
     fit."""
+    count = len(sizes)
     given = boxes is not None and not (isinstance(boxes, (list, tuple)) and not boxes)
     if mask is not None and given:
         raise ValueError("both region and boxes are connected; connect only one of them")
     if mask is not None:
-        return list(_masks(mask, count, height, width))
+        return _masks(mask, sizes)
     if not given:
         return [None] * count
     firsts = [_first(box) for box in _listed(boxes)]
@@ -36,21 +37,22 @@ def reference_regions(
             f"boxes for {len(firsts)} images, but there are {count}; connect one box, or one per "
             "image"
         )
+    each = firsts * (count if len(firsts) == 1 else 1)
     return [
-        _box_mask(box, height, width, i)
-        for i, box in enumerate(firsts * (count if len(firsts) == 1 else 1), 1)
+        _box_mask(box, *size, i) for i, (box, size) in enumerate(zip(each, sizes, strict=True), 1)
     ]
 
 
-def _masks(mask: object, count: int, height: int, width: int) -> Tensor:
+def _masks(mask: object, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     masks = checked_masks(mask, "region")
-    if len(masks) not in (1, count):
+    if len(masks) not in (1, len(sizes)):
         raise ValueError(
-            f"{len(masks)} masks for {count} images; connect one mask, or one per image"
+            f"{len(masks)} masks for {len(sizes)} images; connect one mask, or one per image"
         )
-    if masks.shape[-2:] != (height, width):
-        masks = F.interpolate(masks[:, None], size=(height, width), mode="area")[:, 0]
-    return masks.expand(count, -1, -1)
+    return [
+        one if one.shape == size else F.interpolate(one[None, None], size=size, mode="area")[0, 0]
+        for one, size in zip(masks.expand(len(sizes), -1, -1), sizes, strict=True)
+    ]
 
 
 def _listed(boxes: object) -> Sequence:

@@ -151,6 +151,7 @@ class Tally:
     Of the subjects: `identity` (its own class shows it rather than 7 others), the verdicts of
     `score.Binding`, and `seen` (the second ruler). Of the images: `complete` (every verdict is
     "own"), `seen_all`, `classes` and `background` (what the reader sees is what the prompt says).
+    The second ruler saw `looked` subjects in `looked_at` images.
     `noise` sums `score.background_noise` over the images that have the background asked for.
     """
 
@@ -169,6 +170,8 @@ class Tally:
     classes: int = 0
     background: int = 0
     noise: float = 0.0
+    looked: int = 0
+    looked_at: int = 0
 
     OF_SUBJECTS: ClassVar = ("identity", *score.VERDICTS, "seen")
     OF_IMAGES: ClassVar = ("complete", "seen_all", "classes", "background")
@@ -198,6 +201,7 @@ class Tally:
             self.noise += score.background_noise(image, trial.scene, clear)
         if second is not None:
             seen = second.sees(image, trial.wanted, trial.strangers)
+            self.looked, self.looked_at = self.looked + len(seen), self.looked_at + 1
             self.seen += sum(seen)
             self.seen_all += all(seen)
         return named
@@ -206,9 +210,10 @@ class Tally:
         return Tally(**{name: v + getattr(other, name) for name, v in vars(self).items()})
 
     def shares(self) -> dict[str, tuple[float, float, float]]:
-        """Name -> (share, low, high) in 0..1."""
+        """Name -> (share, low, high) in 0..1; not a number where nothing was counted."""
         totals = dict.fromkeys(self.OF_SUBJECTS, self.subjects)
         totals |= dict.fromkeys(self.OF_IMAGES, self.pictures)
+        totals |= {"seen": self.looked, "seen_all": self.looked_at}
         return {name: score.interval(getattr(self, name), n) for name, n in totals.items()}
 
 

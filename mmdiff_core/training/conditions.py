@@ -136,9 +136,10 @@ def _references(batch: Sequence[Example], side: int) -> Tensor:
 def _first_cls(cls: Tensor, layout: Layout) -> Tensor:
     """CLS [n E] of each subject's first reference [B S E]; zeros where there is no subject."""
     first = cls.new_zeros(layout.examples, layout.subjects, cls.shape[-1])
-    for number, (example, subject, reference) in enumerate(layout.positions):
-        if reference == 0:
-            first[example, subject] = cls[number]
+    firsts = [(n, b, s) for n, (b, s, reference) in enumerate(layout.positions) if reference == 0]
+    if firsts:
+        number, example, subject = torch.tensor(firsts, device=cls.device).unbind(1)
+        first[example, subject] = cls[number]
     return first
 
 
@@ -202,8 +203,9 @@ def _keys(
 def pad_masks(batch: Sequence[Example], most: int) -> Tensor:
     """Masks of all subjects [B S H W]; zeros where there is none."""
     height, width = batch[0].pixels.shape[-2:]
-    masks = torch.zeros(len(batch), most, height, width)
-    for b, example in enumerate(batch):
-        for s, subject in enumerate(example.subjects):
-            masks[b, s] = subject.mask
+    shown = [subject.mask for example in batch for subject in example.subjects]
+    masks = torch.zeros(len(batch), most, height, width, device=batch[0].pixels.device)
+    if shown:
+        where = [(b, s) for b, example in enumerate(batch) for s in range(len(example.subjects))]
+        masks[tuple(torch.tensor(where, device=masks.device).unbind(1))] = torch.stack(shown)
     return masks

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,15 +28,14 @@ def draw_noise(
     for index in indices:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
         u = torch.rand(4, generator=generator)
-        if u[3] < middle:
+        fraction, chosen = u[0], float(u[3])
+        if chosen < middle:
             fraction = u[:3].mean()
-        elif u[3] < middle + high:
+        elif chosen < middle + high:
             fraction = 1 - u[0] * u[1]
-        else:
-            fraction = u[0]
-        steps.append((fraction * timesteps).long().clamp_max(timesteps - 1))
+        steps.append(min(int(fraction * timesteps), timesteps - 1))
         noise.append(torch.randn(tuple(shape), generator=generator))
-    return torch.stack(noise), torch.stack(steps)
+    return torch.stack(noise), torch.tensor(steps)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class LogNormal:
         self, steps: Tensor, indices: Sequence[int], sigmas: Tensor, seed: int
     ) -> Tensor:
         """Timesteps [B] with the chosen share replaced. sigmas [timesteps], ascending."""
-        logs, steps = sigmas.log().cpu(), steps.clone()
+        logs, steps = sigmas.log().tolist(), steps.clone()
         for row, index in enumerate(indices):
             rng = np.random.default_rng((seed, index, STREAM))
             if rng.random() < self.share:
@@ -70,9 +70,8 @@ class LogNormal:
         return steps
 
 
-def nearest(ascending: Tensor, value: float) -> int:
+def nearest(ascending: Sequence[float], value: float) -> int:
     """Number of the element that is closest to `value`."""
-    right = int(torch.searchsorted(ascending, value).clamp(1, len(ascending) - 1))
+    right = min(max(bisect_left(ascending, value), 1), len(ascending) - 1)
     left = right - 1
-    closer = value - float(ascending[left]) < float(ascending[right]) - value
-    return left if closer else right
+    return left if value - ascending[left] < ascending[right] - value else right

@@ -237,6 +237,16 @@ def test_results_of_several_files_become_one_table_with_shares_and_intervals(tmp
     assert "| full | two of a class | 3.2 | 1.0 |" in text
 
 
+def test_the_second_rulers_shares_are_of_the_images_that_it_saw_and_empty_where_it_saw_none():
+    from mmdiff_core.lab.tables import row
+
+    half = trials.Tally(pictures=100, subjects=200, seen=30, seen_all=10, looked=40, looked_at=20)
+    assert half.shares()["seen"][0] == 0.75 and half.shares()["seen_all"][0] == 0.5
+    assert row("a", "one", half).split(" | ")[6] == "50.0 (30-70)"
+    none = trials.Tally(pictures=100, subjects=200)
+    assert row("a", "one", none).split(" | ")[6] == ""
+
+
 def test_a_fine_tuned_base_is_counted_on_its_own_individual_and_stands_in_the_same_table():
     from mmdiff_core.lab.finetune import as_scene, trials_of
     from mmdiff_core.lab.tables import table

@@ -255,7 +255,7 @@ def test_windows_in_height_or_width_take_their_part_of_the_masks(scene, model, d
     subjects = [s.masked(random_mask(size, random.Random(i))) for i, s in enumerate(scene.subjects)]
     noise = noise_of(1, size, dim)
     found = sample(
-        with_windows(model, "batched", 8, dim=dim),
+        with_windows(model, "batched", 8, dim=dim, one_before=False),
         noise,
         bound(scene, subjects, scene.plain),
         scene.negative,

@@ -9,6 +9,22 @@ from mmdiff_core.regions.preview import COLOURS
 from support.page import SIZE, Editor, change_settings, close_to, open_page, shot
 from support.page_graphs import BUILD
 
+# A box of a third subject
+THIRD_BOX = """() => {
+  const widget = nodes.masks.widgets.find((w) => w.name === "boxes");
+  const box = { subject: 3, x: 0.45, y: 0.85, width: 0.5, height: 0.1 };
+  widget.value = JSON.stringify([...JSON.parse(widget.value), box]);
+  widget.callback(widget.value);
+}"""
+UNLINK = """(name) => {
+  const node = nodes[name];
+  node.disconnectInput(node.inputs.findIndex((i) => i.name === "subjects"));
+}"""
+LINK_AGAIN = """() => {
+  const into = nodes.subject1.inputs.findIndex((i) => i.name === "subjects");
+  nodes.subject0.connect(0, nodes.subject1, into);
+}"""
+
 # ---------------------------------------------------------------- drawing
 
 
@@ -35,8 +51,7 @@ def test_boxes_are_drawn_moved_resized_and_deleted_with_the_mouse(editor, page):
 
 def test_each_box_says_whose_it_is_in_its_subjects_colour(editor, page):
     editor.draw_both()
-    editor.choose(3)
-    editor.drag((0.45, 0.85), (0.95, 0.95))
+    page.evaluate(THIRD_BOX)  # of a subject that was there once
     assert editor.shown.locator(".label").all_inner_texts() == [
         "1 Violet",
         "2 Teal",
@@ -48,6 +63,60 @@ def test_each_box_says_whose_it_is_in_its_subjects_colour(editor, page):
             editor.shown.nth(i).evaluate("(e) => getComputedStyle(e).borderTopColor")
             == f"rgb({red}, {green}, {blue})"
         )
+
+
+def test_no_box_is_drawn_for_a_subject_that_is_not_there_and_the_editor_says_why(editor, page):
+    why = editor.root.locator(".why")
+    editor.draw_both()
+    drawn = editor.boxes
+    third = editor.root.locator(".bar button").nth(2)
+    assert third.get_attribute("aria-disabled") == "true"
+    third.click(force=True)  # past the check that it is enabled
+    told = "There is no subject 3; connected: 1 Violet, 2 Teal. Chain another MM-Diff Subject"
+    assert why.inner_text().startswith(told)
+    shot(page, "no_such_subject")
+    editor.drag((0.45, 0.2), (0.55, 0.8))  # for the one that was chosen before
+    assert editor.boxes[:2] == drawn and editor.boxes[2]["subject"] == 2
+    assert why.inner_text() == ""
+    page.keyboard.press("5")
+    assert why.inner_text().startswith("There is no subject 5;")
+    assert editor.boxes[2]["subject"] == 2, "nor is a box given to one"
+    page.keyboard.press("Delete")
+    page.evaluate(UNLINK, "subject1")
+    editor.drag((0.45, 0.1), (0.55, 0.9))
+    assert editor.boxes == drawn and why.inner_text().startswith("There is no subject 2;")
+    page.evaluate(LINK_AGAIN)
+    editor.choose(1)
+    assert why.inner_text() == ""
+    third.click(force=True)
+    assert why.inner_text() != ""
+
+
+def test_without_a_subject_the_editor_says_what_to_connect_instead_of_letting_draw(editor, page):
+    page.evaluate(UNLINK, "masks")
+    told = (
+        "No subject is connected. Connect MM-Diff Subject Encoder to subjects, then draw its box."
+    )
+    assert editor.root.locator(".hint").inner_text() == told
+    shot(page, "no_subject")
+    editor.drag((0.1, 0.1), (0.4, 0.9))
+    editor.stage.focus()
+    page.keyboard.press("Enter")
+    assert editor.boxes == [] and editor.root.locator(".why").inner_text() == told
+
+
+def test_boxes_can_be_drawn_where_another_packs_node_brings_the_subjects(editor, page):
+    page.evaluate("""() => {
+      const other = LiteGraph.createNode("MMDiffSubjectWeights");
+      other.comfyClass = "AnotherPacksSubjects";
+      app.graph.add(other);
+      other.connect(0, nodes.masks, nodes.masks.inputs.findIndex((i) => i.name === "subjects"));
+    }""")
+    page.mouse.move(5, 5)
+    editor.root.hover()
+    editor.choose(4)
+    editor.drag((0.1, 0.1), (0.4, 0.9))
+    assert [box["subject"] for box in editor.boxes] == [4]
 
 
 def test_the_drawing_has_the_pictures_shape(editor, page):
@@ -100,11 +169,12 @@ def test_the_keyboard_does_all_the_mouse_does(editor, page):
     keys.press("1")
     keys.press("Enter")
     keys.press("Shift+Tab")
-    keys.press("3")
-    assert [box["subject"] for box in editor.boxes] == [3, 1]
+    keys.press("1")
+    assert [box["subject"] for box in editor.boxes] == [1, 1]
+    keys.press("2")
     keys.press("Tab")
     keys.press("Delete")
-    assert [box["subject"] for box in editor.boxes] == [3]
+    assert [box["subject"] for box in editor.boxes] == [2]
     assert page.evaluate("app.graph.nodes.length") == 12, "Delete removed the box, not the node"
 
 

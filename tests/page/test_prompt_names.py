@@ -5,21 +5,22 @@ from __future__ import annotations
 from support.page import prompt_box, shot
 
 
-def test_after_an_opened_marker_the_prompt_offers_the_subjects_names(page):
+def test_after_an_opened_marker_the_prompt_offers_the_subjects_names_before_anything_else(page):
     box, names = prompt_box(page), page.locator(".mmdiff-names")
     box.click()
     page.keyboard.press("Control+a")
     page.keyboard.type("a ghost<|")
-    assert names.locator("li").all_inner_texts() == ["subj", "Violet", "Teal"]
+    assert names.locator("li").all_inner_texts() == ["Violet", "Teal", "subj"]
     shot(page, "names")
     page.keyboard.type("t")
     assert names.locator("li").all_inner_texts() == ["Teal"]
     page.keyboard.press("Enter")
     page.keyboard.type(" and a robot<|")
-    page.keyboard.press("ArrowDown")
     page.keyboard.press("Tab")
     page.keyboard.type(" at night<|")
-    names.locator("li").nth(0).click()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    names.locator("li").nth(2).click()
     wanted = "a ghost<|Teal|> and a robot<|Violet|> at night<|subj|>"
     assert box.input_value() == wanted and names.count() == 0
     sent = page.evaluate("async () => (await app.graphToPrompt()).output")
@@ -37,7 +38,7 @@ def test_the_offer_follows_the_graph_and_goes_away_again(page):
     box.click()
     page.keyboard.press("Control+a")
     page.keyboard.type("a ghost<|")
-    assert names.locator("li").all_inner_texts() == ["subj", "Sea"], "a bypassed node adds nobody"
+    assert names.locator("li").all_inner_texts() == ["Sea", "subj"], "a bypassed node adds nobody"
     page.keyboard.press("Escape")
     assert names.count() == 0 and box.input_value() == "a ghost<|"
     page.keyboard.press("Backspace")

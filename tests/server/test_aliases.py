@@ -1,7 +1,10 @@
-"""Nodes are found by other words where the host knows aliases, and load where it does not."""
+"""Nodes are found by other words and keep their results on the page where the host's schema has
+words for it, and load where it has not.
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import re
@@ -51,6 +54,35 @@ def test_a_host_that_does_not_know_them_gets_the_schema_without(aliases, monkeyp
 
     monkeypatch.setattr(aliases, "io", SimpleNamespace(Schema=older))
     assert aliases.schema(node_id="MMDiffLoad").node_id == "MMDiffLoad"
+
+
+@pytest.mark.parametrize("kind, stays", [("MMDiffTextEncode", True), ("MMDiffDoctor", False)])
+def test_a_host_that_sends_cached_results_is_asked_to_for_nodes_that_show_some(
+    aliases, monkeypatch, kind, stays
+):
+    def newer(node_id, has_intermediate_output=False):
+        return SimpleNamespace(node_id=node_id, stays=has_intermediate_output)
+
+    monkeypatch.setattr(aliases, "io", SimpleNamespace(Schema=newer))
+    assert aliases.schema(node_id=kind).stays is stays and aliases.sends_cached_results()
+    monkeypatch.setattr(aliases, "io", SimpleNamespace(Schema=lambda node_id: node_id))
+    assert not aliases.sends_cached_results()
+
+
+def keywords_in(node: ast.ClassDef) -> dict[str, ast.expr]:
+    calls = (item for item in ast.walk(node) if isinstance(item, ast.Call))
+    return {keyword.arg: keyword.value for call in calls for keyword in call.keywords}
+
+
+def test_every_node_that_shows_something_without_being_an_output_node_is_in_the_table(aliases):
+    showing = set()
+    for path in NODES.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for item in (item for item in tree.body if isinstance(item, ast.ClassDef)):
+            given = keywords_in(item)
+            if "ui" in given and "is_output_node" not in given:
+                showing.add(given["node_id"].value)
+    assert showing == set(aliases.SHOWS)
 
 
 def test_this_hosts_schema_takes_what_it_is_given(aliases):

@@ -33,8 +33,12 @@ def files_of_the_graphs(server: Server) -> None:
     """The demo photos, a style LoRA and a general adapter, both random and as wide as the tiny
     model.
     """
+    folder = server.home / "input/mm-diff-eileen"
+    folder.mkdir(exist_ok=True)
     for photo in PHOTOS.glob("*.jpg"):
         server.upload(photo)
+        if photo.name.startswith("astronaut"):
+            (folder / photo.name).write_bytes(photo.read_bytes())
     generator = torch.Generator().manual_seed(11)
     lora = {}
     for key, weight in load_file(TESTS / "reference/weights/unet_comfy.safetensors").items():

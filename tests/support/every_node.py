@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from comfy_api.latest import io
 
 from support.graphs import node
-from support.in_process import Host, load_pack
+from support.in_process import STAND_IN, Host, load_pack
 
 WIDGETS = (
     io.Float.Input,
@@ -34,6 +34,8 @@ LINKS = {
 }
 VALUES = {
     "checkpoint": "tiny-portrait",
+    "base_model": STAND_IN,
+    "clip_vision": STAND_IN,
     "file": "ann.safetensors",
     "text": "a ghost<|ann|> at night",
     "strip": 2,
@@ -45,6 +47,7 @@ OWN = {
     "MMDiffSubjectEncoder": {"subjects": None, "faces": None},
     "MMDiffLoadSubject": {"subjects": None},
     "MMDiffMixSubjects": {"others": None},
+    "MMDiffLoadModels": {"faces": "discs"},
     "MMDiffLoadFaceAnalysis": {"model": "discs", "device": "cpu"},
     "MMDiffSubjectWeights": {"name": "ann"},
     "MMDiffSaveSubject": {"overwrite": True},

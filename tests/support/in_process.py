@@ -17,6 +17,7 @@ from support.graphs import node
 from support.onnx_stand_ins import write_model_pack
 from support.paths import PACK, TESTS
 
+STAND_IN = "stand_in.safetensors"  # name of a file in a model folder; its content is not read
 OWN_ERRORS = ("ValueError", "FileNotFoundError", "FileExistsError", "RuntimeError")
 
 
@@ -100,12 +101,16 @@ class Host:
         for name, folders in self._folders(home).items():
             for folder in folders:
                 folder.mkdir(exist_ok=True)
+                if name in ("checkpoints", "clip_vision"):
+                    (folder / STAND_IN).touch()
             entry = ([str(folder) for folder in folders], {".safetensors"})
             monkeypatch.setitem(folder_paths.folder_names_and_paths, name, entry)
+        _load_small_world(monkeypatch)
         for name in ("temp", "output"):
             monkeypatch.setattr(folder_paths, f"{name}_directory", str(home / name))
         server = SimpleNamespace(client_id=None, last_node_id=None, send_sync=lambda *_: None)
-        self.executor = execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0})
+        cache = {"lru": 0, "ram": 0, "ram_inactive": 0}  # newer ComfyUI asks for the last one
+        self.executor = execution.PromptExecutor(server, cache_args=cache)
         photo = torch.from_numpy(picture(*THREE)).float()[None] / 255
         self.constants = {
             "photo": self.give(photo),
@@ -118,6 +123,8 @@ class Host:
             "mmdiff": [self.checkpoints, TESTS / "tiny/models/mmdiff"],
             "mmdiff_subjects": [self.subjects],
             "insightface": [home / "insightface"],
+            "checkpoints": [home / "checkpoints"],
+            "clip_vision": [home / "clip_vision"],
         }
 
     def run(self, prompt: dict, client: str | None = None) -> dict:
@@ -137,6 +144,21 @@ class Host:
         key = f"value {next(self.numbers)}"
         Given.values[key] = value
         return node("Given", key=key)
+
+
+def _load_small_world(monkeypatch) -> None:
+    """Whatever checkpoint or image encoder is loaded: the small world's."""
+    import comfy.clip_vision
+    import comfy.sd
+
+    world = importlib.import_module("mm_diff_pack.mmdiff_core.host.small_world")
+
+    def load_base(path, **options):
+        base = world.load()
+        return base.model, base.clip, base.vae, None
+
+    monkeypatch.setattr(comfy.sd, "load_checkpoint_guess_config", load_base)
+    monkeypatch.setattr(comfy.clip_vision, "load", lambda path: world.load().clip_vision)
 
 
 def _refused(valid: tuple) -> Refused:

@@ -75,6 +75,16 @@ def lacking_newest() -> str | None:
     )
 
 
+# a page's error where a script of the pack uses what the frontend calls deprecated
+NOTHING_DEPRECATED = """() => {
+  LiteGraph.alwaysRepeatWarnings = true;
+  LiteGraph.onDeprecationWarning = [(text) => {
+    const ours = new Error().stack.split("\\n").find((line) => line.includes("/extensions/"));
+    if (ours) console.error(`mmdiff.deprecated: ${text} ${ours}`);
+  }];
+}"""
+
+
 def open_page(page, server) -> None:
     page.goto(server.url, timeout=300_000)
     page.wait_for_function(
@@ -82,6 +92,7 @@ def open_page(page, server) -> None:
         "LiteGraph.registered_node_types.MMDiffTextEncode)",
         timeout=300_000,
     )
+    page.evaluate(NOTHING_DEPRECATED)
 
 
 class Editor:

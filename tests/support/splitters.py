@@ -20,10 +20,18 @@ class Windows(host_windows.IndexListContextHandler):
 
 
 def with_windows(
-    model, schedule: str, length: int, overlap: int = 0, stride: int = 1, dim: int = 0
+    model,
+    schedule: str,
+    length: int,
+    overlap: int = 0,
+    stride: int = 1,
+    dim: int = 0,
+    one_before: bool = True,
 ):
+    """`one_before`: newer hosts draw the image, or the row or column, before a window along with
+    it, and drop it."""
     windowed = model.clone()
-    windowed.model_options["context_handler"] = Windows(
+    windowed.model_options["context_handler"] = handler = Windows(
         host_windows.get_matching_context_schedule(schedule),
         host_windows.get_matching_fuse_method("pyramid"),
         length,
@@ -31,6 +39,7 @@ def with_windows(
         stride,
         dim=dim,
     )
+    handler.causal_window_fix = one_before
     return windowed
 
 

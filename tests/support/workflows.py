@@ -89,12 +89,13 @@ def in_the_small_world(workflow: dict) -> bool:
     return any(n["type"] == "MMDiffSmallWorldLoader" for n in workflow["nodes"])
 
 
-def to_api(workflow: dict, info: dict) -> dict:
+def to_api(workflow: dict, info: dict, instead: dict[str, dict] | None = None) -> dict:
     """The saved graph as the server takes it, with SDXL's loaders exchanged for the tiny model's,
-    small pictures and few steps.
+    and other values `instead` for types of nodes; by default small pictures and few steps.
     """
     prompt: dict = {}
-    instead = SMALL_WORLD if in_the_small_world(workflow) else SMALL
+    if instead is None:
+        instead = SMALL_WORLD if in_the_small_world(workflow) else SMALL
     kinds = {n["id"]: n["type"] for n in workflow["nodes"]}
     origin = {link[0]: (link[1], link[2]) for link in workflow["links"]}
 

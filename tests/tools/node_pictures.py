@@ -48,6 +48,7 @@ SIZES = {  # of nodes that are better read a little larger than they begin
     "MMDiffFindFaces": (300, 370),
 }
 
+ALL_ON = "() => { for (const node of Object.values(nodes)) node.mode = 0; }"
 THREE_REFERENCES = """() => {
   const widget = nodes.sprite0.widgets.find((w) => w.name === "references");
   widget.value = 3;
@@ -78,6 +79,7 @@ NODES = {  # picture -> (graph, the node's short name there)
     "MMDiffAttentionMaps": (GRAPH, "maps"),
     "MMDiffDoctor": (GRAPH, "doctor"),
     "MMDiffLoad": (PORTRAIT, "load"),
+    "MMDiffLoadModels": (PORTRAIT, "all"),
     "MMDiffLoadFaceAnalysis": (PORTRAIT, "faces"),
     "MMDiffFindFaces": (PORTRAIT, "find"),
     "MMDiffConvert": (PORTRAIT, "convert"),
@@ -167,7 +169,7 @@ def take_all(page: Page, server: Server, names: list[str]) -> None:
         page.evaluate(graph, photos)
         page.wait_for_timeout(800)
         run(page)
-        page.evaluate("() => { if (nodes.convert) nodes.convert.mode = 0; }")
+        page.evaluate(ALL_ON)
         if graph is GRAPH:
             if not names:
                 save_for_readme(page, server)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from mmdiff_core.small_world import descriptions, scenes, sizes
+from mmdiff_core.small_world import descriptions, scenes
+from mmdiff_core.small_world.examples import DrawnAhead, SmallWorldExamples
+
+from support.photos import same
 
 
 def described(number: int) -> scenes.Scene:
@@ -15,18 +20,82 @@ def described(number: int) -> scenes.Scene:
     return descriptions.describe(scene, np.random.default_rng(number))
 
 
-def test_every_noun_of_a_plain_caption_comes_from_the_same_noun_of_the_told_one():
-    from mmdiff_core.lab.unet_task import source_columns
+@pytest.fixture(scope="module")
+def task():
+    """The base's task, from the weights in the pack."""
+    from mmdiff_core.host import small_world
+    from mmdiff_core.lab.unet_task import UNetTask
 
-    for number in range(30):
-        told = described(number)
-        plain = descriptions.plainly(told).caption
-        words = ["", *told.caption.split()], ["", *plain.split()]
-        for column, source in enumerate(source_columns(told.caption, plain)):
-            if source < sizes.TOKENS:
-                assert words[0][source] == words[1][column]
-            else:
-                assert source == sizes.TOKENS + column
+    return UNetTask(small_world.WEIGHTS, 1, 0.25)
+
+
+def test_captions_are_split_word_by_word_as_the_tokenizer_does(task):
+    captions = task.source.captions
+    for number in range(60):
+        for scene in (described(number), descriptions.plainly(described(number))):
+            tokens = [token for token, _ in task.clip.tokenize(scene.caption)["l"][0]]
+            assert [task.vocabulary[row] for row in captions.rows(scene.caption)] == tokens
+
+
+def test_the_nouns_states_come_from_the_caption_with_traits_and_all_others_from_the_one_shown(task):
+    from mmdiff_core.host.frozen_base.encoders import text_states
+
+    batch = task.source.batch(0, 24)
+    context, _ = task.context(batch)
+    states = []
+    for ids in (batch.told, batch.plain):
+        states.append(text_states(task.text, torch.nn.functional.embedding(ids, task.rows))[0])
+    assert 0 < batch.only_nouns.sum() < 24 and (batch.told_nouns == 0).all(1).any()
+    for row in range(24):
+        shown = states[int(batch.only_nouns[row])][row].clone()
+        nouns = batch.plain_nouns if batch.only_nouns[row] else batch.told_nouns
+        for told, column in zip(batch.told_nouns[row], nouns[row], strict=True):
+            if column:
+                shown[column] = states[0][row, told]
+        assert torch.allclose(context[row], shown, atol=1e-6)
+
+
+def test_layout_maps_say_class_and_traits_of_every_dot(task):
+    from mmdiff_core.lab.unet_task import GROUPS, layout_maps, split_groups
+
+    batch = task.source.batch(3, 8)
+    *groups, nothing = split_groups(layout_maps(batch.values, batch.masks))
+    for row in range(8):
+        scene = task.source.scene(3 + row)
+        _, masks = scenes.draw(scene)
+        assert torch.equal(nothing[row, 0] == 0, torch.from_numpy(masks.any(0)))
+        for placed, mask in zip(scene.placed, masks, strict=True):
+            wanted = {"class": scenes.CLASSES.index(placed.kind)}
+            wanted |= descriptions.traits(placed.identity)
+            for name, maps in zip(GROUPS, groups, strict=True):
+                assert (maps[row, wanted[name]][torch.from_numpy(mask)] == 1).all()
+
+
+def test_other_processes_make_the_same_scenes(task):
+    from mmdiff_core.lab.train_base import prepared_by
+
+    with prepared_by(task.source, 1) as source:
+        made = source.batch(5, 4)
+    expected = task.source.batch(5, 4)
+    for name, value in vars(expected).items():
+        assert torch.equal(getattr(made, name), value), name
+
+
+def test_other_processes_draw_the_same_examples():
+    plain = SmallWorldExamples(seed=3, caption_dropout=0.3)
+    ahead = DrawnAhead(replace(plain, processes=1))
+    try:
+        made = ahead.batch(2, 6)
+    finally:
+        ahead.workers.close()
+    assert all(same(one, plain.example(number)) for number, one in enumerate(made, 2))
+
+
+def test_the_loss_is_the_weighted_sum_of_the_terms_that_are_logged(task):
+    terms = task(task.source.batch(0, 4))
+    parts = {"layout": 0.25, "traits": 0.25, "told": 0.1, "found": 0.05, "means": 16.0}
+    total = terms["denoising"] + sum(share * terms[name] for name, share in parts.items())
+    assert torch.allclose(terms["loss"], total, rtol=1e-4)
 
 
 def test_told_names_are_the_traits_whose_words_stand_in_the_caption():
@@ -59,13 +128,14 @@ def test_attention_to_the_own_noun_costs_less_than_attention_to_the_other_one():
     masks = np.zeros((2, 4, 4), bool)
     masks[0, :, :2], masks[1, :, 2:] = True, True
     maps, costs = NounMaps(unet), []
+    shown = torch.from_numpy(masks)[None]
     for left, right in ((1, 2), (2, 1)):
         chosen = torch.tensor([left, left, right, right]).repeat(4)
         unet.attn2(context[:, chosen], context=context)
-        costs.append(float(maps.loss([[1, 2]], [masks])))
+        costs.append(float(maps.loss(torch.tensor([[1, 2]]), shown)))
     assert costs[0] < 0.01 and costs[1] > 5
     unet.attn2(context[:, torch.zeros(16, dtype=torch.long)], context=context)
-    assert float(maps.loss([[]], [masks])) == 0
+    assert float(maps.loss(torch.zeros(1, 2, dtype=torch.long), shown)) == 0
 
 
 def test_the_text_encoder_alone_is_not_trained_from_nothing():

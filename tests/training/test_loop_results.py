@@ -188,6 +188,12 @@ def test_the_singular_values_of_an_orthogonalised_matrix_are_near_one():
     assert torch.isfinite(orthogonalised(torch.zeros(3, 4))).all()
 
 
+def test_matrices_that_are_orthogonalised_at_once_are_as_each_alone():
+    matrices = torch.randn(3, 8, 5)
+    for each, alone in zip(orthogonalised(matrices), matrices, strict=True):
+        assert torch.allclose(each, orthogonalised(alone), atol=1e-5)
+
+
 def test_the_rate_rises_and_falls_as_configured():
     rates = [learning_rate_factor(step, CONFIG) for step in range(20)]
     assert rates[:3] == [1 / 3, 2 / 3, 1.0] and rates[3] == 1.0 and 0.1 < rates[-1] < 0.12

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...checkpoints import checkpoint
 from ...references.faces import load_analyser
-from ...small_world.examples import SmallWorldExamples
+from ...small_world.examples import DrawnAhead, SmallWorldExamples
 from ...training.config import RunConfig
 from ...training.data.config import FaceModels, FileData
 from ...training.data.files import FileExamples, FindFace
@@ -43,26 +43,29 @@ def train(config: Path, folder: Path, init: Path | None, device: str, command: s
     run = RunConfig.from_json(config.read_text(encoding="utf-8"))
     loop = LoopConfig.from_dict({"seed": run.seed, **run.loop})
     flat = checkpoint.read(init)[1] if init else None
-    task, source = build_task(run, device, flat), load_data(run.data, run.seed)
+    task, source = build_task(run, device, flat), load_data(run.data, run.seed, device)
     export, sample = export_with(run, task, command, init), sample_with(task, source)
     report = fit(task, source, loop, folder, export=export, sample=sample)
     return f"{report}\n{compare_cost(task, source.batch(0, loop.batch), loop.mixed_precision)}"
 
 
-def load_data(data: Mapping, seed: int) -> ExampleSource:
+def load_data(data: Mapping, seed: int, device: torch.device | str = "cpu") -> ExampleSource:
     """The examples of a run's "data".
 
-    data  {"kind": "small-world", ...} or {"kind": "files", "records": [...], ...}
+    data    {"kind": "small-world", ...} or {"kind": "files", "records": [...], ...}
+    device  where the small world's examples lie; those of files lie on the CPU
     """
     wanted = dict(data)
     kind = wanted.pop("kind", None)
     if kind == SMALL_WORLD:
-        known = {f.name for f in dataclasses.fields(SmallWorldExamples)}
+        known = {f.name for f in dataclasses.fields(SmallWorldExamples)} - {"device"}
         if unknown := sorted(set(wanted) - known):
             raise ValueError(
                 f"data has unknown fields {listed(unknown)}; known are {sorted(known)}"
             )
-        return fill(SmallWorldExamples, {"seed": seed, **wanted}, "the section data")
+        source = fill(SmallWorldExamples, {"seed": seed, **wanted}, "the section data")
+        source = dataclasses.replace(source, device=str(device))
+        return DrawnAhead(source) if source.processes else source
     if kind == "files":
         files, records = FileData.from_dict(wanted), []
         for path in files.records:

@@ -6,7 +6,7 @@ pairs that start at zero; parameters that are no matrices use AdamW beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -133,39 +133,51 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
         for group in self.param_groups:
-            momentum = group["momentum"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(p.grad)
-                average = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-                update = orthogonalised(p.grad.lerp(average, momentum).flatten(1))
-                rate = group["lr"] * 0.2 * max(update.shape) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.view_as(p).to(p.dtype), alpha=-rate)
+            given = [p for p in group["params"] if p.grad is not None]
+            for parameters in alike(given):
+                updates = orthogonalised(torch.stack([self._blend(p, group) for p in parameters]))
+                rate = group["lr"] * 0.2 * max(updates.shape[1:]) ** 0.5
+                for p, update in zip(parameters, updates, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.view_as(p).to(p.dtype), alpha=-rate)
+
+    def _blend(self, p: Tensor, group: dict) -> Tensor:
+        """Gradient and its average, as Nesterov blends them, as a matrix [m n]."""
+        state, momentum = self.state[p], group["momentum"]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p.grad)
+        average = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(average, momentum).flatten(1)
+
+
+def alike(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The parameters in groups that are worked on at once: on a GPU, where many small products
+    wait for one another, those of one shape; on a CPU each one alone."""
+    groups: dict[object, list[Tensor]] = {}
+    for p in parameters:
+        groups.setdefault(id(p) if p.device.type == "cpu" else p.shape, []).append(p)
+    return list(groups.values())
 
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)       # Muon's quintic, five times
 
 
-def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The matrix [m n] with its singular values moved towards 1 (Newton-Schulz, in float32).
+def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Matrices [... m n], singular values moved towards 1 (Newton-Schulz, in float32).
 
     Every factor of the iteration is a polynomial of the small Gram matrix, so the products are
     formed there, and the large matrix is multiplied once.
     """
-    x = matrix.float()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / x.norm().clamp_min(1e-7)
+    x = matrices.float()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(1e-7)
     a, b, c = NEWTON_SCHULZ
-    gram, product = x @ x.T, None
+    gram, product = x @ x.mT, None
     for _ in range(steps):
-        factor = torch.addmm(b * gram, gram, gram, beta=1, alpha=c)
-        factor.diagonal().add_(a)
+        factor = b * gram + c * (gram @ gram)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
         product = factor if product is None else factor @ product
         gram = factor @ gram @ factor
     x = product @ x
-    return x.T if tall else x
+    return x.mT if tall else x

@@ -8,7 +8,11 @@ link("faces", 0, "find", "faces");
 add("show", "PreviewImage", 1200, 700);
 link("find", 0, "show", "images");
 add("convert", "MMDiffConvert", 1800, 0);
-nodes.convert.mode = 2;      // shown, not run
+add("all", "MMDiffLoadModels", 3000, 0, {
+  base_model: "sd_xl_base_1.0.safetensors", checkpoint: "portrait_generation",
+  clip_vision: "clip-vit-large-patch14.safetensors", faces: "buffalo_l",
+});
+for (const name of ["convert", "all"]) nodes[name].mode = 2; // shown, not run
 add("world", "MMDiffSmallWorldLoader", 1800, 400);
 add("subject", "MMDiffLoadSubject", 2400, 0, { file: "help/Violet.safetensors" });
 link("world", 4, "subject", "mmdiff");

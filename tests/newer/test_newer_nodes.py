@@ -1,7 +1,4 @@
-"""What only newer ComfyUI has, beside ours. Passed on 0.33.0; run only when asked for by name:
-
-COMFYUI_PATH=FOLDER python dev.py test tests/tools/with_newer_hosts.py
-"""
+"""Nodes and devices that only newer ComfyUI has, beside ours."""
 
 from __future__ import annotations
 
@@ -12,6 +9,8 @@ from mmdiff_core.host.apply import apply
 from support import make
 from support.neighbours import check_beside_ours
 from support.scene import BOTH
+
+LIKE = "sd15"  # fewer layers than SDXL
 
 
 def test_nag_before_and_after_ours_acts_and_leaves_the_subjects(scene):

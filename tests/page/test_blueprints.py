@@ -1,0 +1,58 @@
+"""The blueprints: found by a person in the page's search, and the same graph as the bundled one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tools.make_blueprints import COUNTS, file_name, texts
+
+EMPTY = """() => {
+  app.graph.clear();
+  app.canvas.ds.scale = 1;
+  app.canvas.ds.offset = [200, 130];
+}"""
+WHAT = """async () => {
+  const [node] = app.graph.nodes;
+  if (!node) return null;
+  const { output } = await app.graphToPrompt();
+  return {
+    inputs: node.inputs.filter((i) => i.type === "IMAGE").map((i) => i.name),
+    widgets: (node.widgets ?? []).map((w) => w.name),
+    classes: Object.values(output).map((each) => each.class_type).sort(),
+    values: Object.fromEntries(Object.values(output).map((e) => [e.class_type, e.inputs])),
+  };
+}"""
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_blueprint_is_found_in_the_search_and_holds_the_whole_graph(loaded, count):
+    name = file_name(count)
+    loaded.evaluate(EMPTY)
+    loaded.mouse.dblclick(900, 500)
+    loaded.keyboard.type(name, delay=10)
+    loaded.wait_for_timeout(900)
+    loaded.keyboard.press("Enter")
+    loaded.wait_for_function("() => app.graph.nodes.length === 1")
+    loaded.wait_for_timeout(300)
+    loaded.mouse.click(900, 700)  # newer pages let the node follow the mouse until then
+    loaded.wait_for_timeout(300)
+    found = loaded.evaluate(WHAT)
+    assert found["inputs"] == [f"image_{number + 1}" for number in range(count)]
+    names = [f"name_{number + 1}" for number in range(count)]
+    assert {*names, "text", "fuse_scale", "ckpt_name", "seed"} <= set(found["widgets"])
+    assert found["classes"].count("MMDiffSubjectEncoder") == count
+    assert {"KSampler", "MMDiffTextEncode", "VAEDecode", "MMDiffLoad"} <= set(found["classes"])
+    loaded.screenshot(path=f"{loaded.shots}_blueprint_{count}.png")
+
+
+def test_the_blueprints_are_those_that_the_bundled_graph_makes():
+    assert texts() == {path: path.read_text(encoding="utf-8") for path in texts()}
+
+
+def test_the_server_offers_them(page_server):
+    offered = page_server.get("/global_subgraphs").values()
+    ours = {each["name"] for each in offered if each["info"]["node_pack"].endswith("mm-diff")}
+    assert ours == {file_name(count) for count in COUNTS}
+    assert all(json.loads(text)["definitions"]["subgraphs"] for text in texts().values())

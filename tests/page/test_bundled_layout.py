@@ -1,0 +1,107 @@
+"""The bundled graphs as a person meets them: note, result and prompt in view, nothing overlapping,
+in both of ComfyUI's ways to draw nodes and with both frontends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from support.paths import PACK
+
+MOST_WIDE = 2000
+WINDOW = {"width": 1600, "height": 1000}
+GRAPHS = sorted((PACK / "workflows").glob("*.json"))
+
+# title, type, left, top, right, bottom of every node with its title, in pixels of the window, and
+# the same of the canvas; `note` is whether the whole text of a note is shown
+LOOK = """() => {
+  const scale = app.canvas.ds.scale, [dx, dy] = app.canvas.ds.offset;
+  const area = app.canvas.canvas.getBoundingClientRect();
+  const nodes = app.graph.nodes.map((n) => {
+    const drawn = document.querySelector(`[data-node-id="${n.id}"]`)?.getBoundingClientRect();
+    const [left, top] = [area.x + (n.pos[0] + dx) * scale, area.y + (n.pos[1] - 30 + dy) * scale];
+    const [width, height] = [n.size[0] * scale, (n.size[1] + 30) * scale];
+    const own = { left, top, right: left + width, bottom: top + height };
+    const { left: x, top: y, right, bottom } = drawn ?? own;
+    return { type: n.type, name: `${n.type} ${n.id}`, box: [x, y, right, bottom] };
+  });
+  const text = document.querySelector(".comfy-markdown .tiptap")?.parentElement;
+  const cut = text ? text.scrollHeight - text.clientHeight : 0;
+  const note = app.graph.nodes.find((n) => n.type === "MarkdownNote").size[0];
+  return { nodes, scale, cut, note, area: [area.left, area.top, area.right, area.bottom] };
+}"""
+
+
+def opened(page, graph: dict) -> dict:
+    """What LOOK sees of a graph that was just opened, without questions about its files."""
+    for node in graph["nodes"]:
+        node["properties"].pop("models", None)
+    page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
+    page.wait_for_timeout(700)
+    seen = page.evaluate(LOOK)
+    # the older frontend's experimental Nodes 2.0 enlarges every graph by a fifth when it opens
+    (note,) = (n["size"][0] for n in graph["nodes"] if n["type"] == "MarkdownNote")
+    enlarged = seen["note"] / note
+    x, y, right, bottom = seen["area"]
+    seen["area"] = [x, y, x + (right - x) * enlarged, y + (bottom - y) * enlarged]
+    return seen | {"enlarged": enlarged}
+
+
+def overlapping(nodes: list[dict]) -> list[str]:
+    def meet(a, b) -> bool:
+        return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+    return [
+        f"{a['name']} and {b['name']}"
+        for i, a in enumerate(nodes)
+        for b in nodes[i + 1 :]
+        if meet(a["box"], b["box"])
+    ]
+
+
+def is_in_view(node: dict, area: list[float]) -> bool:
+    x, y, right, bottom = node["box"]
+    return area[0] <= x and area[1] <= y and right <= area[2] and bottom <= area[3]
+
+
+@pytest.fixture
+def window(loaded):
+    """The page with a window of 1600 x 1000."""
+    before = loaded.viewport_size
+    loaded.set_viewport_size(WINDOW)
+    loaded.wait_for_timeout(500)
+    yield loaded
+    loaded.set_viewport_size(before)
+
+
+RESULTS = ("SaveImage", "MMDiffSaveSubject")
+
+
+def faults(seen: dict) -> list[str]:
+    """What is wrong with a graph as it was opened."""
+    nodes, scale = seen["nodes"], seen["scale"]
+    found = overlapping(nodes)
+    left, top, right, _ = zip(*(n["box"] for n in nodes), strict=True)
+    wide = max(right) - min(left)
+    if wide / scale / seen["enlarged"] > MOST_WIDE:
+        found.append(f"{wide / scale:.0f} px wide")
+    if abs(scale - 1) > 0.01:
+        found.append(f"opened at {scale:.2f}")
+    (note,) = (n for n in nodes if n["type"] == "MarkdownNote")
+    result = next(n for n in nodes if n["type"] in RESULTS)
+    found += [f"{n['name']} not in view" for n in (note, result) if not is_in_view(n, seen["area"])]
+    if min(top) < note["box"][1] - 2:
+        found.append("a node above the note")
+    if seen["cut"] > 4:
+        found.append(f"{seen['cut']} px of the note are cut off")
+    return found
+
+
+def test_every_bundled_graph_opens_with_note_and_result_in_view_and_nothing_overlapping(window):
+    found = {
+        path.stem: wrong
+        for path in GRAPHS
+        if (wrong := faults(opened(window, json.loads(path.read_text(encoding="utf-8")))))
+    }
+    assert found == {}

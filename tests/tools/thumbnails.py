@@ -1,0 +1,132 @@
+"""Draw the image of every bundled graph for the gallery, by running the graph.
+
+    COMFYUI_PATH=/path/to/ComfyUI python tests/tools/thumbnails.py [NAME ...]
+
+A graph of the small world runs as it is; one that needs SDXL is shown by its twin there. "small
+world" is written into every image. Run it again after new weights of the small world.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+
+from support.paths import PACK  # noqa: E402
+from support.server import Server  # noqa: E402
+from support.workflows import WORKFLOWS, load, to_api  # noqa: E402
+
+SIDE = 512
+BAND = 44  # height of the words
+MOST = 60_000  # bytes
+WORDS = "small world"
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A graph of the small world that stands for another one, with other values of some nodes."""
+
+    graph: str
+    changed: dict[str, dict] = field(default_factory=dict)
+
+
+def seeded(seed: int, **text: str) -> dict[str, dict]:
+    return {"KSampler": {"seed": seed}} | ({"MMDiffTextEncode": text} if text else {})
+
+
+ONE, TWO = "small_world_one_subject", "small_world_two_subjects"
+TWINS = {
+    "single_portrait": Twin(ONE, seeded(3, text="a cat<|violet|> on the beach")),
+    "several_references": Twin("small_world_several_references", seeded(4)),
+    "two_people_free": Twin(TWO, seeded(14)),
+    "two_people_boxes": Twin("small_world_boxes", seeded(5)),
+    "three_subjects": Twin("small_world_three_subjects", seeded(6)),
+    "identity_mixing": Twin("small_world_mixing", seeded(7)),
+    "general_subject": Twin(ONE, seeded(8, text="a cat<|violet|> in the forest")),
+    "with_controlnet": Twin(ONE, seeded(9, text="a cat<|violet|> in the city")),
+    "with_style_lora": Twin(ONE, seeded(10, text="a cat<|violet|> in a cave")),
+    "delayed_conditioning": Twin(ONE, seeded(11, text="a cat<|violet|> at night")),
+    "save_subject": Twin(TWO, seeded(12)),
+    "load_subject": Twin(TWO, seeded(13)),
+}
+
+
+def prompt_of(name: str, info: dict) -> dict:
+    """The API graph that draws the image of a bundled graph: one image, its own settings else."""
+    twin = TWINS.get(name, Twin(name))
+    prompt = to_api(load(PACK / f"workflows/{twin.graph}.json"), info, {})
+    for kind, values in ({"EmptyLatentImage": {"batch_size": 1}} | twin.changed).items():
+        for node in prompt.values():
+            if node["class_type"] == kind:
+                node["inputs"] |= values
+    return prompt
+
+
+def drawn(server: Server, prompt: dict) -> Image.Image:
+    """The image that the graph saves; of one that shows attention maps those as well."""
+    outputs = server.run(prompt)["outputs"]
+    wanted = [key for key, node in prompt.items() if node["class_type"] == "SaveImage"]
+    wanted += [key for key, node in prompt.items() if node["class_type"] == "MMDiffAttentionMaps"]
+    found = [opened(server, image) for key in wanted for image in outputs[key]["images"]]
+    return found[0] if len(found) == 1 else grid(found)
+
+
+def opened(server: Server, image: dict) -> Image.Image:
+    folder = server.output if image["type"] == "output" else server.home / "temp/temp"
+    with Image.open(folder / image["subfolder"] / image["filename"]) as picture:
+        return picture.convert("RGB")
+
+
+def grid(images: list[Image.Image]) -> Image.Image:
+    """Up to four images as the quarters of one."""
+    half = SIDE // 2
+    whole = Image.new("RGB", (SIDE, SIDE))
+    for number, image in enumerate(images[:4]):
+        place = (number % 2 * half, number // 2 * half)
+        whole.paste(image.resize((half, half), Image.Resampling.NEAREST), place)
+    return whole
+
+
+def with_words(image: Image.Image, words: str) -> Image.Image:
+    """The image with a dark band below that says what drew it."""
+    image = image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, SIDE - BAND, SIDE, SIDE), fill="#16161c")
+    middle = (SIDE // 2, SIDE - BAND // 2)
+    draw.text(middle, words, fill="white", anchor="mm", font=ImageFont.load_default(26))
+    return image
+
+
+def as_jpeg(image: Image.Image) -> bytes:
+    """At the best quality that fits."""
+    for quality in range(92, 30, -6):
+        held = io.BytesIO()
+        image.save(held, "JPEG", quality=quality, optimize=True, progressive=True)
+        if held.tell() <= MOST:
+            break
+    return held.getvalue()
+
+
+def main(names: list[str]) -> None:
+    home = Path(tempfile.mkdtemp())
+    server = Server(home)
+    try:
+        info = server.get("/object_info")
+        for name in names or [path.stem for path in WORKFLOWS]:
+            image = with_words(drawn(server, prompt_of(name, info)), WORDS)
+            (PACK / f"workflows/{name}.jpg").write_bytes(as_jpeg(image))
+    finally:
+        server.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
