@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from comfy_api.latest import io
 
 from ..mmdiff_core.host import all_models, files
-from ..mmdiff_core.references import faces
 from . import inputs
 from .aliases import schema
 from .checks import CheckedNode, checked, told
@@ -59,7 +58,6 @@ class LoadModels(CheckedNode):
 
 
 def _files() -> list:
-    packs = sorted(faces.list_models(files.roots(files.FACES))) or ["buffalo_l"]
     return [
         inputs.model_file(
             "base_model", all_models.BASES, "A model of the adapter's base, in models/checkpoints."
@@ -70,12 +68,11 @@ def _files() -> list:
         inputs.model_file(
             "clip_vision", all_models.ENCODERS, "CLIP ViT-L/14 (224 px), in models/clip_vision."
         ),
-        io.Combo.Input(
+        inputs.face_models(
             "faces",
-            options=[*packs, all_models.NO_FACES],
-            default="buffalo_l" if "buffalo_l" in packs else packs[0],
-            tooltip="A model pack in models/insightface/models. Portrait checkpoints require one; "
-            "(none) is for general adapters.",
+            "A model pack in models/insightface/models. Portrait checkpoints require one; (none) "
+            "is for general adapters.",
+            all_models.NO_FACES,
         ),
     ]
 

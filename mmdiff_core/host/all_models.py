@@ -42,7 +42,7 @@ def find_faces(name: str) -> None:
     if name == NO_FACES or name in listed:
         return
     if name in faces.KNOWN_FILES:
-        faces.check_files(files.roots(files.FACES)[0], name)
+        files.find_face_models(name)
     raise ValueError(f"faces is {quoted(name)}, expected one of: {quoted_list(sorted(listed))}")
 
 

@@ -89,15 +89,15 @@ def list_models(kind: str) -> list[str]:
 
 def find_listed(kind: str, what: str, name: str) -> Path:
     """Path of a file that the host lists among one kind of model, such as "checkpoints".
-    FileNotFoundError says `what` was looked for, names the folders searched and what was found
-    there."""
+    FileNotFoundError says `what` was looked for, names the folders searched, what was found there
+    and where the one of the paper comes from."""
     listed = list_models(kind)
     for path in _paths(kind, name, listed):
         if path.is_file():
             return path
     raise FileNotFoundError(
         f"{what} {quoted(name)} not found. Searched: {', '.join(map(str, roots(kind)))}; found "
-        f"there: {quoted_list(listed)}. MM-Diff Doctor has the page to get it from."
+        f"there: {quoted_list(listed)}. {SOURCES[kind]}"
     )
 
 

@@ -24,6 +24,7 @@ from mmdiff_core.host.doctor import MISSING, NOTE, OK, SOURCES, Line, looking
 from mmdiff_core.references import faces
 from mmdiff_core.references.faces import runtime
 
+from support.doctor_example import LINES
 from support.paths import PACK
 from support.server import Server
 
@@ -190,20 +191,8 @@ def test_the_report_counts_groups_and_indents():
     )
 
 
-EXAMPLE = [  # the lines of the table in the help page
-    Line(OK, "Versions", "ComfyUI 0.3.75"),
-    Line(OK, "Versions", "torch 2.11.0, computing on cuda:0 NVIDIA GeForce RTX 4090"),
-    Line(NOTE, "Folders", "mmdiff_subjects: /ComfyUI/models/mmdiff_subjects (does not exist)"),
-    Line(
-        MISSING,
-        "MM-Diff checkpoints",
-        f"no complete checkpoint. {SOURCES['mmdiff']} The small world does not need one.",
-    ),
-]
-
-
 def test_the_table_begins_with_what_is_missing_and_has_each_state_by_word_and_by_colour():
-    table = doctor.as_table(EXAMPLE)
+    table = doctor.as_table(LINES)
     parts = re.findall(r"<th.*?>(.*?)</th>", table)
     assert parts == ["MM-Diff checkpoints", "Folders", "Versions"]
     badges = re.findall(r"background:(#\w{6}).*?>(\w+)</span>", table)
@@ -220,7 +209,7 @@ def test_an_address_in_the_table_is_a_link_and_what_a_folder_is_called_is_no_mar
 
 @pytest.mark.parametrize("page", ["MMDiffDoctor.md", "MMDiffDoctor/zh.md"])
 def test_the_help_page_shows_the_table_as_the_doctor_writes_it(page):
-    assert f"\n\n{doctor.as_table(EXAMPLE)}\n" in (PACK / "web/docs" / page).read_text("utf-8")
+    assert f"\n\n{doctor.as_table(LINES)}\n" in (PACK / "web/docs" / page).read_text("utf-8")
 
 
 # ---------------------------------------------------------------- looking

@@ -63,3 +63,5 @@ def test_the_page_learns_which_folders_are_there_and_where_the_others_come_from(
     told = info["MMDiffLoadFaceAnalysis"]["input"]["required"]["model"][1]["mmdiff_needs"]
     assert told["installed"] == ["discs", "stand_in"]
     assert told["pages"] == {"buffalo_l": SOURCES["insightface"].page}
+    told = info["MMDiffLoadModels"]["input"]["required"]["faces"][1]["mmdiff_needs"]
+    assert told["installed"] == ["discs", "stand_in", "(none)"]

@@ -24,6 +24,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 from PIL import Image  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
+from support.doctor_example import OUTPUT  # noqa: E402
 from support.page import FLAGS, QUIET, browser  # noqa: E402
 from support.page_graphs import EMPTY  # noqa: E402
 from support.paths import PACK  # noqa: E402
@@ -40,7 +41,7 @@ SIZES = {  # of nodes that are better read a little larger than they begin
     "MMDiffTextEncode": (420, 330),
     "MMDiffConstraintMasks": (340, 860),
     "MMDiffAttentionMaps": (340, 360),
-    "MMDiffDoctor": (580, 560),
+    "MMDiffDoctor": (580, 300),
     "MMDiffSaveSubject": (360, 150),
     "MMDiffSmallWorldSprite": (270, 230),
     "MMDiffLoadSubject": (330, 250),
@@ -174,6 +175,8 @@ def take_all(page: Page, server: Server, names: list[str]) -> None:
                 save_for_readme(page, server)
             page.evaluate(THREE_REFERENCES)
             run(page)
+            page.evaluate(SHOW, ["doctor", None])  # what is out of sight has no height
+            page.evaluate("(output) => nodes.doctor.onExecuted(output)", OUTPUT)
         for name in names or NODES:
             if NODES[name][0] is graph:
                 image = take(page, NODES[name][1], SIZES.get(name))
