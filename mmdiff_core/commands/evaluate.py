@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("out", type=Path)
     add("adapters", type=Path, nargs="*")
     add("--images", type=int, default=512, help="of every cell")
-    add("--second", type=int, metavar="N", help="images of every cell for the second ruler; all")
+    add("--second", type=int, metavar="N", help="images of every cell for the second ruler")
     add("--more", action="store_true", help="also references, masks and unseen pairs")
     add("--only", nargs="+", default=[], metavar="QUESTION", help="by the names in the table")
     add("--no-adapter", action="store_true", help="also the base alone")

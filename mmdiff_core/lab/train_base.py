@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..training.data.workers import Workers
-from ..training.example import Example, ExampleSource
+from ..training.data.workers import MadeAhead
+from ..training.example import Example
 from ..training.run.config import LoopConfig
 from ..training.run.loop import fit
 from ..training.run.report import hardware
@@ -135,35 +134,7 @@ def train(args: argparse.Namespace) -> str:
     torch.manual_seed(args.seed)
     task = make_task(args.what, args.init, args.seed, args.layout)
     source = getattr(task, "source", Numbers())
-    with prepared_by(source, args.processes) as ready:
-        report = fit(task, ready, loop_config(args), args.out, export=export_with(task, args))
+    if args.processes:
+        source = MadeAhead(source, args.processes)
+    report = fit(task, source, loop_config(args), args.out, export=export_with(task, args))
     return str(report)
-
-
-@contextmanager
-def prepared_by(source: ExampleSource, processes: int) -> Iterator[ExampleSource]:
-    """The source, its batches made by so many other processes; 0 = by this one."""
-    if not processes:
-        yield source
-        return
-    workers = Workers(source.batch, processes)
-    try:
-        yield Prepared(source, workers)
-    finally:
-        workers.close()
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A source whose batches come from other processes."""
-
-    source: ExampleSource
-    workers: Workers
-
-    def example(self, index: int) -> Example:
-        """The example of that number."""
-        return self.source.example(index)
-
-    def batch(self, start: int, size: int) -> tuple[Example, ...]:
-        """`size` examples from number `start` on."""
-        return self.workers(start, size)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..training.data.workers import Workers
 from ..training.example import Example, ExampleSubject
 from . import descriptions, references, scenes, sizes
 
@@ -57,7 +56,7 @@ class SmallWorldExamples:
     caption_dropout   share of the examples with an empty caption and no subjects, for guidance
     subject_dropout   share that keeps the caption and loses the subjects
     count             subjects in every scene, or None = 1 to 3
-    processes         others that draw them in `DrawnAhead`
+    processes         others that draw them in a training run; 0 = the run's own
     device            where the examples' tensors lie
     """
 
@@ -71,14 +70,18 @@ class SmallWorldExamples:
 
     def example(self, index: int) -> Example:
         """The example of that number."""
-        return unpack(self.pack(index, 1).to(self.device))[0]
+        return self.batch(index, 1)[0]
 
     def batch(self, start: int, size: int) -> tuple[Example, ...]:
         """Examples start..start+size."""
-        return unpack(self.pack(start, size).to(self.device))
+        return self.finish(self.pack(start, size))
+
+    def finish(self, pack: Pack) -> tuple[Example, ...]:
+        """The examples of a pack, which another process may have made."""
+        return unpack(pack.to(self.device))
 
     def pack(self, start: int, size: int) -> Pack:
-        """The same, packed."""
+        """The same as `batch`, packed."""
         drawn = [self._drawn(index) for index in range(start, start + size)]
         subjects = [subject for one in drawn for subject in one.subjects]
         masks = np.zeros((len(subjects), scenes.SIDE, scenes.SIDE), np.float32)
@@ -109,22 +112,6 @@ class SmallWorldExamples:
             shown = draw_references(rng, placed.kind, placed.identity)
             subjects.append(_Subject(span, " ".join(placed.told), mask, shown))
         return _Drawn(pixels, scene.caption, tuple(subjects))
-
-
-class DrawnAhead:
-    """The same examples, drawn by `source.processes` other processes."""
-
-    def __init__(self, source: SmallWorldExamples):
-        self.source = source
-        self.workers: Workers[Pack] = Workers(source.pack, source.processes)
-
-    def example(self, index: int) -> Example:
-        """The example of that number."""
-        return self.source.example(index)
-
-    def batch(self, start: int, size: int) -> tuple[Example, ...]:
-        """Examples start..start+size."""
-        return unpack(self.workers(start, size).to(self.source.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,15 +170,3 @@ def draw_references(
     """References [R K K 3] of an individual, augmented as in training."""
     count = count or int(rng.choice(REFERENCE_COUNTS, p=REFERENCE_CHANCES))
     return np.stack([references.augmented(rng, kind, identity, covered) for _ in range(count)])
-
-
-def show_references(
-    rng: np.random.Generator,
-    kind: str,
-    identity: scenes.Identity,
-    count: int | None = None,
-    covered: float | None = None,
-) -> Tensor:
-    """References [R 3 K K] of an individual, augmented as in training."""
-    shown = draw_references(rng, kind, identity, count, covered)
-    return torch.from_numpy(shown).movedim(-1, 1)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
 
 from mmdiff_core.small_world import descriptions, scenes
-from mmdiff_core.small_world.examples import DrawnAhead, SmallWorldExamples
+from mmdiff_core.small_world.examples import SmallWorldExamples
+from mmdiff_core.training.data.workers import MadeAhead
 
 from support.photos import same
 
@@ -72,23 +79,58 @@ def test_layout_maps_say_class_and_traits_of_every_dot(task):
 
 
 def test_other_processes_make_the_same_scenes(task):
-    from mmdiff_core.lab.train_base import prepared_by
-
-    with prepared_by(task.source, 1) as source:
-        made = source.batch(5, 4)
+    ahead = MadeAhead(task.source, 1)
+    with closing(ahead):
+        made = ahead.batch(5, 4)
     expected = task.source.batch(5, 4)
     for name, value in vars(expected).items():
         assert torch.equal(getattr(made, name), value), name
 
 
 def test_other_processes_draw_the_same_examples():
-    plain = SmallWorldExamples(seed=3, caption_dropout=0.3)
-    ahead = DrawnAhead(replace(plain, processes=1))
-    try:
+    from mmdiff_core.host.frozen_base.run import load_data
+
+    ahead = load_data({"kind": "small-world", "caption_dropout": 0.3, "processes": 1}, 3)
+    with closing(ahead):
         made = ahead.batch(2, 6)
-    finally:
-        ahead.workers.close()
+    plain = SmallWorldExamples(seed=3, caption_dropout=0.3)
     assert all(same(one, plain.example(number)) for number, one in enumerate(made, 2))
+
+
+def handlers(_start: int, _size: int) -> list:
+    return [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_processes_that_make_batches_outlive_the_signals_that_stop_a_run():
+    ahead = MadeAhead(SmallWorldExamples(), 1, handlers)
+    with closing(ahead):
+        assert ahead.batch(0, 1) == [signal.SIG_IGN] * 2
+
+
+ORPHANED = """
+import os, sys
+sys.path[:0] = {path!r}
+from mmdiff_core.training.data.workers import MadeAhead
+from test_base_tasks import own_number
+if __name__ == "__main__":
+    print(MadeAhead(None, 1, own_number).batch(0, 1), flush=True)
+    os._exit(1)
+"""
+
+
+def own_number(_start: int, _size: int) -> int:
+    return os.getpid()
+
+
+def test_processes_that_make_batches_end_with_a_run_that_was_killed(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(ORPHANED.format(path=sys.path), encoding="utf-8")
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    number = int(ended.stdout)
+    until = time.monotonic() + 60
+    while psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, "the process is still there"
+        time.sleep(0.1)
 
 
 def test_the_loss_is_the_weighted_sum_of_the_terms_that_are_logged(task):

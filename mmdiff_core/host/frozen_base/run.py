@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ...checkpoints import checkpoint
 from ...references.faces import load_analyser
-from ...small_world.examples import DrawnAhead, SmallWorldExamples
+from ...small_world.examples import SmallWorldExamples
 from ...training.config import RunConfig
 from ...training.data.config import FaceModels, FileData
 from ...training.data.files import FileExamples, FindFace
 from ...training.data.reading import read_records
+from ...training.data.workers import MadeAhead
 from ...training.example import ExampleSource, ReferenceFace
 from ...training.run.config import LoopConfig
 from ...training.run.loop import fit
@@ -65,7 +66,9 @@ def load_data(data: Mapping, seed: int, device: torch.device | str = "cpu") -> E
             )
         source = fill(SmallWorldExamples, {"seed": seed, **wanted}, "the section data")
         source = dataclasses.replace(source, device=str(device))
-        return DrawnAhead(source) if source.processes else source
+        if not source.processes:
+            return source
+        return MadeAhead(source, source.processes, source.pack, source.finish)
     if kind == "files":
         files, records = FileData.from_dict(wanted), []
         for path in files.records:
