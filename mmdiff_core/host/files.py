@@ -117,16 +117,22 @@ def list_face_models() -> list[str]:
 
 
 def find_face_models(name: str) -> Path:
-    """The root of a face model pack that has its files. FileNotFoundError names the folder, the
-    files, the packs that are there and the page; ValueError for what is no folder's name."""
-    root = faces.find_root(roots(FACES), name)
+    """The root of a face model pack that has its files. Only names that are known or listed are
+    looked for on disk. FileNotFoundError names the folder, the files, the packs that are there and
+    the page; ValueError for what is no folder's name."""
+    searched, found = roots(FACES), list_face_models()
+    root = faces.find_root(searched, name)
+    where = f"Its page: {SOURCES[FACES].page}. Packs found: {quoted_list(found)}."
+    if name not in faces.KNOWN_FILES and not faces.is_there(searched, name):
+        raise FileNotFoundError(
+            f"The face models {quoted(name)} were not found. Searched: the subfolders of "
+            f"{', '.join(str(folder / 'models') for folder in searched)}. Put the folder of the "
+            f"pack, with its .onnx files, there, or choose one that was found. {where}"
+        )
     try:
         faces.check_files(root, name)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error} Its page: {SOURCES[FACES].page}. Packs found: "
-            f"{quoted_list(list_face_models())}."
-        ) from error
+        raise FileNotFoundError(f"{error} {where}") from error
     return root
 
 

@@ -14,7 +14,7 @@ from .detector import THRESHOLD
 from .drawing import draw
 from .face import Box, Face
 from .loading import BACKENDS, load_analyser
-from .packs import KNOWN_FILES, LICENCE, check_files, find_root, list_models
+from .packs import KNOWN_FILES, LICENCE, check_files, find_root, is_there, list_models
 from .runtime import (
     CPU,
     CUDA,
@@ -48,6 +48,7 @@ __all__ = [
     "draw",
     "find_root",
     "installed",
+    "is_there",
     "list_models",
     "load_analyser",
     "provider_advice",

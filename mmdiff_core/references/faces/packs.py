@@ -36,6 +36,14 @@ def find_root(roots: Sequence[Path], name: str) -> Path:
     return list_models(roots).get(name, roots[0])
 
 
+def is_there(roots: Sequence[Path], name: str) -> bool:
+    """Whether something of this name, packed or not, is listed where packs belong or beside it.
+    Asks the disk for nothing by that name. ValueError as from `home`."""
+    home(roots[0], name)
+    listed = [path.name for root in roots for path in (*_entries(root / "models"), *_entries(root))]
+    return name in listed or f"{name}.zip" in listed
+
+
 def is_folder_name(name: object) -> bool:
     """Whether this is the name of a folder, and no path or another kind of value."""
     if not isinstance(name, str) or not name.isprintable() or set(name) & set("/\\:"):
@@ -120,7 +128,14 @@ def onnx_files(folder: Path) -> list[str]:
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
-        return sorted(p for p in folder.iterdir() if p.is_dir())
+        return [path for path in _entries(folder) if path.is_dir()]
+    except OSError:  # not to be read
+        return []
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
     except OSError:  # not there, or not to be read
         return []
 
