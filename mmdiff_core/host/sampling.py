@@ -6,10 +6,11 @@ test holds them together.
 
 Shapes   B examples · C h w latent
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import comfy.k_diffusion.sampling
@@ -17,8 +18,10 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..regions.attention_bias import mask_bias
-from ..training.conditions import Conditions
+from ..regions.attention_bias import noun_bias, shares, token_bias
+from ..regions.attention_maps import members
+from ..training.bridge import Grid
+from ..training.conditions import Conditions, HeldLayer
 from ..training.example import Example
 from ..training.task import MMDiffTask
 
@@ -27,23 +30,24 @@ class Denoiser:
     """(x, sigma) -> denoised, with classifier-free guidance between the examples and their
     unconditional twins."""
 
-    def __init__(self, task: MMDiffTask, examples: Sequence[Example], cfg: float,
-                 held: bool = False):
+    def __init__(
+        self, task: MMDiffTask, examples: Sequence[Example], cfg: float, held: Sequence[str] = ()
+    ):
         blank = [Example(e.pixels, "", (), e.index) for e in examples]
+        every = [*examples, *blank] if cfg != 1 else list(examples)
         self.task, self.cfg, self.count = task, cfg, len(examples)
         self.sampling = task.bridge.base.model_sampling
         # where the host's samplers look for the schedule
         innermost = SimpleNamespace(model_sampling=self.sampling)
         self.inner_model = SimpleNamespace(model_sampling=self.sampling, inner_model=innermost)
-        self.conditions: Conditions = task.conditions([*examples, *blank] if cfg != 1
-                                                      else list(examples), measured=False)
+        self.conditions: Conditions = task.conditions(every, measured=False)
         if held:
-            every = [*examples, *blank] if cfg != 1 else list(examples)
-            self.conditions = replace(self.conditions, held=holding(task, every, self.conditions))
+            regions = Holding(every, self.conditions, tuple(held))
+            self.conditions = replace(self.conditions, held=regions)
 
     def __call__(self, x: Tensor, sigma: Tensor, **_options) -> Tensor:
         sigma = sigma[:1].view(1, 1, 1, 1)
-        a, b = (sigma ** 2 + 1) ** -0.5, sigma * (sigma ** 2 + 1) ** -0.5
+        a, b = (sigma**2 + 1) ** -0.5, sigma * (sigma**2 + 1) ** -0.5
         noisy = x * a
         twice = torch.cat([noisy, noisy]) if self.cfg != 1 else noisy
         timesteps = self.sampling.timestep(sigma.flatten()).expand(len(twice))
@@ -57,49 +61,92 @@ class Denoiser:
         return uncond + self.cfg * (cond - uncond)
 
 
-def holding(task: MMDiffTask, examples: Sequence[Example], conditions: Conditions):
-    """Layer's grid -> bias [B 1 P N] and gate [B P 1] of the examples' masks, by inference's own
-    `attention_bias.mask_bias`."""
-    most = conditions.present.shape[1]
-    each = len(conditions.owner) // most
-    made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+@dataclass(frozen=True, eq=False)
+class Holding:
+    """A layer's grid -> what holds the examples' subjects to their masks there, by inference's own
+    `attention_bias`; made once for each grid.
 
-    def at(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        if grid not in made:
-            found = []
-            for example in examples:
-                masks = [s.mask for s in example.subjects]
-                masks += [torch.zeros_like(example.pixels[0])] * (most - len(masks))
-                latent = tuple(side // 8 for side in example.pixels.shape[-2:])
-                found.append(mask_bias(masks, [each] * most, grid, latent, None, torch.float32,
-                                       conditions.bias.device))
-            made[grid] = tuple(torch.cat(part) for part in zip(*found, strict=True))
-        return made[grid]
+    examples    as the conditions have them
+    held        "tokens", "nouns", or both
+    """
 
-    return at
+    examples: Sequence[Example]
+    conditions: Conditions
+    held: tuple[str, ...]
+    made: dict[Grid, HeldLayer] = field(default_factory=dict)
+
+    def __call__(self, grid: Grid) -> HeldLayer:
+        if grid not in self.made:
+            self.made[grid] = self._make(grid)
+        return self.made[grid]
+
+    def _make(self, grid: Grid) -> HeldLayer:
+        """The rows of all examples."""
+        open_to = [self._shares(example, grid) for example in self.examples]
+        most = self.conditions.present.shape[1]
+        each = [len(self.conditions.owner) // most] * most
+        tokens = gate = nouns = None
+        if "tokens" in self.held:
+            tokens = torch.cat([token_bias(row, each, torch.float32) for row in open_to])
+            gate = torch.cat([row.amax(1)[..., None] for row in open_to])
+        if "nouns" in self.held:
+            nouns = torch.cat([self._nouns(row, at) for at, row in enumerate(open_to)])
+        return HeldLayer(tokens, gate, nouns)
+
+    def _shares(self, example: Example, grid: Grid) -> Tensor:
+        """How far each position is open to each subject [1 S P]; not at all to absent ones."""
+        present = self.conditions.present
+        masks = [s.mask for s in example.subjects]
+        masks += [torch.zeros_like(example.pixels[0])] * (present.shape[1] - len(masks))
+        latent = tuple(side // 8 for side in example.pixels.shape[-2:])
+        return shares(masks, grid, latent, None, present.device)
+
+    def _nouns(self, open_to: Tensor, row: int) -> Tensor:
+        """Bias of the text [1 1 P L] for the example in a row of the batch."""
+        given = self.conditions
+        pairs = zip(given.nouns[row].tolist(), given.present[row].tolist(), strict=True)
+        columns = [[column] if there else [] for column, there in pairs]
+        length = given.context.shape[1]
+        return noun_bias(open_to, members(columns, length, open_to.device), torch.float32)
 
 
 @torch.no_grad()
-def sample_latents(task: MMDiffTask, examples: Sequence[Example], noise: Tensor, steps: int = 20,
-                   cfg: float = 2.0,
-                   sampler_name: str = "euler", scheduler: str = "normal",
-                   held: bool = False, seed: int = 0) -> Tensor:
+def sample_latents(
+    task: MMDiffTask,
+    examples: Sequence[Example],
+    noise: Tensor,
+    steps: int = 20,
+    cfg: float = 2.0,
+    sampler_name: str = "euler",
+    scheduler: str = "normal",
+    held: Sequence[str] = (),
+    seed: int = 0,
+) -> Tensor:
     """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and
-    references; their pixels only say how large the image is. `held`: every subject acts only
-    inside its mask, as with Multi-Subject Constraint Masks. `seed`: of the noise that samplers
-    add between the steps."""
+    references; their pixels only say how large the image is. `held`: what of every subject is kept
+    inside its mask ("tokens", "nouns"), as with Multi-Subject Constraint Masks. `seed`: of the
+    noise that samplers add between the steps."""
     denoiser = Denoiser(task, examples, cfg, held)
     sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)
     start = denoiser.sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
     run = getattr(comfy.k_diffusion.sampling, f"sample_{sampler_name}")
-    return run(denoiser, start.to(noise), sigmas.to(noise.device), extra_args={"seed": seed},
-               disable=True)
+    return run(
+        denoiser, start.to(noise), sigmas.to(noise.device), extra_args={"seed": seed}, disable=True
+    )
 
 
 @torch.no_grad()
-def redraw_latents(task: MMDiffTask, examples: Sequence[Example], latents: Tensor, noise: Tensor,
-                   level: float, steps: int = 20, cfg: float = 2.0, sampler_name: str = "euler",
-                   scheduler: str = "normal") -> Tensor:
+def redraw_latents(
+    task: MMDiffTask,
+    examples: Sequence[Example],
+    latents: Tensor,
+    noise: Tensor,
+    level: float,
+    steps: int = 20,
+    cfg: float = 2.0,
+    sampler_name: str = "euler",
+    scheduler: str = "normal",
+) -> Tensor:
     """Latents [B C h w] noised to `level` (fraction of the timesteps) and sampled from there."""
     denoiser = Denoiser(task, examples, cfg)
     sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)

@@ -50,7 +50,7 @@ def noise_for(examples: Sequence[Example]) -> Tensor:
     return draw_noise([e.index for e in examples], (sizes.CHANNELS, side, side), 1, SEED)[0]
 
 
-def draw(task: MMDiffTask, examples: Sequence[Example], held: bool = False) -> Tensor:
+def draw(task: MMDiffTask, examples: Sequence[Example], held: Sequence[str] = ()) -> Tensor:
     """Images in dots [B 3 S S], from noise that follows from the trials' numbers."""
     noise = noise_for(examples)
     latents = sample_latents(task, examples, noise, **sizes.SAMPLING, held=held)

@@ -77,22 +77,3 @@ def noun_bias(seen: Tensor, nouns: Tensor, dtype: torch.dtype) -> Tensor:
     `maps.members`) to its places."""
     held = seen.clamp_min(1e-6).log().clamp_min(HELD)
     return (nouns.to(held) @ held).transpose(1, 2)[:, None].to(dtype).contiguous()
-
-
-def mask_bias(
-    masks: Sequence[Tensor | None],
-    tokens: Sequence[int],
-    grid: tuple[int, int],
-    latent: tuple[int, int],
-    area: Area | None,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Logit bias [1 1 P N] and output gate [1 P 1] of subjects with `tokens[s]` tokens each; a None
-    mask = everywhere.
-
-    A position sees the tokens of a subject in proportion to its mask; where no subject is allowed
-    the gate is 0.
-    """
-    seen = shares(masks, grid, latent, area, device)
-    return token_bias(seen, tokens, dtype), seen.amax(1)[..., None].to(dtype)

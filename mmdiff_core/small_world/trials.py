@@ -35,7 +35,7 @@ class Question:
     look_alike   every further individual is hard to tell from the first
     references   per subject; the first is clean unless `covered`
     covered      share of every reference that is hidden
-    held         positions are given by masks
+    held         what masks keep where the subjects should stand: "tokens", "nouns" in the text
     """
 
     name: str
@@ -44,9 +44,10 @@ class Question:
     look_alike: bool = False
     references: int = 1
     covered: float = 0.0
-    held: bool = False
+    held: tuple[str, ...] = ()
 
 
+HELD = ("tokens", "nouns")
 QUESTIONS = (
     Question("one"),
     Question("two different", 2, "different"),
@@ -61,9 +62,10 @@ COVERED = tuple(
 MORE_QUESTIONS = (
     *CLEAN,
     *COVERED,
-    Question("two different, held by masks", 2, "different", held=True),
-    Question("two of a class, held by masks", 2, "same", held=True),
-    Question("three, held by masks", 3, held=True),
+    Question("two different, held by masks", 2, "different", held=HELD),
+    Question("two of a class, held by masks", 2, "same", held=HELD),
+    Question("three, held by masks", 3, held=HELD),
+    Question("two different, tokens alone held", 2, "different", held=("tokens",)),
     Question("two unseen together", 2, "unseen"),
 )
 

@@ -25,6 +25,19 @@ from .trainable import TrainableAdapter
 HIDDEN = -1e6  # added to the logits of tokens that are not there (as released)
 
 
+class HeldLayer(NamedTuple):
+    """What holds subjects to their regions in one layer.
+
+    tokens  added to the logits of the subject tokens [B 1 P N], or None
+    gate    of the image branch [B P 1], or None
+    nouns   added to the logits of the text [B 1 P L], or None
+    """
+
+    tokens: Tensor | None
+    gate: Tensor | None
+    nouns: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class Conditions:
     """What the UNet is conditioned on.
@@ -40,7 +53,7 @@ class Conditions:
     present   which subjects there are, bool [B S]
     cls       CLS of every subject's first reference, without gradient [B S E]
     masks     [B S H W] in 0..1, or None where nothing is measured
-    held      the subjects' regions: layer's grid -> bias [B 1 P N] and gate [B P 1]; or None
+    held      the subjects' regions on a layer's grid, or None
     """
 
     context: Tensor
@@ -54,7 +67,7 @@ class Conditions:
     present: Tensor
     cls: Tensor
     masks: Tensor | None
-    held: Callable[[Grid], tuple[Tensor, Tensor]] | None = None
+    held: Callable[[Grid], HeldLayer] | None = None
     _grids: dict[Grid, Tensor] = field(default_factory=dict)
 
     def masks_at(self, grid: Grid) -> Tensor:

@@ -18,8 +18,9 @@ from ..bases import Slot, TransformerBlock
 from ..method import losses
 from ..method.attention import add_image_branch, by_head, full, probabilities, weigh
 from .bridge import Grid
-from .conditions import Conditions
+from .conditions import Conditions, HeldLayer
 
+NOT_HELD = HeldLayer(None, None, None)
 MEASURES = ("text_constraint", "image_constraint", "text_inside", "image_inside")
 
 
@@ -27,7 +28,7 @@ MEASURES = ("text_constraint", "image_constraint", "text_inside", "image_inside"
 class LayerAttention:
     """The cross-attention of one layer; a `SlotCall`.
 
-    attend      the text's attention: (q, k, v, heads) -> [B P HD]
+    attend      the text's attention: (q, k, v, heads, bias) -> [B P HD]
     fuse_scale  lambda
     measured    whether this layer's maps are constrained
     """
@@ -45,14 +46,14 @@ class LayerAttention:
         conditions = self.conditions
         if self.measured and conditions.held is None:
             return self._measure(q, k, v, heads, grid)
-        out = self.attend(q, k, v, heads)
+        held = NOT_HELD if conditions.held is None else conditions.held(grid)
+        out = self.attend(q, k, v, heads, None if held.nouns is None else held.nouns.to(q))
         if not conditions.keys:
             return out, None
         key, value = conditions.keys[self.slot]
         bias, gate = conditions.bias, conditions.gate
-        if conditions.held is not None:
-            region_bias, region_gate = conditions.held(grid)
-            bias, gate = bias + region_bias, gate * region_gate
+        if held.tokens is not None:
+            bias, gate = bias + held.tokens, gate * held.gate
         key, value = by_head(key.to(q), heads), by_head(value.to(q), heads)
         bias, gate = bias.to(q), gate[:, None].to(q)
         return add_image_branch(out, q, key, value, self.fuse_scale, bias, gate), None

@@ -179,7 +179,7 @@ def test_an_interval_holds_the_share_and_narrows_with_the_number():
 
 
 def test_the_held_places_of_a_trial_are_boxes_around_its_subjects():
-    t = trials.make_trial(trials.Question("held", 2, held=True), 1, 0)
+    t = trials.make_trial(trials.Question("held", 2, held=trials.HELD), 1, 0)
     for subject in t.example.subjects:
         mask = subject.mask[:: sizes.DOT, :: sizes.DOT]
         rows, columns = mask.any(1).sum(), mask.any(0).sum()

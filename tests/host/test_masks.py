@@ -8,7 +8,7 @@ from comfy.ldm.modules.attention import optimized_attention
 
 from mmdiff_core.host.apply import apply
 from mmdiff_core.method.attention import add_image_branch, by_head
-from mmdiff_core.regions.attention_bias import mask_bias, on_grid
+from mmdiff_core.regions.attention_bias import on_grid, shares, token_bias
 
 from support import make
 from support.scene import BOTH, IMAGE_ONLY, Scene, half_masks, predict
@@ -121,6 +121,12 @@ def test_rows_seen_by_head_are_the_rows_themselves_however_they_lie_in_memory():
             x[start:stop] = 1.0
 
 
+def held_tokens(masks, dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bias and gate of subjects with four tokens each, on a grid of 8 x 8."""
+    seen = shares(masks, (8, 8), (8, 8), None, torch.device("cpu"))
+    return token_bias(seen, [4] * len(masks), dtype), seen.amax(1)[..., None].to(dtype)
+
+
 def added_by_subjects(q, k, v, heads, bias, gate) -> torch.Tensor:
     """What the subjects add at lambda 1, by the function that samples and trains."""
     gate = None if gate is None else gate[:, None]
@@ -133,7 +139,7 @@ def test_a_subject_cannot_be_seen_from_outside_its_region():
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(1, 64, 32, generator=generator)
     k, v, other = (torch.randn(1, 8, 32, generator=generator) for _ in range(3))
-    bias, gate = mask_bias(half_masks(), [4, 4], (8, 8), (8, 8), None, torch.float32, q.device)
+    bias, gate = held_tokens(half_masks(), torch.float32)
     before = added_by_subjects(q, k, v, 2, bias, gate)
     changed_k, changed_v = k.clone(), v.clone()
     changed_k[:, :4], changed_v[:, :4] = other[:, :4] * 9, other[:, 4:] * 9
@@ -146,7 +152,7 @@ def test_a_subject_cannot_be_seen_from_outside_its_region():
 def test_where_no_subject_may_act_the_plain_model_is_left_alone():
     left, _ = half_masks()
     q, k = torch.randn(1, 64, 32), torch.randn(1, 4, 32)
-    bias, gate = mask_bias([left], [4], (8, 8), (8, 8), None, torch.float32, q.device)
+    bias, gate = held_tokens([left], torch.float32)
     seen = added_by_subjects(q, k, k, 2, bias, gate)
     assert seen[:, ~left.flatten().bool()].abs().max() == 0 and torch.isfinite(seen).all()
 
@@ -154,7 +160,7 @@ def test_where_no_subject_may_act_the_plain_model_is_left_alone():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_masks_hide_exactly_in_half_precision(dtype):
     q, k = torch.randn(1, 64, 32).to(dtype), torch.randn(1, 8, 32).to(dtype)
-    bias, gate = mask_bias(half_masks(), [4, 4], (8, 8), (8, 8), None, dtype, q.device)
+    bias, gate = held_tokens(half_masks(), dtype)
     seen = added_by_subjects(q, k, k, 2, bias, gate)
     only = added_by_subjects(q, k[:, :4], k[:, :4], 2, None, None)
     left = half_masks()[0].flatten().bool()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmdiff_core.method.subjects import Region
 from mmdiff_core.training.config import ObjectiveConfig
 from mmdiff_core.training.example import Example, ExampleSubject
 from mmdiff_core.training.trainable import from_flat, to_flat
@@ -17,7 +18,7 @@ from support.small_task import RUN, build, gradients
 # ---------------------------------------------------------------- the same as inference
 
 
-def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg, sampler):
+def through_the_nodes(task, tmp_path, references, regions, caption, noise, steps, cfg, sampler):
     """The picture that the graph's own functions sample from an adapter exported by the trainer."""
     import comfy.sample
 
@@ -37,9 +38,10 @@ def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg
     model, clip, clip_vision, _ = small_world.load()
     subjects = tuple(
         PromptSubject(
-            encode_subject(mmdiff, clip_vision, refs.movedim(1, -1), None, f"s{i}").subject
+            encode_subject(mmdiff, clip_vision, refs.movedim(1, -1), None, f"s{i}").subject,
+            region=region,
         )
-        for i, refs in enumerate(scene_subjects)
+        for i, (refs, region) in enumerate(zip(references, regions, strict=True))
     )
     prompt = encode_prompt(clip, mmdiff, caption, "", subjects)
     patched = apply(model, mmdiff.adapter, Strength(fuse_scale=1.0))
@@ -58,9 +60,10 @@ def through_the_nodes(task, tmp_path, scene_subjects, caption, noise, steps, cfg
     )
 
 
+@pytest.mark.parametrize("held", [(), ("tokens",), ("nouns",), ("tokens", "nouns")], ids="+".join)
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
 def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_training(
-    task, tmp_path, sampler
+    task, tmp_path, sampler, held
 ):
     from mmdiff_core.host.sampling import sample_latents
 
@@ -70,16 +73,20 @@ def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_traini
         torch.from_numpy(rng.integers(0, 256, (count, 3, 32, 32))).float() / 255 for count in (2, 1)
     ]
     caption, spans = "a ghost and a robot on the beach", ((2, 7), (14, 19))
-    subjects = tuple(
-        ExampleSubject(s, torch.zeros(128, 128), r) for s, r in zip(spans, references, strict=True)
-    )
+    masks = torch.zeros(2, 128, 128)
+    masks[0, 20:90, :60] = masks[1, 30:, 70:] = 1
+    given = zip(spans, masks, references, strict=True)
+    subjects = tuple(ExampleSubject(*subject) for subject in given)
+    within = {"hold_tokens": "tokens" in held, "hold_nouns": "nouns" in held}
+    regions = [Region(mask if held else None, **within) for mask in masks]
     noise = torch.randn(1, 12, 16, 16, generator=torch.Generator().manual_seed(5))
     example = Example(torch.zeros(3, 128, 128), caption, subjects)
-    ours = sample_latents(task, [example], noise, 4, 3.0, sampler)
+    ours = sample_latents(task, [example], noise, 4, 3.0, sampler, held=held)
     theirs = through_the_nodes(
         task,
         tmp_path,
         references,
+        regions,
         "a ghost<|subj|> and a robot<|subj|> on the beach",
         noise,
         4,
@@ -90,6 +97,9 @@ def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_traini
     nobody = [dataclasses.replace(example, subjects=())]
     without = sample_latents(task, nobody, noise, 4, 3.0, sampler)
     assert (ours - without).abs().max() > 0.05
+    if held:
+        free = sample_latents(task, [example], noise, 4, 3.0, sampler)
+        assert (ours - free).abs().max() > 0.01
 
 
 def test_the_encoders_states_are_the_hosts_own(task):
