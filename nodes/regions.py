@@ -92,7 +92,7 @@ class ConstraintMasks(CheckedNode):
         width: int = 1024,
         height: int = 1024,
         hold_tokens: bool = True,
-        hold_nouns: bool = False,
+        hold_nouns: bool = True,
         found_boxes=None,
         latent=None,
         **masks,
@@ -191,10 +191,10 @@ def _held() -> list:
         ),
         io.Boolean.Input(
             "hold_nouns",
-            default=False,
+            default=True,
             optional=True,
-            tooltip="Restrict the bound nouns in the text to the regions as well: stronger, and "
-            "the text branch becomes slightly slower.",
+            tooltip="Restrict the bound nouns in the text to the regions as well, so that the "
+            "model draws each subject in its own. The text branch becomes slightly slower.",
         ),
     ]
 

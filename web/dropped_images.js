@@ -2,7 +2,7 @@
  * node of an image that is dropped anywhere; it is connected to the nearest encoder without an image. */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { widgetOf } from "./subject_names.js";
+import { isLinked, isUsed, widgetOf } from "./subject_names.js";
 
 const SOON = 10_000; // ms: uploading comes between the drop and the node
 const GAP = 40;
@@ -36,9 +36,9 @@ function distance({ pos, size }, [x, y]) {
 
 /** @param {any} loader a Load Image node that a drop has made */
 function connect(loader) {
-  if (!loader.graph || loader.outputs?.[0]?.links?.length) return;
+  if (!loader.graph || isUsed(loader)) return;
   const encoders = loader.graph.nodes.filter(
-    (/** @type {any} */ node) => node.comfyClass === "MMDiffSubjectEncoder" && slotOf(node) >= 0 && node.inputs[slotOf(node)].link == null,
+    (/** @type {any} */ node) => node.comfyClass === "MMDiffSubjectEncoder" && slotOf(node) >= 0 && !isLinked(node, "image"),
   );
   encoders.sort((/** @type {any} */ a, /** @type {any} */ b) => distance(a, last.point) - distance(b, last.point));
   const [nearest] = encoders;

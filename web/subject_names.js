@@ -29,9 +29,17 @@ const MOST_STEPS = 200;
  * @param {any} node
  * @param {number} slot */
 function linkInto(node, slot) {
-  const links = [...(node?.graph?.links?.values?.() ?? [])];
-  return links.find((link) => String(link.target_id) === String(node.id) && link.target_slot === slot);
+  return linksAround(node).find((link) => String(link.target_id) === String(node.id) && link.target_slot === slot);
 }
+
+/** The links of the graph that a node is in.
+ * @param {any} node
+ * @returns {any[]} */
+const linksAround = (node) => [...(node?.graph?.links?.values?.() ?? [])];
+
+/** Whether a link comes out of a node; not asked of its outputs, as newer frontends warn of their `links`.
+ * @param {any} node */
+export const isUsed = (node) => linksAround(node).some((link) => String(link.origin_id) === String(node.id));
 
 /** The node that a link comes from, through reroutes and in and out of subgraphs; undefined for a circle.
  * @param {any} graph the link's
@@ -66,10 +74,8 @@ function fileName(node) {
 /** Whether a link comes into an input; not asked of the input itself, as newer frontends warn of its `link`.
  * @param {any} node
  * @param {string} input */
-function isLinked(node, input) {
-  const slot = node.inputs?.findIndex((/** @type {any} */ i) => i.name === input) ?? -1;
-  const links = [...(node.graph?.links?.values?.() ?? [])];
-  return links.some((link) => link.target_slot === slot && String(link.target_id) === String(node.id));
+export function isLinked(node, input) {
+  return linkInto(node, node.inputs?.findIndex((/** @type {any} */ i) => i.name === input) ?? -1) !== undefined;
 }
 
 /** The subjects that come into a node, in their order, and whether these are all: a node of another pack may bring more.

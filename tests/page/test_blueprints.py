@@ -32,7 +32,7 @@ def test_a_blueprint_is_found_in_the_search_and_holds_the_whole_graph(loaded, co
     loaded.evaluate(EMPTY)
     loaded.mouse.dblclick(900, 500)
     loaded.keyboard.type(name, delay=10)
-    loaded.wait_for_timeout(900)
+    loaded.get_by_role("option").filter(has_text=name).first.wait_for()
     loaded.keyboard.press("Enter")
     loaded.wait_for_function("() => app.graph.nodes.length === 1")
     loaded.wait_for_timeout(300)

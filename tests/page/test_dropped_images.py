@@ -22,10 +22,12 @@ DROP = """async ([text, name, x, y]) => {
   }
 }"""
 LINKED = f"""() => {{
-  const inputs = {FIND}('MMDiffSubjectEncoder').inputs;
-  const link = inputs.find((input) => input.name === 'image').link;
-  if (link == null) return null;
-  const loader = app.graph.getNodeById(app.graph.getLink(link).origin_id);
+  const node = {FIND}('MMDiffSubjectEncoder');
+  const slot = node.inputs.findIndex((input) => input.name === 'image');
+  const into = (link) => link.target_slot === slot && String(link.target_id) === String(node.id);
+  const link = [...app.graph.links.values()].find(into);
+  if (!link) return null;
+  const loader = app.graph.getNodeById(link.origin_id);
   return loader.comfyClass === 'LoadImage' && loader.widgets[0].value;
 }}"""
 
