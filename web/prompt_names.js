@@ -21,7 +21,7 @@ function nodeOfPrompt(box) {
   }
   return graph.nodes.find((/** @type {any} */ node) => {
     const widget = node.comfyClass === "MMDiffTextEncode" && widgetOf(node, "text");
-    return widget && (widget.element === box || widget.inputEl === box);
+    return widget && widget.element === box;
   });
 }
 

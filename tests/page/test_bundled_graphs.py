@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-from support.page import run_and_wait, shot
+from support.page import open_graph, run_and_wait, shot
 from support.page_graphs import FIND
 from support.paths import PACK
 
@@ -65,8 +65,7 @@ def test_no_two_nodes_of_a_bundled_graph_overlap_as_the_page_draws_them(loaded):
         for node in graph["nodes"]:
             # the page asks about those that are missing, over everything else
             node["properties"].pop("models", None)
-        loaded.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
-        loaded.wait_for_timeout(400)
+        open_graph(loaded, graph)
         assert loaded.evaluate(look) == [], path.stem
 
 

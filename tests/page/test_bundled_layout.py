@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from support.page import open_graph
 from support.paths import PACK
 
 MOST_WIDE = 2000
@@ -37,8 +38,7 @@ def opened(page, graph: dict) -> dict:
     """What LOOK sees of a graph that was just opened, without questions about its files."""
     for node in graph["nodes"]:
         node["properties"].pop("models", None)
-    page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
-    page.wait_for_timeout(700)
+    open_graph(page, graph)
     seen = page.evaluate(LOOK)
     # the older frontend's experimental Nodes 2.0 enlarges every graph by a fifth when it opens
     (note,) = (n["size"][0] for n in graph["nodes"] if n["type"] == "MarkdownNote")

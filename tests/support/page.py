@@ -85,6 +85,34 @@ NOTHING_DEPRECATED = """() => {
 }"""
 
 
+# until nothing on the canvas has moved for 20 frames in a row, however slow the machine is
+SETTLED = """async () => {
+  const rounded = (...numbers) => numbers.map(Math.round);
+  const look = () => JSON.stringify([
+    app.canvas.ds.scale,
+    ...app.graph.nodes.map((n) => rounded(...n.pos, ...n.size)),
+    ...[...document.querySelectorAll("[data-node-id]")].map((drawn) => {
+      const { x, y, width, height } = drawn.getBoundingClientRect();
+      return rounded(x, y, width, height);
+    }),
+  ]);
+  let before = "", same = 0;
+  for (let frame = 0; frame < 1000 && same < 20; frame++) {
+    await new Promise((then) => requestAnimationFrame(() => setTimeout(then, 20)));
+    const now = look();
+    same = now === before ? same + 1 : 0;
+    before = now;
+  }
+  return same;
+}"""
+
+
+def open_graph(page, graph: dict) -> None:
+    """Open a workflow, and wait until its nodes lie still."""
+    page.evaluate("async (graph) => { await app.loadGraphData(graph); }", graph)
+    assert page.evaluate(SETTLED) == 20, "nodes keep moving"
+
+
 def open_page(page, server) -> None:
     page.goto(server.url, timeout=300_000)
     page.wait_for_function(
