@@ -46,11 +46,6 @@ class Likeness(CheckedNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, maps=None, **kwargs) -> float | str:
-        """What was recorded is not among the inputs."""
-        return float("nan") if maps is not None else ""
-
-    @classmethod
     def validate_inputs(cls, least: float | None = None) -> bool | str:
         return told(cls, least=least)
 

@@ -56,6 +56,16 @@ class Row:
     unrelated: tuple[float, float]
 
 
+COUNTS = (
+    "every",
+    "picked_of_4",
+    "possible_of_4",
+    "picked_of_8",
+    "possible_of_8",
+    "best_two_of_8",
+)
+
+
 def run(out: Path, wanted: Wanted) -> dict[str, Row]:
     """All questions; the images are kept beside `out`, and its numbers are written. ValueError for
     a question that is not there."""
@@ -166,8 +176,7 @@ def table(rows: dict[str, Row]) -> str:
     )
     lines = [head, "|" + " --- |" * 9]
     for name, row in rows.items():
-        shares = [value for value in asdict(row).values() if isinstance(value[1], int)]
-        cells = [_share(*value) for value in shares]
+        cells = [_share(*getattr(row, count)) for count in COUNTS]
         cells += [f"{low:.2f} to {high:.2f}" for low, high in (row.wanted, row.unrelated)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
