@@ -22,14 +22,15 @@ from ..host.models import LoadedMMDiff, Readers, load_mmdiff
 from ..method.subjects import PromptSubject
 from ..small_world.examples import enlarge
 from ..small_world.score import binding, interval
-from ..small_world.trials import STRANGERS, Question, Trial, make_trial, true_image, unrelated
+from ..small_world.trials import STRANGERS, Question, Trial, make_trial, unrelated
 from .answers import draw
 from .evaluate import asked
 
 log = logging.getLogger(__name__)
 SET = 8  # images of one trial
 SEED = 199  # of the trials
-NOISE, APART = 1_000_000, 100  # the first number that a set's noise follows from; between two sets
+NOISE = 1_000_000  # the number that the first set's noise follows from
+BETWEEN = 100  # these numbers of two sets
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Row:
-    """One question's sets: (hits, total) of all images, of the picked ones and of the possible
-    ones, of 4 and of 8; and the scores of wanted and of unrelated individuals, drawn perfectly."""
+    """One question's sets: (hits, total) of all images, and of the picked and the possible ones of
+    4 and of 8; and the scores between which 90 % of the subjects of right images lie, and of
+    unrelated individuals that are drawn perfectly."""
 
     every: tuple[int, int]
     picked_of_4: tuple[int, int]
@@ -52,7 +54,7 @@ class Row:
     picked_of_8: tuple[int, int]
     possible_of_8: tuple[int, int]
     best_two_of_8: tuple[int, int]
-    wanted: tuple[float, float]
+    subjects: tuple[float, float]
     unrelated: tuple[float, float]
 
 
@@ -90,7 +92,7 @@ def draw_sets(task, question: Question, count: int, kept: Path) -> np.ndarray:
     images = list(stored.get(name, ()))
     for number in range(len(images), count):
         trial = make_trial(question, SEED, number)
-        first = NOISE + APART * number
+        first = NOISE + BETWEEN * number
         examples = [replace(trial.example, index=first + k) for k in range(SET)]
         dots = draw(task, examples)
         images.append((dots.clamp(0, 1) * 255).round().byte().numpy())
@@ -102,15 +104,17 @@ def draw_sets(task, question: Question, count: int, kept: Path) -> np.ndarray:
 
 def score_sets(mmdiff: LoadedMMDiff, question: Question, images: np.ndarray) -> Row:
     """What MM-Diff Likeness and the exact ruler say of the sets [n SET 3 K K], counted."""
-    right, judged, wanted, others = [], [], [], []
+    right, judged, subjects, others = [], [], [], []
     for number, drawn in enumerate(images):
         trial = make_trial(question, SEED, number)
         dots = torch.from_numpy(drawn).float() / 255
-        known = torch.stack([true_image(trial.scene), unrelated(trial, number)])
-        *seen, true, strange = likeness(mmdiff, trial, torch.cat([dots, known]))
+        strangers = unrelated(trial, number)[None]
+        *seen, strange = likeness(mmdiff, trial, torch.cat([dots, strangers]))
+        known = [is_right(trial, image) for image in dots]
         judged.append(seen)
-        right.append([is_right(trial, image) for image in dots])
-        wanted += true.scores
+        right.append(known)
+        for image, true in zip(seen, known, strict=True):
+            subjects += image.scores if true else ()
         others += strange.scores
     return Row(
         (int(np.sum(right)), np.size(right)),
@@ -119,7 +123,7 @@ def score_sets(mmdiff: LoadedMMDiff, question: Question, images: np.ndarray) -> 
         picked(right, judged, 8),
         possible(right, 8),
         picked(right, judged, 8, keep=2),
-        spread(wanted),
+        spread(subjects),
         spread(others),
     )
 
@@ -172,12 +176,12 @@ def table(rows: dict[str, Row]) -> str:
     """The counts as Markdown: shares in percent with 95 % intervals."""
     head = (
         "| question | all images | picked of 4 | a right one among 4 | picked of 8 | a right one "
-        "among 8 | best two of 8 | scores of the wanted, drawn perfectly | of unrelated ones |"
+        "among 8 | best two of 8 | scores in right images | of unrelated individuals |"
     )
     lines = [head, "|" + " --- |" * 9]
     for name, row in rows.items():
         cells = [_share(*getattr(row, count)) for count in COUNTS]
-        cells += [f"{low:.2f} to {high:.2f}" for low, high in (row.wanted, row.unrelated)]
+        cells += [f"{low:.2f} to {high:.2f}" for low, high in (row.subjects, row.unrelated)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

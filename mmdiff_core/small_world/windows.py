@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ..evaluation.verdicts import Box
 from . import scenes
+from .references import SOFTENING
 from .score import APART, Embed, EncoderRuler
 from .sprites import WIDTH
 
 COLUMNS = range(0, scenes.SIDE - WIDTH + 1, scenes.GRID)
 POSITIONS = tuple((x, y) for y in scenes.FEET for x in COLUMNS)  # x y of a sprite's top left corner
-DIFFERENT = 0.1  # by how much a reference's dot must differ from its ground; softened edges do less
+DIFFERENT = 0.15  # from its ground, for a dot of a reference to count; softened edges differ less
 LARGE = 2  # reference dots per sprite dot
 TOP, LEFT = (scenes.SIDE - LARGE * scenes.TALL) // 2, (scenes.SIDE - LARGE * WIDTH) // 2
 MORE = 2  # positions looked for beyond the number of subjects
@@ -70,13 +71,22 @@ def silhouette_of(reference: Tensor) -> Tensor:
 
 
 def cut_outs(images: Tensor, silhouette: Tensor) -> Tensor:
-    """A silhouette [h w] cut out of images [B 3 K K] at every position, on the blank ground and
-    twice as large, as a reference shows it [B P 3 K K]."""
+    """A silhouette [h w] cut out of images [B 3 K K] at every position, on the blank ground,
+    twice as large and softened, as a reference shows it [B P 3 K K]."""
     parts = [images[..., y : y + scenes.TALL, x : x + WIDTH] for x, y in POSITIONS]
     blank = torch.tensor(scenes.BLANK)
     shown = torch.where(silhouette, torch.stack(parts, 1).clamp(0, 1), blank)
     large = shown.repeat_interleave(LARGE, -1).repeat_interleave(LARGE, -2)
-    return F.pad(large, (LEFT, LEFT, TOP, TOP), value=scenes.BLANK)
+    return softened(F.pad(large, (LEFT, LEFT, TOP, TOP), value=scenes.BLANK))
+
+
+def softened(images: Tensor) -> Tensor:
+    """Images [... 3 K K] with each dot a little of its neighbours: what resizing makes of the
+    references, which are given enlarged."""
+    flat = F.pad(images.flatten(0, -3)[:, None], (1, 1, 1, 1), mode="replicate")
+    weights = torch.tensor(SOFTENING)
+    kernel = (weights[:, None] * weights)[None, None]
+    return F.conv2d(flat, kernel)[:, 0].unflatten(0, images.shape[:-2])
 
 
 def read_positions(

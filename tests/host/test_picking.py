@@ -42,7 +42,7 @@ def test_where_one_of_eight_is_drawn_perfectly_it_is_picked(mmdiff):
     row = picking.score_sets(mmdiff, TWO, images)
     assert row.every == (1, 8) and row.picked_of_8 == row.possible_of_8 == (1, 1)
     assert row.picked_of_4 == row.possible_of_4 == (1, 2)
-    assert row.wanted[0] > SPRITES.least > row.unrelated[1]
+    assert row.subjects[0] > SPRITES.least > row.unrelated[1]
 
 
 def test_images_that_are_kept_are_not_drawn_again(tmp_path):
