@@ -42,10 +42,10 @@ THINGS = Scale(
 )
 SPRITES = Scale(
     "cosine of whitened embeddings by the small world's image encoder",
-    "unrelated individuals: see the small world's README",
+    "unrelated individuals mostly score below 0.74, right ones above 0.94",
     "individual",
     "individuals",
-    least=0.8,
+    least=0.85,
 )
 WHAT_TO_WIRE = (
     "its identity is not known (it was encoded with clip_only, or saved without it): connect one "
