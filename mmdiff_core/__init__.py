@@ -6,6 +6,7 @@
     method
     checkpoints · regions
     references
+    evaluation
     training
     small_world
     host

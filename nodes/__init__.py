@@ -8,6 +8,7 @@ from .aliases import SHOWS, sends_cached_results
 from .apply import ApplyAttention
 from .doctor import Doctor
 from .keep import LoadSubject, MixSubjects, SaveSubject, SubjectWeights
+from .likeness import Likeness, PickBest
 from .load import ConvertCheckpoint, LoadFaceAnalysis, LoadMMDiff
 from .load_all import LoadModels
 from .prompt import TextEncode
@@ -33,6 +34,8 @@ NODES: list[type[io.ComfyNode]] = [
     FindSubjectRegions,
     WatchAttention,
     ShowAttentionMaps,
+    Likeness,
+    PickBest,
     SmallWorldLoader,
     SmallWorldSprite,
     Doctor,

@@ -78,6 +78,23 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "daam",
         "attention visualization",
     ),
+    "MMDiffLikeness": (
+        "face similarity",
+        "identity score",
+        "clip score",
+        "compare faces",
+        "arcface",
+        "clip-i",
+        "who is missing",
+    ),
+    "MMDiffPickBest": (
+        "best of batch",
+        "best seed",
+        "select images",
+        "rank images",
+        "keep best",
+        "filter batch",
+    ),
     "MMDiffSmallWorldLoader": ("demo model", "tiny model", "pixel art", "try mm-diff"),
     "MMDiffSmallWorldSprite": ("pixel art", "demo reference", "sprite"),
     "MMDiffDoctor": (

@@ -156,6 +156,7 @@ SOCKETS = {
     "MMDIFF_SUBJECTS": ("subject", "MM-Diff Subject Encoder or another node of subjects"),
     "MMDIFF_FACES": ("portrait", "Load Face Analysis"),
     "MMDIFF_MAPS": ("maps", "MM-Diff Watch Attention"),
+    "MMDIFF_SCORES": ("scale", "MM-Diff Likeness"),
 }
 CHECKS: dict[type, Callable[[Any, Any], Any]] = {
     io.Float.Input: _number,

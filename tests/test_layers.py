@@ -19,6 +19,7 @@ ORDER = (
     ("method",),
     ("checkpoints", "regions"),
     ("references",),
+    ("evaluation",),
     ("training",),
     ("small_world",),
     ("host",),

@@ -6,7 +6,7 @@ import { after } from "./elements.js";
 import { everyNode, lastShown } from "./last_shown.js";
 import { stayShown } from "./stay_shown.js";
 
-const SHOWS_NOTES = ["MMDiffSubjectEncoder", "MMDiffAttentionMaps"]; // only when there is something to say
+const SHOWS_NOTES = ["MMDiffSubjectEncoder", "MMDiffAttentionMaps", "MMDiffLikeness"]; // only when there is something to say
 const SHOWS_TEXT = ["MMDiffTextEncode", "MMDiffConvert", "MMDiffSaveSubject"];
 
 /** Lines of text; a line of `bindings` begins with its word in the subject's colour.

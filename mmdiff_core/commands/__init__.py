@@ -21,6 +21,7 @@ from . import (
     evaluate,
     finetune,
     gallery,
+    picking,
     pretrain,
     sheet,
     shrink,
@@ -37,6 +38,7 @@ COMMANDS: dict[str, ModuleType] = {
     "evaluate": evaluate,
     "sheet": sheet,
     "gallery": gallery,
+    "picking": picking,
     "finetune": finetune,
     "pretrain": pretrain,
 }

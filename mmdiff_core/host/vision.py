@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 
 import comfy.model_management as mm
 import torch
@@ -19,6 +20,7 @@ from ..references.pixels import normalise
 from .models import add_patches_strictly, set_patches
 
 PENULTIMATE = -2
+AT_ONCE = 64  # images in one call of the encoder
 
 
 def check_encoder(clip_vision, config: MMDiffConfig) -> None:
@@ -94,22 +96,31 @@ def stands_beside_modules(model: torch.nn.Module, key: str) -> bool:
     return own and any(True for child in module.children() for _ in child.parameters())
 
 
-def _run(clip_vision, patcher, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised pixels [R 3 S S] -> projected CLS [R C] and penultimate states [R L W], float32 on
-    the CPU."""
+def _run(clip_vision, patcher, pixels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised pixels [R 3 S S] -> projected CLS [r C] and penultimate states [r L W], float32 on
+    the CPU, of `AT_ONCE` images after the other."""
     mm.load_model_gpu(patcher)
-    with torch.no_grad():
-        _, penultimate, cls, *_ = clip_vision.model(
-            pixel_values=pixels.to(patcher.load_device).float(), intermediate_output=PENULTIMATE
-        )
-    return cls.float().cpu(), penultimate.float().cpu()
+    for part in pixels.split(AT_ONCE):
+        with torch.no_grad():
+            _, penultimate, cls, *_ = clip_vision.model(
+                pixel_values=part.to(patcher.load_device).float(), intermediate_output=PENULTIMATE
+            )
+        yield cls.float().cpu(), penultimate.float().cpu()
 
 
 def cls_of_pixels(clip_vision, adapter: MMDiffAdapter, pixels: Tensor) -> Tensor:
     """Padded images [R 3 S S] in 0..1 -> CLS of the fine-tuned encoder [R C]."""
-    return _run(clip_vision, fine_tuned(clip_vision, adapter), normalise(pixels))[0]
+    run = _run(clip_vision, fine_tuned(clip_vision, adapter), normalise(pixels))
+    return torch.cat([cls for cls, _ in run])
+
+
+def plain_cls(clip_vision, pixels: Tensor) -> Tensor:
+    """Pixels [R 3 S S] in 0..1 -> CLS of the untouched encoder [R C]."""
+    run = _run(clip_vision, clip_vision.patcher, normalise(pixels))
+    return torch.cat([cls for cls, _ in run])
 
 
 def patch_embeddings(clip_vision, pixels: Tensor) -> Tensor:
     """Pixels [R 3 S S] in 0..1 -> penultimate states of the untouched encoder [R L W]."""
-    return _run(clip_vision, clip_vision.patcher, normalise(pixels))[1]
+    run = _run(clip_vision, clip_vision.patcher, normalise(pixels))
+    return torch.cat([states for _, states in run])

@@ -56,7 +56,7 @@ def linked(host, kind: str, name: str, value: object, number: int = 0) -> dict:
 
 
 def test_every_node_with_widgets_is_among_them():
-    assert len(WIDGETS) > 55 and len({kind for kind, _ in WIDGETS}) == 16
+    assert len(WIDGETS) > 55 and len({kind for kind, _ in WIDGETS}) == 18
 
 
 @pytest.mark.parametrize("kind, name", WIDGETS, ids=lambda x: x.removeprefix("MMDiff"))

@@ -27,6 +27,8 @@ LINKS = {
     "faces": ["analysis", 0],
     "subjects": ["ann", 0],
     "maps": ["watch", 1],
+    "images": ["decoded", 0],
+    "scores": ["likeness", 0],
     "latent": ["latent", 0],
     "found_boxes": ["box", 0],
     "region": ["white", 0],
@@ -43,6 +45,7 @@ VALUES = {
 OWN = {
     "MMDiffFindFaces": {"image": ["photo", 0]},
     "MMDiffAttentionMaps": {"image": ["decoded", 0]},
+    "MMDiffLikeness": {"image": ["decoded", 0]},
     "MMDiffWatchAttention": {"model": ["applied", 0]},
     "MMDiffSubjectEncoder": {"subjects": None, "faces": None},
     "MMDiffLoadSubject": {"subjects": None},
@@ -64,6 +67,7 @@ def around(host: Host) -> dict:
         "applied": _of("MMDiffApplyAttention"),
         "watch": _of("MMDiffWatchAttention"),
         "analysis": _of("MMDiffLoadFaceAnalysis"),
+        "likeness": _of("MMDiffLikeness"),
         "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
         "sampled": node(
             "KSampler",

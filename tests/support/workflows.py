@@ -32,6 +32,8 @@ BUNDLED = {
     "small_world_masks",
     "small_world_mixing",
     "small_world_attention_maps",
+    "small_world_best_of_eight",
+    "two_people_best_of_eight",
 }
 
 # how the graphs run without the real models: node type -> (stand-in, {output: output of the

@@ -18,7 +18,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont  # noqa: E402
 
 from support.paths import PACK  # noqa: E402
 from support.server import Server  # noqa: E402
@@ -43,6 +43,8 @@ def seeded(seed: int, **text: str) -> dict[str, dict]:
 
 
 ONE, TWO = "small_world_one_subject", "small_world_two_subjects"
+BEST = "small_world_best_of_eight"
+FOUR = {"EmptyLatentImage": {"batch_size": 4}}
 TWINS = {
     "single_portrait": Twin(ONE, seeded(3, text="a cat<|violet|> on the beach")),
     "several_references": Twin("small_world_several_references", seeded(4)),
@@ -54,6 +56,8 @@ TWINS = {
     "with_controlnet": Twin(ONE, seeded(9, text="a cat<|violet|> in the city")),
     "with_style_lora": Twin(ONE, seeded(10, text="a cat<|violet|> in a cave")),
     "delayed_conditioning": Twin(ONE, seeded(11, text="a cat<|violet|> at night")),
+    BEST: Twin(BEST, FOUR),
+    "two_people_best_of_eight": Twin(BEST, FOUR | seeded(15)),
     "save_subject": Twin(TWO, seeded(12)),
     "load_subject": Twin(TWO, seeded(13)),
 }
@@ -71,8 +75,13 @@ def prompt_of(name: str, info: dict) -> dict:
 
 
 def drawn(server: Server, prompt: dict) -> Image.Image:
-    """The image that the graph saves; of one that shows attention maps those as well."""
+    """The image that the graph saves; of one that shows attention maps those as well; of one that
+    picks the best, all of them."""
     outputs = server.run(prompt)["outputs"]
+    for key, node in prompt.items():
+        if node["class_type"] == "MMDiffPickBest":
+            found = [opened(server, image) for image in outputs[key]["images"]]
+            return grid(dimmed(found, node["inputs"]["keep"]))
     wanted = [key for key, node in prompt.items() if node["class_type"] == "SaveImage"]
     wanted += [key for key, node in prompt.items() if node["class_type"] == "MMDiffAttentionMaps"]
     found = [opened(server, image) for key in wanted for image in outputs[key]["images"]]
@@ -83,6 +92,15 @@ def opened(server: Server, image: dict) -> Image.Image:
     folder = server.output if image["type"] == "output" else server.home / "temp/temp"
     with Image.open(folder / image["subfolder"] / image["filename"]) as picture:
         return picture.convert("RGB")
+
+
+def dimmed(images: list[Image.Image], keep: int) -> list[Image.Image]:
+    """Ranked images without the words below them, darker from number `keep` on."""
+    squares = [image.crop((0, 0, image.width, image.width)) for image in images]
+    return [
+        *squares[:keep],
+        *(ImageEnhance.Brightness(each).enhance(0.35) for each in squares[keep:]),
+    ]
 
 
 def grid(images: list[Image.Image]) -> Image.Image:

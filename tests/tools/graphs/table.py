@@ -10,7 +10,14 @@ TEXT = ("MMDiffTextEncode", "KSampler")
 MODELS, IMAGES, SUBJECTS, RESULT, PROMPT = 240, 230, 256, 350, 310
 
 # more than the least that a node needs: to read a prompt, and to see an image
-ROOM = {"MMDiffTextEncode": 340, "SaveImage": 450, "PreviewImage": 300, "MMDiffAttentionMaps": 420}
+ROOM = {
+    "MMDiffTextEncode": 340,
+    "SaveImage": 450,
+    "PreviewImage": 300,
+    "MMDiffAttentionMaps": 420,
+    "MMDiffLikeness": 560,
+    "MMDiffPickBest": 560,
+}
 # what a node grows by when a run has put an image into it
 GROWS = {"MMDiffSubjectEncoder": 200}
 
@@ -55,16 +62,20 @@ def two_sprites(*below_result: str) -> tuple[Column, ...]:
     return graph_of((*WORLD, *LATENT), SPRITES[2], ENCODERS[2], below_result, SCALE)
 
 
+PICKED = Column(RESULT, ("MMDiffLikeness", "MMDiffPickBest"), below_note=False)
+
 LAYOUTS: dict[str, tuple[Column, ...]] = {
     "single_portrait": ONE,
     "delayed_conditioning": ONE,
     "two_people_free": two("MMDiffFindRegions"),
     "two_people_boxes": two("MMDiffConstraintMasks"),
+    "two_people_best_of_eight": (*two("MMDiffFindRegions"), PICKED),
     "identity_mixing": two("MMDiffMixSubjects"),
     "small_world_one_subject": ONE_SPRITE,
     "small_world_several_references": ONE_SPRITE,
     "small_world_two_subjects": two_sprites(),
     "small_world_boxes": two_sprites("MMDiffConstraintMasks"),
+    "small_world_best_of_eight": (*two_sprites(), PICKED),
     "small_world_mixing": two_sprites("MMDiffMixSubjects"),
     "several_references": graph_of(
         LOADERS,

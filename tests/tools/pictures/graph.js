@@ -56,6 +56,27 @@ link("world", 2, "decode", "vae");
 add("maps", "MMDiffAttentionMaps", column(7), 0);
 link("watch", 1, "maps", "maps");
 link("decode", 0, "maps", "image");
+// four images of one batch, scored
+add("four", "EmptyLatentImage", column(6), 1200, { width: 128, height: 128, batch_size: 4 });
+add("sample4", "KSampler", column(6), 1500, {
+  seed: 14, control_after_generate: "fixed", steps: 20, cfg: 3, sampler_name: "euler_ancestral",
+  scheduler: "sgm_uniform",
+});
+link("apply", 0, "sample4", "model");
+link("text", 0, "sample4", "positive");
+link("text", 1, "sample4", "negative");
+link("four", 0, "sample4", "latent_image");
+add("decode4", "VAEDecode", column(6), 2000);
+link("sample4", 0, "decode4", "samples");
+link("world", 2, "decode4", "vae");
+add("likeness", "MMDiffLikeness", column(7), 900);
+link("decode4", 0, "likeness", "image");
+link("weights", 0, "likeness", "subjects");
+link("world", 4, "likeness", "mmdiff");
+add("best", "MMDiffPickBest", column(7), 1800, { keep: 2 });
+link("decode4", 0, "best", "images");
+link("likeness", 0, "best", "scores");
+link("sample4", 0, "best", "latents");
 add("given0", "PreviewImage", column(8), 1200);
 link("sprite0", 0, "given0", "images");
 add("given1", "PreviewImage", column(8), 1800);

@@ -1,0 +1,1 @@
+"""How alike generated images and references are: matching, scores, extractors, protocols."""
