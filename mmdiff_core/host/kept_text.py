@@ -50,7 +50,8 @@ class Tracked:
 
     @property
     def unchanged(self) -> bool:
-        return self.tensor._version == self.version
+        """A deep copy that somebody made in inference mode does not count either."""
+        return not self.tensor.is_inference() and self.tensor._version == self.version
 
 
 @dataclass(frozen=True, eq=False)

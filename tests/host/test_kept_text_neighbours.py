@@ -316,9 +316,9 @@ def test_a_layer_that_is_compiled_or_somebodys_own_is_left_alone(scene):
 
 
 def test_nothing_is_kept_where_gradients_are_wanted():
-    layer, kept = torch.nn.Linear(4, 3), KeptText(1 << 20)
-    source = Tracked.of(torch.rand(1, 5, 4))
-    with torch.inference_mode(False):
+    source, kept = Tracked.of(torch.rand(1, 5, 4)), KeptText(1 << 20)
+    with torch.inference_mode(False), torch.enable_grad():
+        layer = torch.nn.Linear(4, 3)
         joined = RunText(source.tensor, source, kept).process_cond(2).concat([])
         assert joined.shape == (2, 5, 4)
         with kept.on([layer]):

@@ -42,11 +42,13 @@ def counted(model) -> Iterator[list[int]]:
 
 
 def drawn(scene, make_model: Callable, keep: bool, *prompts, **options):
-    """(image, number of projections) of one run, with the text kept or not."""
+    """(image, number of projections) of one run on texts of its own, with the text kept or not."""
+    positive, negative = (*prompts, scene.negative)[:2]
+    own = [[[text.clone(), rest] for text, rest in side] for side in (positive, negative)]
     ours = apply(make.narrow_model(LIKE), scene.adapter, BOTH, keep_text=keep)
     model = make_model(ours)
     with counted(model) as rows:
-        return scene.sample(model, *prompts, **options), len(rows)
+        return scene.sample(model, *own, **options), len(rows)
 
 
 def compare(scene, make_model, *prompts, **options) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from cost.counting import OperationCounter
 from cost.peer import PEERS, find_peers
 from cost.report import make_line, state_bytes, text_bytes
 from cost.setting import SCALES, TEXT_TOKENS, Scale
+from cost.share import plain_flop, text_flop
 from cost.timing import Kept, Meter, Timing, count_arm, sample
 from cost.tuning import RUN, Tuned, fine_tune
 from cost.whole import Peak, Whole, WholeArm, measure_whole, whole_markdown
@@ -68,15 +69,10 @@ def test_flop_are_those_of_the_image_branch(counted):
     assert two.flop - plain.flop == branch_flop(8)
 
 
-def text_flop(rows: int = 2) -> int:
-    """K and V of the text of cond and uncond at every layer."""
-    widths = sum(block.width for block in SMALL.config.base.blocks)
-    return 2 * rows * TEXT_TOKENS * SMALL.context * widths * 2
-
-
 def test_with_kept_text_a_step_has_the_flop_of_the_plain_one_less_those_of_k_and_v(counted):
     _, _, _, (plain, one, _, kept) = counted
-    assert one.flop - kept.flop == text_flop()
+    assert one.flop - kept.flop == text_flop(SMALL) > 0
+    assert plain.flop == plain_flop(SMALL, SIZE)
     assert kept.total < plain.total < one.total
     assert kept.operations["aten::mm"] == plain.operations["aten::mm"] - 2 * 70
     assert kept.waits == plain.waits and sum(kept.first_waits.values()) == sum(
@@ -231,10 +227,10 @@ def asked(*more: str):
 
 
 def test_whole_images_of_every_length_are_drawn_and_told(counted):
-    world, arms, meter, _ = counted
+    _, arms, meter, _ = counted
     args = asked("--whole", "--images", "3,2")
     with torch.inference_mode():
-        whole = measure_whole([arms[0], arms[3]], world, meter, args)
+        whole = measure_whole([arms[0], arms[3]], SIZE, meter, args)
     assert [sorted(arm.seconds) for arm in whole.arms] == [[2, 3], [2, 3]]
     assert whole.arms[0].kept == Kept() and whole.arms[1].kept.text > 0
     table = whole_markdown(whole).splitlines()

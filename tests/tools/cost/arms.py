@@ -106,6 +106,12 @@ def label(pack: str, subjects: int, masked: bool) -> str:
     return f"{pack}, {subjects} subject{'s' * (subjects > 1)}{', masked' * masked}"
 
 
+def whole_arms(world: World, subjects: int, peers: Sequence[LoadedPeer]) -> list[Arm]:
+    """What draws whole images: free subjects alone."""
+    ours = [world.ours(subjects, False, keep_text=keep) for keep in (True, False)]
+    return [world.plain(), *ours, *(world.peer(peer, subjects, False) for peer in peers)]
+
+
 def make_world(scale: Scale, size: int, dtype: torch.dtype, meter: Meter) -> World:
     """Model, adapter and prompts.
 

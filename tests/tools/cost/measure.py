@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from .arms import make_arms, make_world
+from .arms import make_arms, make_world, whole_arms
 from .counting import Counts
 from .peer import find_peers
 from .report import Line, machine, make_line, markdown, state_bytes, text_bytes
 from .setting import SCALES, TEXT_TOKENS, Scale
+from .share import share_told
 from .timing import Meter, count_arm, say, time_all
 from .tuning import fine_tune
 from .whole import Whole, encoding_told, measure_whole, whole_markdown
@@ -48,7 +49,9 @@ def run(args: argparse.Namespace, scale: Scale) -> Measured:
     lines = [
         make_line(arm, timings[i], plains, counts[i + 1], counts[0]) for i, arm in enumerate(arms)
     ]
-    whole = measure_whole((plain, *arms), world, meter, args) if args.whole else None
+    whole = None
+    if args.whole:
+        whole = measure_whole(whole_arms(world, args.subjects[0], peers), world.size, meter, args)
     plain_ms = 1000 * statistics.median(step for t in plains for step in t.steps[1:])
     return Measured(lines, plain_ms, counts[0], whole)
 
@@ -66,7 +69,7 @@ def measure(args: argparse.Namespace) -> None:
     if found.whole is not None:
         print(f"\n{whole_markdown(found.whole)}")
         tuned = fine_tune(scale, args)
-        print(f"\n{tuned.told(found.whole)}\n{encoding_told(args)}")
+        print(f"\n{tuned.told(found.whole)}\n{encoding_told(args)}\n{share_told(SCALES['full'])}")
     ran = f"{args.repeats} samplings of {args.steps} steps"
     print(f"{machine(args.device)}, {args.scale}, {args.size} px, CFG {args.cfg:g}, {ran}")
     if args.json:

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from .arm import Arm
-from .arms import World
 from .timing import Kept, Meter, sample, say
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -70,9 +69,7 @@ def status(name: str) -> int:
     return int(re.search(rf"^{name}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)[1]) * 1024
 
 
-def measure_whole(
-    arms: Sequence[Arm], world: World, meter: Meter, args: argparse.Namespace
-) -> Whole:
+def measure_whole(arms: Sequence[Arm], size: int, meter: Meter, args: argparse.Namespace) -> Whole:
     """One image of each number of steps by every arm."""
     found, peak = [], Peak(args.device)
     for arm in arms:
@@ -82,7 +79,7 @@ def measure_whole(
         def draw(steps: int, arm: Arm = arm, seconds: dict = seconds) -> None:
             meter.begin()
             begun = time.perf_counter()
-            sample(arm, world.size, steps, args.cfg)
+            sample(arm, size, steps, args.cfg)
             if meter.cuda:
                 torch.cuda.synchronize()
             seconds[steps] = time.perf_counter() - begun
