@@ -41,10 +41,15 @@ def counted(model) -> Iterator[list[int]]:
         yield rows
 
 
+def own_texts(conditioning: list) -> list:
+    """The same with copies of the texts: a neighbour may write into them."""
+    return [[text.clone(), options] for text, options in conditioning]
+
+
 def drawn(scene, make_model: Callable, keep: bool, *prompts, **options):
     """(image, number of projections) of one run on texts of its own, with the text kept or not."""
     positive, negative = (*prompts, scene.negative)[:2]
-    own = [[[text.clone(), rest] for text, rest in side] for side in (positive, negative)]
+    own = [own_texts(side) for side in (positive, negative)]
     ours = apply(make.narrow_model(LIKE), scene.adapter, BOTH, keep_text=keep)
     model = make_model(ours)
     with counted(model) as rows:

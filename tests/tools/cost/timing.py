@@ -131,7 +131,7 @@ def without_packs(model_options: dict[str, Any]) -> dict[str, Any]:
 
 def without_kept_text(conds: dict[str, list[dict]]) -> dict[str, list[dict]]:
     """The processed conds with texts that the host joins anew at every step."""
-    return {kind: [plain_text(cond) for cond in conds[kind]] for kind in conds}
+    return {kind: list(map(plain_text, conds[kind])) for kind in conds}
 
 
 def plain_text(cond: dict) -> dict:
