@@ -85,15 +85,14 @@ def measure(args: argparse.Namespace) -> None:
         print(f"\n{tuned.told(whole)}\n{encoding_told(args)}", flush=True)
         print(share_told(SCALES["full"]))
     if args.json:
-        arguments = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
         report = {
             "machine": machine(args.device),
-            "arguments": arguments,
+            "arguments": {k: v for k, v in vars(args).items() if not isinstance(v, Path)},
             "plain": {"step_ms": found.plain_ms, **dataclasses.asdict(found.plain)},
-            "arms": [dataclasses.asdict(line) for line in found.lines],
-            "whole": [dataclasses.asdict(arm) for arm in whole.arms],
+            "arms": list(map(dataclasses.asdict, found.lines)),
+            "whole": list(map(dataclasses.asdict, whole.arms)),
             "tuning": tuned and dataclasses.asdict(tuned),
-            "state_bytes_sdxl_fp16": {n: state_bytes(n) for n in args.subjects},
+            "state_bytes_sdxl_fp16": dict(zip(args.subjects, map(state_bytes, args.subjects))),
         }
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
