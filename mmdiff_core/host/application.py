@@ -4,7 +4,7 @@ subjects.
 What happens when:
     apply.py         clone the model, patch the clone (weights and 70 or 16 slots)
     once a run       SAMPLER_SAMPLE wrapper: K and V of every subject at every layer, through the
-                     layers' own modules
+                     layers' own modules; what the layers make of the text is kept (kept_text.py)
     once a call      DIFFUSION_MODEL wrapper: which rows of the batch show which subjects
     slot.py          once a layer: the text branch as it was, then the image branch for those rows
                      alone
@@ -13,7 +13,7 @@ What happens when:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -26,6 +26,7 @@ from ..method.attention import by_head
 from ..regions.layer_weights import layer_factors
 from .conditioning import KEY, NOTHING, BoundPrompt, Row
 from .finder import Continuation, Finder, FinderLook, make_finder
+from .kept_text import keeping_text
 from .layer_attention import Columns, Watcher, watched_slots
 from .parts import Latents, add_places, locate, place_rows
 from .progress import Window
@@ -50,10 +51,16 @@ class Application:
     """One Apply on one model: the key its state goes by, and the wrappers that make it."""
 
     def __init__(
-        self, adapter: MMDiffAdapter, strength: Strength, blocks: Sequence[TransformerBlock]
+        self,
+        adapter: MMDiffAdapter,
+        strength: Strength,
+        blocks: Sequence[TransformerBlock],
+        keep_text: bool = True,
     ):
         self.adapter = adapter
         self.strength = strength
+        # layers whose K and V of the text are made once a run
+        self.kept_blocks = tuple(blocks) if keep_text and strength.fuse_scale != 0 else ()
         factors = layer_factors(strength.layers, blocks)
         # lambda of each layer
         self.scales = {
@@ -74,11 +81,16 @@ class Application:
         options = model_options.get("transformer_options", {})
         before = args[0] if args else kwargs.get("latent_image")
         run = self.make_run(guider, sigmas, noise, model_options, before)
-        extra_args = {
-            **extra_args,
-            "model_options": {**model_options, "transformer_options": {**options, self.key: run}},
-        }
-        latents = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        with keeping_text(guider, model_options, self.kept_blocks, noise.device) as texts:
+            run = replace(run, texts=texts)
+            extra_args = {
+                **extra_args,
+                "model_options": {
+                    **model_options,
+                    "transformer_options": {**options, self.key: run},
+                },
+            }
+            latents = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         self.check_called(run)
         for state in run.states.values():
             if state.finder is not None:
@@ -204,7 +216,11 @@ class Application:
     # ------------------------------------------------------------ once a model call
     def on_apply(self, executor, *args, **kwargs):
         """APPLY_MODEL: read which part of the latents the call draws, and keep that from the
-        model."""
+        model; give it the run's text as the model computes in it."""
+        run = args[5].get(self.key) if len(args) > 5 else None  # as the host calls it
+        if isinstance(run, Run) and run.texts is not None and args[3] is not None:
+            dtype = model_dtype(executor.class_obj)
+            args = (*args[:3], run.texts.cast(args[3], args[0].device, dtype), *args[4:])
         return executor(*args, **place_rows(args[0], kwargs))
 
     def on_call(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):

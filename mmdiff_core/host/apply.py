@@ -21,14 +21,15 @@ Callbacks = comfy.patcher_extension.CallbacksMP
 CLONE_KEY = "mmdiff-slots"
 
 
-def apply(model, adapter: MMDiffAdapter, strength: Strength):
-    """A clone of the model that shows subjects. The model itself stays as it is.
+def apply(model, adapter: MMDiffAdapter, strength: Strength, keep_text: bool = True):
+    """A clone of the model that shows subjects. The model itself stays as it is. `keep_text`: make
+    the text's K and V once a run where that is safe (`kept_text`).
 
     Raises ValueError when the model is not one the adapter fits, or when it already has this
     adapter.
     """
     blocks = check_unet(model, adapter)
-    application = Application(adapter, strength, blocks)
+    application = Application(adapter, strength, blocks, keep_text)
     if application.key in model.wrappers.get(Wrappers.SAMPLER_SAMPLE, {}):
         raise ValueError(
             f"{adapter.source} is already applied to this model; use one Apply MM-Diff Attention "

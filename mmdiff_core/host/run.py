@@ -20,6 +20,7 @@ from ..method.subjects import PromptSubject, count_tokens
 from ..regions.attention_bias import Area, crop_to_grid, noun_bias, shares, token_bias
 from .conditioning import BoundPrompt
 from .finder import Finder
+from .kept_text import KeptText
 from .layer_attention import Columns, Watcher
 from .parts import Latents
 from .progress import Window
@@ -150,6 +151,7 @@ class Run:
     states      by id of the bound prompt; the state holds the prompt, so ids stay taken
     copies      of the states, for each device of a multi-GPU sampling
     uncalled    slots that another pack holds and where ours was not called yet, and its name
+    texts       what is kept of the text, where it may be
     """
 
     states: dict[int, PromptState]
@@ -157,6 +159,7 @@ class Run:
     window: Window
     latents: Latents
     uncalled: dict[Slot, str]
+    texts: KeptText | None = None
 
     def __deepcopy__(self, memo: dict) -> Run:
         return self

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import comfy.cldm.cldm
-import comfy.controlnet
-import comfy.ldm.modules.attention
-import comfy.model_management
-import comfy.ops
-import comfy.sample
-import comfy.samplers
 import pytest
 import torch
 from comfy_extras import (
@@ -27,8 +20,7 @@ from comfy_extras import (
 from mmdiff_core.host.apply import apply
 from mmdiff_core.host.conditioning import carry
 
-from support import make
-from support.neighbours import check_beside_ours, draw
+from support.neighbours import check_beside_ours, draw, narrow_controlnet
 from support.scene import BOTH, IMAGE_ONLY, STEPS, close
 
 LIKE = "sd15"  # fewer layers than SDXL, so more graphs
@@ -171,36 +163,6 @@ def test_a_lora_hook_acts_on_its_prompts_text_and_the_subjects_show(scene):
     ]
     assert all(torch.isfinite(p).all() for p in pictures)
     assert not any(close(a, b) for a, b in ((pictures[0], pictures[1]), (pictures[1], pictures[2])))
-
-
-def narrow_controlnet():
-    config = {
-        "image_size": 32,
-        "in_channels": 4,
-        "model_channels": 32,
-        "hint_channels": 3,
-        "num_res_blocks": [2, 2, 2, 2],
-        "channel_mult": [1, 2, 4, 4],
-        "transformer_depth": [1] * 6 + [0, 0],
-        "transformer_depth_middle": 1,
-        "num_head_channels": 16,
-        "use_spatial_transformer": True,
-        "context_dim": make.CONTEXT,
-        "legacy": False,
-        "use_linear_in_transformer": False,
-        "operations": comfy.ops.manual_cast,
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        control = comfy.cldm.cldm.ControlNet(**config)
-        for parameter in control.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-    control.eval().requires_grad_(False)
-    return comfy.controlnet.ControlNet(
-        control,
-        load_device=comfy.model_management.get_torch_device(),
-        manual_cast_dtype=torch.float32,
-    )
 
 
 def test_a_controlnet_steers_while_the_subjects_show(scene):

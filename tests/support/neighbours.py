@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.model_management
+import comfy.ops
 import torch
 
 from mmdiff_core.host.apply import apply
 
+from support import make
 from support.scene import IMAGE_ONLY, ONE_STEP, STEPS
 
 
@@ -39,3 +44,33 @@ def check_beside_ours(scene, theirs):
     shows, acts = ((before - other).abs().max() for other in (alone, without))
     assert (before - after).abs().max() <= 0.02 * min(shows, acts), "the order matters"
     assert shows > 1e-3 and acts > 1e-5, (shows, acts)  # the narrow model's guidance is weak
+
+
+def narrow_controlnet():
+    config = {
+        "image_size": 32,
+        "in_channels": 4,
+        "model_channels": 32,
+        "hint_channels": 3,
+        "num_res_blocks": [2, 2, 2, 2],
+        "channel_mult": [1, 2, 4, 4],
+        "transformer_depth": [1] * 6 + [0, 0],
+        "transformer_depth_middle": 1,
+        "num_head_channels": 16,
+        "use_spatial_transformer": True,
+        "context_dim": make.CONTEXT,
+        "legacy": False,
+        "use_linear_in_transformer": False,
+        "operations": comfy.ops.manual_cast,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        control = comfy.cldm.cldm.ControlNet(**config)
+        for parameter in control.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+    control.eval().requires_grad_(False)
+    return comfy.controlnet.ControlNet(
+        control,
+        load_device=comfy.model_management.get_torch_device(),
+        manual_cast_dtype=torch.float32,
+    )

@@ -8,8 +8,11 @@ Random weights.
         true SDXL in fp16
     python tests/tools/benchmark.py --looks
         also regions found, nouns held, and maps watched
-    python tests/tools/benchmark.py --pack FOLDER
-        also a checkout of ComfyUI_IPAdapter_plus
+    python tests/tools/benchmark.py --packs FOLDER
+        also ComfyUI_IPAdapter_plus, ComfyUI_InstantID and PuLID_ComfyUI, those of them whose
+        checkouts are in FOLDER
+    python tests/tools/benchmark.py --whole
+        also whole images, fine-tuning the UNet on a subject instead, and encoding a reference
 
 COMFYUI_PATH is a ComfyUI folder. All arms share one UNet in one process. Every timed step of an arm
 runs twice on the same input, with what the pack added to the model call and without it, in turns
@@ -67,13 +70,35 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         help="threads of torch; 1 is steadier where others use the machine too",
     )
-    parser.add_argument(
-        "--pack", type=Path, help="a checkout of ComfyUI_IPAdapter_plus to measure beside ours"
-    )
+    add_comparisons(parser)
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     args = parser.parse_args(argv)
     check_arguments(parser, args)
     return args
+
+
+def add_comparisons(parser: argparse.ArgumentParser) -> None:
+    """What is measured beside the steps, and beside ours."""
+    parser.add_argument(
+        "--pack", type=Path, help="a checkout of ComfyUI_IPAdapter_plus to measure beside ours"
+    )
+    parser.add_argument(
+        "--packs",
+        type=Path,
+        help="a folder with checkouts of ComfyUI_IPAdapter_plus, ComfyUI_InstantID, PuLID_ComfyUI",
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="also whole images, fine-tuning, and encoding"
+    )
+    parser.add_argument(
+        "--images", default="8,20,30", help="with --whole: numbers of steps of the whole images"
+    )
+    parser.add_argument(
+        "--tuning-steps",
+        type=int,
+        default=300,
+        help="with --whole: steps of fine-tuning on one subject; a few of them are run",
+    )
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -81,8 +106,14 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     args.size = args.size or {"full": 1024, "reduced": 512}[args.scale]
     try:
         args.subjects = [int(number) for number in args.subjects.split(",")]
+        args.images = [int(number) for number in args.images.split(",")]
     except ValueError:
-        parser.error(f"--subjects is {args.subjects!r}, expected numbers such as 1,2,4")
+        parser.error(
+            f"--subjects is {args.subjects!r} and --images {args.images!r}, expected numbers "
+            "such as 1,2,4"
+        )
+    if min(args.images) < 2 or args.tuning_steps < 1:
+        parser.error("--images must be at least 2 steps, and --tuning-steps at least 1")
     if min(args.subjects) < 1 or args.steps < 2 or args.repeats < 1:
         parser.error("there must be at least 1 subject, 2 steps and 1 repeat")
     if args.size < 64 or args.size % 64:

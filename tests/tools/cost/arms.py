@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from mmdiff_core.method.adapter import MMDiffAdapter
 from mmdiff_core.method.subjects import FindRegions, PromptSubject
 
 from .arm import Arm
-from .peer import peer_layers
+from .peer import LoadedPeer, peer_layers
 from .setting import NOUNS, Scale, make_adapter, make_masks, make_model, make_subjects, make_text
 from .timing import Meter
 
@@ -40,12 +39,15 @@ class World:
     def plain(self) -> Arm:
         return Arm("plain", self.model, self.positive, self.negative)
 
-    def ours(self, subjects: int, masked: bool, lora: float = 1.0) -> Arm:
-        """The pack with subjects in the positive prompt and none in the negative one."""
+    def ours(self, subjects: int, masked: bool, lora: float = 1.0, keep_text: bool = True) -> Arm:
+        """The pack with subjects in the positive prompt and none in the negative one; as it is,
+        or without keeping the text's K and V.
+        """
         masks = make_masks(subjects, self.size) if masked else [None] * subjects
         prompt = BoundPrompt(make_subjects(self.adapter, masks), self.adapter.fingerprint)
         name = label("ours", subjects, masked) + ("" if lora else ", lora_strength 0")
-        model = apply(self.model, self.adapter, Strength(lora=lora))
+        name += "" if keep_text else ", text projected at every step"
+        model = apply(self.model, self.adapter, Strength(lora=lora), keep_text)
         return Arm(name, model, carry(self.positive, prompt), carry(self.negative, None))
 
     def looking(self) -> list[Arm]:
@@ -80,26 +82,34 @@ class World:
             arm("maps watched", free, watch(model, Recorder(WatchPlan()))),
         ]
 
-    def peer(self, module: types.ModuleType, subjects: int, masked: bool) -> Arm:
-        """ComfyUI_IPAdapter_plus applied once per subject, with the layers and arguments of its own
-        Apply node.
+    def peer(self, loaded: LoadedPeer, subjects: int, masked: bool) -> Arm:
+        """Another pack applied once per subject, with the layers and arguments of its own Apply
+        node.
         """
+        attention, slot = loaded.attention, loaded.module.Attn2Replace
         model = self.model.clone()
         masks = make_masks(subjects, self.size) if masked else [None] * subjects
         replacements: dict[tuple, Any] = {}
         for number, mask in enumerate(masks):
-            for key, keywords in peer_layers(self.model, self.scale, number, mask):
+            for key, keywords in peer_layers(loaded.peer, self.model, self.scale, number, mask):
                 if key in replacements:
-                    replacements[key].add(module.ipadapter_attention, **keywords)
+                    replacements[key].add(attention, **keywords)
                 else:
-                    replacements[key] = module.Attn2Replace(module.ipadapter_attention, **keywords)
+                    replacements[key] = slot(attention, **keywords)
         for key, replacement in replacements.items():
             model.set_model_attn2_replace(replacement, *key)
-        return Arm(label("IPAdapter_plus", subjects, masked), model, self.positive, self.negative)
+        name = label(loaded.peer.name, subjects, masked)
+        return Arm(name, model, self.positive, self.negative)
 
 
 def label(pack: str, subjects: int, masked: bool) -> str:
     return f"{pack}, {subjects} subject{'s' * (subjects > 1)}{', masked' * masked}"
+
+
+def whole_arms(world: World, subjects: int, peers: Sequence[LoadedPeer]) -> list[Arm]:
+    """What draws whole images: free subjects alone."""
+    ours = [world.ours(subjects, False, keep_text=keep) for keep in (True, False)]
+    return [world.plain(), *ours, *(world.peer(peer, subjects, False) for peer in peers)]
 
 
 def make_world(scale: Scale, size: int, dtype: torch.dtype, meter: Meter) -> World:
@@ -120,15 +130,16 @@ def make_arms(
     world: World,
     counts: Sequence[int],
     masked: bool,
-    peer: types.ModuleType | None,
+    peers: Sequence[LoadedPeer] = (),
     looks: bool = False,
 ) -> list[Arm]:
     """Everything that is compared with the plain model."""
     kinds = [False, True] if masked else [False]
     arms = [world.ours(count, kind) for kind in kinds for count in counts]
     arms.append(world.ours(counts[0], False, lora=0.0))
+    arms.append(world.ours(counts[0], False, keep_text=False))
     if looks:
         arms += world.looking()
-    if peer is not None:
+    for peer in peers:
         arms += [world.peer(peer, count, kind) for kind in kinds for count in counts]
     return arms

@@ -15,7 +15,7 @@ from mmdiff_core.bases import SDXL, Base
 
 from .arm import Arm
 from .counting import Counts
-from .setting import TOKENS
+from .setting import TEXT_TOKENS, TOKENS
 from .timing import Timing
 
 
@@ -91,6 +91,11 @@ def make_line(
 def state_bytes(subjects: int, bytes_per_number: int = 2, base: Base = SDXL) -> int:
     """K and V of all layers for subjects with one reference each, at SDXL's true widths in fp16."""
     return sum(2 * TOKENS * subjects * block.width * bytes_per_number for block in base.blocks)
+
+
+def text_bytes(bytes_per_number: int = 2, base: Base = SDXL) -> int:
+    """K and V of the text of one row, of all layers."""
+    return sum(2 * TEXT_TOKENS * block.width * bytes_per_number for block in base.blocks)
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.conds
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import torch
 from torch import Tensor
+
+from mmdiff_core.host.run import Run
 
 from .arm import Arm
 from .counting import Counts, OperationCounter, flop_counter
@@ -32,6 +35,22 @@ class Span:
 
 def busy_of(spans: Sequence[Span]) -> list[float]:
     return [span.busy for span in spans]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that the pack keeps during a run: of the subjects' K and V, and of the text."""
+
+    subjects: int = 0
+    text: int = 0
+
+
+def kept_by(options: dict[str, Any]) -> Kept:
+    """What the runs in these transformer_options keep."""
+    runs = [run for run in options.values() if isinstance(run, Run)]
+    pairs = [p for run in runs for state in run.states.values() for p in state.keys.values()]
+    text = sum(run.texts.bytes for run in runs if run.texts is not None)
+    return Kept(sum(tensor.nbytes for pair in pairs for tensor in pair), text)
 
 
 class Meter:
@@ -52,6 +71,7 @@ class Meter:
         self.started: Any = None
         self.steps: list[Span] = []
         self.bare: list[Span] = []
+        self.kept = Kept()
 
     def now(self) -> Any:
         """A point in time, on a GPU in the GPU's own queue so that taking it does not disturb."""
@@ -74,12 +94,23 @@ class Meter:
     def on_step(self, executor, x, timestep, model_options, seed):
         number = len(self.steps)
         if self.paired and number % 2 == 0:
-            self.call(self.bare, executor, x, timestep, without_packs(model_options), seed)
+            self.call_bare(executor, x, timestep, model_options, seed)
         with self.probes[number] if number < len(self.probes) else contextlib.nullcontext():
             out = self.call(self.steps, executor, x, timestep, model_options, seed)
         if self.paired and number % 2:
-            self.call(self.bare, executor, x, timestep, without_packs(model_options), seed)
+            self.call_bare(executor, x, timestep, model_options, seed)
+        self.kept = kept_by(model_options["transformer_options"])
         return out
+
+    def call_bare(self, executor, x, timestep, model_options, seed) -> None:
+        """The same model call without what a pack adds to it, or keeps of its text."""
+        guider = executor.class_obj
+        conds = guider.conds
+        guider.conds = without_kept_text(conds)
+        try:
+            self.call(self.bare, executor, x, timestep, without_packs(model_options), seed)
+        finally:
+            guider.conds = conds
 
     def call(self, spans: list[Span], executor, *args):
         """One model call, and when it was."""
@@ -96,6 +127,16 @@ def without_packs(model_options: dict[str, Any]) -> dict[str, Any]:
     options["wrappers"] = dict(options.get("wrappers", {}))
     options["wrappers"].pop(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, None)
     return {**model_options, "transformer_options": options}
+
+
+def without_kept_text(conds: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """The processed conds with texts that the host joins anew at every step."""
+    return {kind: list(map(plain_text, conds[kind])) for kind in conds}
+
+
+def plain_text(cond: dict) -> dict:
+    text = comfy.conds.CONDCrossAttn(cond["model_conds"]["c_crossattn"].cond)
+    return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": text}}
 
 
 @dataclass(frozen=True)
