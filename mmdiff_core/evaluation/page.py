@@ -102,7 +102,7 @@ def _scores(results: Results) -> str:
             lines.append(f'<tr class="bound"><td>{name}</td>{cells}</tr>')
     for name, values in results.peers.items():
         told = [values.get(c.name) for c in columns]
-        cells = "".join(f"<td>{'' if v is None else f'{v:g}'}</td>" for v in told)
+        cells = "".join(f"<td>{'' if v is None else number(v)}</td>" for v in told)
         lines.append(f'<tr class="theirs"><td>{escape(name)}</td>{cells}</tr>')
     return (
         f'<h2>Scores</h2><div class="wide"><table><thead><tr><th></th>{heads}</tr></thead>'

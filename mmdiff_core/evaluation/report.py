@@ -38,7 +38,7 @@ def markdown_of(results: Results) -> str:
         if any(found.values()):
             lines.append(_line([name, *(_told(found.get(c.name)) for c in columns)]))
     for name, values in results.peers.items():
-        told = [f"{values[c.name]:g}" if c.name in values else "" for c in columns]
+        told = [number(values[c.name]) if c.name in values else "" for c in columns]
         lines.append(_line([f"*{name} (published)*", *told]))
     lines += ["", *_failures(results), *(f"- {note}" for note in results.notes), ""]
     return "\n".join(lines)

@@ -213,7 +213,7 @@ def notes_of(protocol: Protocol, test_set: TestSet, rows: Sequence[Row]) -> tupl
         if len(row.images) < row.expected:
             notes.append(
                 f"{row.name}: {len(row.images)} of {row.expected} images were there; it is not the "
-                "whole protocol, so it stands beside no published number."
+                "whole protocol and cannot be compared with published rows."
             )
     if protocol.peers:
         notes.append("Published rows are their authors' numbers, not measured here.")
