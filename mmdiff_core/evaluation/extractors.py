@@ -22,6 +22,8 @@ from ..untrusted import listed
 
 HUB = "https://huggingface.co/"
 FACES_PAGE = "https://github.com/deepinsight/insightface/tree/master/model_zoo"
+FACENET_PAGE = "https://github.com/timesler/facenet-pytorch/releases/tag/v2.2.9"
+FACENET_FILE = "20180402-114759-vggface2.pt"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.pt", "config.json", "preprocessor_config.json")
 
@@ -127,6 +129,46 @@ class ArcFace:
         return np.stack([face.embedding for face in ordered])
 
 
+class FaceNet:
+    """Faces as FastComposer's evaluation finds and embeds them: MTCNN and InceptionResnetV1 of the
+    package facenet-pytorch, its vggface2 weights from a local file."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        try:
+            from facenet_pytorch import MTCNN, InceptionResnetV1
+        except ImportError:
+            raise ValueError(
+                "FaceNet needs the package facenet-pytorch; install it without what it pins: "
+                "python -m pip install --no-deps facenet-pytorch"
+            ) from None
+        self.detector = MTCNN(
+            image_size=160,
+            margin=0,
+            min_face_size=20,
+            thresholds=[0.6, 0.7, 0.7],
+            factor=0.709,
+            post_process=True,
+            keep_all=True,
+            device=device,
+        )
+        self.model, self.device = InceptionResnetV1(pretrained=None), device
+        try:
+            weights = torch.load(folder / FACENET_FILE, map_location="cpu", weights_only=True)
+            own = {k: v for k, v in weights.items() if not k.startswith("logits.")}
+            self.model.load_state_dict(own)
+        except Exception as error:  # of unpickling too
+            reason = str(error).partition("\n")[0][:200]
+            raise ValueError(f"{folder / FACENET_FILE} is no such model: {reason}") from None
+        self.model.to(device).eval()
+
+    @torch.no_grad()
+    def faces(self, image: Image.Image) -> np.ndarray:
+        crops = self.detector(image.convert("RGB"))
+        if crops is None:
+            return np.zeros((0, 512), np.float32)
+        return self.model(crops.to(self.device)).float().cpu().numpy()
+
+
 def _model(kind: Any, folder: Path, device: torch.device, **more: Any) -> Any:
     """A model in float32 on a device. ValueError where its folder lacks some of its weights, which
     transformers would make up."""
@@ -200,9 +242,11 @@ DINO_S16 = _hub("dino-s16", "DINO ViT-S/16", "facebook/dino-vits16", "image", Di
 DINO_S8 = _hub("dino-s8", "DINO ViT-S/8", "facebook/dino-vits8", "image", Dino)
 DINOV2_S = _hub("dinov2-s", "DINOv2 ViT-S/14", "facebook/dinov2-small", "image", DinoV2)
 ARCFACE = arcface()
-EXTRACTORS = {
-    each.name: each for each in (CLIP_B32, CLIP_L14, DINO_S16, DINO_S8, DINOV2_S, ARCFACE)
-}
+FACENET = Extractor(
+    "facenet", "FaceNet (vggface2)", FACENET_PAGE, ("facenet",), "face", FaceNet, FACENET_FILE
+)
+ALL = (CLIP_B32, CLIP_L14, DINO_S16, DINO_S8, DINOV2_S, ARCFACE, FACENET)
+EXTRACTORS = {each.name: each for each in ALL}
 
 
 def find_folder(extractor: Extractor, roots: Sequence[Path]) -> Path:

@@ -13,7 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from . import scores
-from .extractors import ARCFACE, CLIP_B32, CLIP_L14, DINO_S8, DINO_S16, DINOV2_S
+from .extractors import (
+    ARCFACE,
+    CLIP_B32,
+    CLIP_L14,
+    DINO_S8,
+    DINO_S16,
+    DINOV2_S,
+    EXTRACTORS,
+    FACENET,
+)
 from .matching import hungarian
 from .sets import Case, TestSet
 from .store import Job, Store
@@ -39,6 +48,7 @@ class Measure:
     extractor  the model it needs
     kind       "likeness", "prompt" or "people"; the first of each is what the scatter shows
     factor     what a cosine is multiplied by
+    cut        whether a negative cosine counts as 0
     better     "higher" or "lower"
     """
 
@@ -49,6 +59,7 @@ class Measure:
     compute: Compute
     factor: float = 1.0
     better: str = "higher"
+    cut: bool = False
 
 
 # ---------------------------------------------------------------- whole images
@@ -94,32 +105,34 @@ def people_of(test_set: TestSet, case: Case) -> list[tuple[str, Path]]:
     return [(name, path) for name, path in pairs if test_set.subjects[name].person]
 
 
-def face_table(store: Store, test_set: TestSet, shown: Shown) -> np.ndarray | None:
+def face_table(
+    store: Store, test_set: TestSet, shown: Shown, extractor: str = ARCFACE.name
+) -> np.ndarray | None:
     """Cosines [R F] of each given reference's first face with the image's faces; None where the
     prompt asks for no people. ValueError for a reference without a face."""
     people = people_of(test_set, shown.case)
     if not people:
         return None
-    found = store.faces(ARCFACE.name, shown.path)
-    wanted = np.stack([_first_face(store, path) for _, path in people])
+    found = store.faces(extractor, shown.path)
+    wanted = np.stack([_first_face(store, path, extractor) for _, path in people])
     return scores.cosines(wanted, found) if len(found) else np.zeros((len(wanted), 0))
 
 
-def _first_face(store: Store, path: Path) -> np.ndarray:
-    faces = store.faces(ARCFACE.name, path)
+def _first_face(store: Store, path: Path, extractor: str = ARCFACE.name) -> np.ndarray:
+    faces = store.faces(extractor, path)
     if not len(faces):
         raise ValueError(f"no face was found in the reference {path}; this protocol needs one")
     return faces[0]
 
 
-def _identity(store: Store, test_set: TestSet, shown: Shown) -> float | None:
+def _identity(extractor: str, store: Store, test_set: TestSet, shown: Shown) -> float | None:
     """One person: the largest face; several: the greedy minimum of FastComposer's code."""
     people = people_of(test_set, shown.case)
     if len(people) != 1:
-        table = face_table(store, test_set, shown)
+        table = face_table(store, test_set, shown, extractor)
         return None if table is None else max(scores.greedy_min(table), 0.0)
-    faces = store.faces(ARCFACE.name, shown.path)
-    return scores.fastcomposer_identity(faces, _first_face(store, people[0][1]))
+    faces = store.faces(extractor, shown.path)
+    return scores.fastcomposer_identity(faces, _first_face(store, people[0][1], extractor))
 
 
 def _of_faces(
@@ -171,6 +184,10 @@ def _measure_of_faces(
     return Measure(name, label, ARCFACE.name, "people", made, factor, better)
 
 
+def _who(name: str, label: str, extractor: str) -> Measure:
+    return Measure(name, label, extractor, "likeness", partial(_identity, extractor), cut=True)
+
+
 def _likeness(name: str, label: str, model, given: bool, factor: float = 1.0) -> Measure:
     compute = partial(_whole, model.name, given, factor)
     return Measure(name, label, model.name, "likeness", compute, factor)
@@ -192,7 +209,8 @@ ALL = (
     _likeness("dinov2-plus", "DINOv2 x100", DINOV2_S, True, 100),
     _fidelity("clip-t-plus", "CLIP-T x100", CLIP_B32, 100),
     _fidelity("clip-t-l14", "CLIP-T (ViT-L/14)", CLIP_L14),
-    Measure("identity", "identity (ArcFace)", ARCFACE.name, "likeness", _identity),
+    _who("identity", "identity (ArcFace)", ARCFACE.name),
+    _who("identity-facenet", "identity (FaceNet)", FACENET.name),
     Measure(
         "id-sim",
         "ID-Sim x100 (ArcFace)",
@@ -227,7 +245,7 @@ def jobs_of(measures: tuple[Measure, ...], test_set: TestSet, images: list[Shown
     """All embeddings that these measures need of these images, of their prompts and references."""
     kinds = {}
     for measure in measures:
-        face = measure.extractor == ARCFACE.name
+        face = EXTRACTORS[measure.extractor].kind == "face"
         kinds[measure.extractor] = "faces" if face else "image"
     texts = {measure.extractor for measure in measures if measure.kind == "prompt"}
     references = [path for each in test_set.subjects.values() for path in each.references]

@@ -133,7 +133,7 @@ PORTRAITS = Protocol(
     "its repository (evaluation/single_object/data.py) with data/celeba_test_single/<person>/*.jpg",
     read_fastcomposer,
     4,
-    ("identity", "clip-t-l14", *PEOPLE),
+    ("identity-facenet", "clip-t-l14", "identity", *PEOPLE),
     _peers(
         ("identity-facenet", "clip-t-l14"),
         {
@@ -142,8 +142,7 @@ PORTRAITS = Protocol(
             "IP-Adapter": (0.520, 0.201),
         },
     ),
-    {"identity-facenet": "identity (FaceNet): theirs only, ours is ArcFace's cosine"},
-    "15 people, 40 prompts, 4 images: 2,400; 512 px, 50 steps, CFG 5, alpha 0.5",
+    published="15 people, 40 prompts, 4 images: 2,400; 512 px, 50 steps, CFG 5, alpha 0.5",
 )
 XVERSE_MEASURES = ("id-sim", "id-conf", "count", "clip-i-pairs", "dino-pairs", "clip-t", *LOST)
 XVERSE_THEIRS = {

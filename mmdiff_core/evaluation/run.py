@@ -15,7 +15,7 @@ from .extractors import ARCFACE, EXTRACTORS
 from .intervals import SEED, bootstrap
 from .manifest import read_manifest
 from .matching import hungarian, matched_scores
-from .measures import Measure, Shown, face_table
+from .measures import MEASURES, Measure, Shown, face_table
 from .protocols import Protocol
 from .results import Bound, Column, ImageResult, Results, Row
 from .sets import IMAGES, Case, TestSet
@@ -113,7 +113,7 @@ def bounds_of(measures: Sequence[Measure], test_set: TestSet, store: Store) -> d
     for measure in measures:
         if measure.kind == "likeness":
             real = _real(measure.extractor, test_set, store)
-            found[measure.name] = _bound(real, measure.factor, measure.extractor == ARCFACE.name)
+            found[measure.name] = _bound(real, measure.factor, measure.cut)
     return found
 
 
@@ -121,7 +121,7 @@ def _real(extractor: str, test_set: TestSet, store: Store) -> list[np.ndarray]:
     """Embeddings [m d] of every subject's real images; of faces the first of each image."""
     found = []
     for subject in test_set.subjects.values():
-        if extractor != ARCFACE.name:
+        if EXTRACTORS[extractor].kind != "face":
             rows = [store.image(extractor, path) for path in subject.references]
         elif subject.person:
             faces = [store.faces(extractor, path) for path in subject.references]
@@ -196,7 +196,10 @@ def columns_of(protocol: Protocol, measures: Sequence[Measure]) -> tuple[Column,
     ]
     known = {column.name for column in (*ours, *theirs)}
     published = {name for peer in protocol.peers for name in peer.values}
-    left = [Column(name, name, "likeness", whose="theirs") for name in sorted(published - known)]
+    left = []
+    for name in sorted(published - known):
+        measure = MEASURES[name]
+        left.append(Column(name, measure.label, measure.kind, measure.better, "theirs"))
     return (*ours, *theirs, *left)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import transforms
 
 from mmdiff_core.evaluation import extractors as X
@@ -81,8 +85,6 @@ def test_a_text_of_any_length_is_embedded(loaded):
 
 
 def test_faces_come_the_largest_first_and_an_image_without_any_has_none(face_models):
-    from PIL import Image
-
     extractor = X.load_extractor(X.arcface("stand_in"), [face_models], CPU)
     image = Image.fromarray(picture_of_faces(*THREE))
     found = extractor.model.faces(image)
@@ -91,6 +93,52 @@ def test_faces_come_the_largest_first_and_an_image_without_any_has_none(face_mod
     ordered = [areas[row.tobytes()] for row in found]
     assert ordered == sorted(ordered, reverse=True) and len(found) == 3
     assert extractor.model.faces(picture(1)).shape == (0, 512)
+
+
+class Detects:
+    """Stands in for MTCNN: as many crops as the image's first byte says."""
+
+    def __init__(self, **options):
+        assert options["image_size"] == 160 and options["margin"] == 0 and options["keep_all"]
+        assert options["thresholds"] == [0.6, 0.7, 0.7]
+
+    def __call__(self, image):
+        count = np.asarray(image)[0, 0, 0]
+        return torch.arange(count * 12.0).reshape(count, 3, 2, 2) if count else None
+
+
+class Embeds(torch.nn.Linear):
+    """Stands in for InceptionResnetV1."""
+
+    def __init__(self, pretrained):
+        assert pretrained is None, "it would be downloaded"
+        super().__init__(12, 512)
+
+    def forward(self, crops):
+        return torch.nn.functional.normalize(super().forward(crops.flatten(1)))
+
+
+def test_facenet_takes_its_weights_from_the_file_and_leaves_the_classes_out(tmp_path, monkeypatch):
+    package = SimpleNamespace(MTCNN=Detects, InceptionResnetV1=Embeds)
+    monkeypatch.setitem(sys.modules, "facenet_pytorch", package)
+    weights = Embeds(None).state_dict()
+    file = tmp_path / "facenet" / X.FACENET_FILE
+    file.parent.mkdir()
+    torch.save({**weights, "logits.weight": torch.zeros(4, 512)}, file)
+    facenet = X.load_extractor(X.FACENET, [tmp_path], CPU).model
+    found = facenet.faces(Image.new("RGB", (4, 4), (2, 0, 0)))
+    flat = torch.arange(24.0).reshape(2, 12) @ weights["weight"].T + weights["bias"]
+    np.testing.assert_allclose(found, torch.nn.functional.normalize(flat), atol=1e-5)
+    assert facenet.faces(Image.new("RGB", (4, 4))).shape == (0, 512)
+    torch.save({"weight": torch.zeros(1)}, file)
+    with pytest.raises(ValueError, match="is no such model"):
+        X.load_extractor(X.FACENET, [tmp_path], CPU)
+
+
+def test_a_package_that_facenet_needs_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "facenet_pytorch", None)
+    with pytest.raises(ValueError, match="--no-deps facenet-pytorch"):
+        X.FaceNet(tmp_path, CPU)
 
 
 def test_a_model_that_is_not_there_is_told_with_its_page_and_its_folder(tmp_path):

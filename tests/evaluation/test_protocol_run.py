@@ -188,9 +188,14 @@ def test_the_tables_say_that_a_part_of_the_images_is_not_the_protocol(scored):
 
 
 def test_published_numbers_are_marked_as_theirs_and_have_their_own_columns():
-    columns = R.columns_of(PROTOCOLS["fastcomposer"], PROTOCOLS["fastcomposer"].chosen())
-    whose = {column.name: column.whose for column in columns}
-    assert whose["identity"] == "ours" and whose["identity-facenet"] == "theirs"
+    portraits = PROTOCOLS["fastcomposer"]
+    for without, whose in ((frozenset(), "ours"), (frozenset({"facenet"}), "theirs")):
+        columns = R.columns_of(portraits, portraits.chosen(without))
+        told = {column.name: column.whose for column in columns}
+        assert told["identity"] == "ours" and told["identity-facenet"] == whose
+    several = PROTOCOLS["xverse-multi"]
+    told = {c.name: c.whose for c in R.columns_of(several, several.chosen())}
+    assert told["id-sim"] == "ours" and told["id-sim-irse50"] == told["ip-sim"] == "theirs"
 
 
 def test_models_that_are_not_there_are_all_told_at_once(scene, tmp_path, capsys):
