@@ -64,13 +64,24 @@ class ComfyServer:
 
     def _wait(self, asked: str) -> Mapping[str, Any]:
         while True:
+            queued = self._is_queued(asked)  # asked first: what leaves the queue is in the history
             entry = self._json(f"/history/{urllib.parse.quote(asked)}").get(asked)
             status = (entry or {}).get("status") or {}
             if status.get("status_str") == "error":
                 raise ValueError(f"the graph failed in ComfyUI: {_words(status)}")
             if status.get("completed"):
                 return entry
+            if not queued and entry is None:
+                raise ValueError(
+                    "the graph left ComfyUI's queue without a result: somebody removed it; start "
+                    "again to go on"
+                )
             time.sleep(self.poll)
+
+    def _is_queued(self, asked: str) -> bool:
+        queue = self._json("/queue")
+        items = [*(queue.get("queue_running") or ()), *(queue.get("queue_pending") or ())]
+        return any(asked in item[:2] for item in items)
 
     def _json(
         self, path: str, body: bytes | None = None, kind: str = "application/json"
@@ -84,7 +95,7 @@ class ComfyServer:
         asked = urllib.request.Request(self.url + path, body, {"Content-Type": kind})
         try:
             with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:
-                return answer.read(MOST_ANSWER)
+                content = answer.read(MOST_ANSWER + 1)
         except urllib.error.HTTPError as error:
             said = error.read(4 * LONGEST).decode("utf-8", "replace")
             raise ValueError(
@@ -95,6 +106,9 @@ class ComfyServer:
                 f"no ComfyUI answers at {self.url} ({getattr(error, 'reason', error)}); start it, "
                 "or name its address with --draw"
             ) from None
+        if len(content) > MOST_ANSWER:
+            raise ValueError(f"{self.url} answers with more than {MOST_ANSWER} bytes")
+        return content
 
 
 def _words(status: Mapping[str, Any]) -> str:
