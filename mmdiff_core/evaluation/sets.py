@@ -116,8 +116,28 @@ class SetBuilder:
         given = given or [self.subjects[name].references[0] for name in subjects]
         number = self._numbers.get(subjects, 0)
         self._numbers[subjects] = number + 1
-        marked = prompt if MARKER.search(prompt) else mark(prompt, nouns, self.what)
+        if MARKER.search(prompt):
+            marked = self._numbered(prompt, subjects)
+        else:
+            marked = mark(prompt, nouns, self.what)
         self.cases.append(Case(subjects, number, marked, tuple(given)))
+
+    def _numbered(self, prompt: str, subjects: tuple[str, ...]) -> str:
+        """A prompt with `<|name|>` of each subject, or with `<|s1|>` ..., with the latter."""
+        places = {name: f"s{number}" for number, name in enumerate(subjects, 1)}
+        known = {**places, **{place: place for place in places.values()}}
+        named = MARKER.findall(prompt)
+        if unknown := [name for name in named if name not in known]:
+            raise ValueError(
+                f"{self.what}: the prompt {quoted(prompt)} names {quoted(unknown[0])}, which is "
+                f"none of its subjects {listed(subjects)}"
+            )
+        if len({known[name] for name in named}) < len(subjects):
+            raise ValueError(
+                f"{self.what}: the prompt {quoted(prompt)} does not name all of its subjects "
+                f"{listed(subjects)}; write <|name|> behind each noun, or no marker at all"
+            )
+        return MARKER.sub(lambda found: f"<|{known[found[1]]}|>", prompt)
 
     def finish(self) -> TestSet:
         """The set. ValueError for one without cases."""

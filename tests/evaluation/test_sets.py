@@ -145,7 +145,10 @@ def test_ms_bench_combines_its_folders_as_its_table_says(tmp_path):
 def test_a_folder_of_yours_takes_all_images_of_a_subject_or_those_it_names(tmp_path):
     read = set_readers.read_own(write_set(tmp_path / "set"))
     assert [len(s.references) for s in read.subjects.values()] == [2, 2, 2]
-    assert read.cases[-1].group == "rex+cup" and read.cases[1].number == 1
+    last = read.cases[-1]
+    assert last.group == "rex+cup" and read.cases[1].number == 1
+    assert last.marked == "a dog<|s1|> and a cup<|s2|> in place 4"
+    assert last.prompt == "a dog and a cup in place 4"
 
 
 @pytest.mark.parametrize(
@@ -158,6 +161,8 @@ def test_a_folder_of_yours_takes_all_images_of_a_subject_or_those_it_names(tmp_p
         ({"subjects": {"rex": {"noun": "dog", "references": ["gone.png"]}}}, "is not in"),
         ({"prompts": [{"subjects": ["bob"], "text": "a dog"}]}, "'bob'"),
         ({"prompts": [{"subjects": ["rex"], "text": "a cat"}]}, "no free word 'dog'"),
+        ({"prompts": [{"subjects": ["rex"], "text": "a dog<|bob|>"}]}, "'bob', which is none"),
+        ({"prompts": [{"subjects": ["rex", "cup"], "text": "a dog<|rex|>"}]}, "not name all"),
         ({"prompts": [{"subjects": ["rex"], "text": "dog " * 600}]}, "at most 2000"),
         ({"more": 1}, "unknown fields"),
     ],

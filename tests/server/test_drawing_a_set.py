@@ -77,8 +77,8 @@ def test_a_server_that_is_not_there_is_one_line_of_error(tmp_path, capsys):
     assert "no ComfyUI answers" in capsys.readouterr().err
 
 
-def test_the_graph_for_portraits_has_the_inputs_of_its_nodes(info, case):
-    graph = read_template(PACK / "api/portraits.json").fill(case, ["one.png", "two.png"], 3)
+def test_the_graph_for_portraits_has_the_inputs_of_its_nodes(info, asked):
+    graph = read_template(PACK / "api/portraits.json").fill(asked, ["one.png", "two.png"], 3)
     for node in graph.values():
         known = info[node["class_type"]]["input"]
         required, optional = (set(known.get(each, {})) for each in ("required", "optional"))
@@ -89,24 +89,24 @@ def test_the_graph_for_portraits_has_the_inputs_of_its_nodes(info, case):
 
 
 @pytest.fixture
-def case(tmp_path) -> Case:
+def asked(tmp_path) -> Case:
     names, paths = ("rex", "cup"), (tmp_path / "rex.png", tmp_path / "cup.png")
     return Case(names, 0, "a dog<|s1|> beside a cup<|s2|>", paths)
 
 
-def test_each_subject_gets_the_settings_of_the_graphs_encoder_and_its_own_reference(case):
-    graph = read_template(GRAPH).fill(case, ["one.png", "two.png"], 7)
+def test_each_subject_gets_the_settings_of_the_graphs_encoder_and_its_own_reference(asked):
+    graph = read_template(GRAPH).fill(asked, ["one.png", "two.png"], 7)
     encoders = [n["inputs"] for n in graph.values() if n["class_type"] == "MMDiffSubjectEncoder"]
     assert [each["name"] for each in encoders] == ["s1", "s2"]
     assert all(each["mmdiff"] == ["world", 4] for each in encoders)
     assert graph["reference_2"]["inputs"]["image"] == "two.png"
-    assert graph["text"]["inputs"]["text"] == case.marked
+    assert graph["text"]["inputs"]["text"] == asked.marked
     assert graph["sample"]["inputs"]["seed"] == 7
     assert "image_1" not in graph, "what the graph itself showed is not drawn"
 
 
-def test_the_plain_base_gets_no_marker_no_subject_and_no_adapter(case):
-    graph = read_template(GRAPH).fill(case, [], 7, plain=True)
+def test_the_plain_base_gets_no_marker_no_subject_and_no_adapter(asked):
+    graph = read_template(GRAPH).fill(asked, [], 7, plain=True)
     kinds = {node["class_type"] for node in graph.values()}
     assert not kinds & {"MMDiffSubjectEncoder", "MMDiffApplyAttention", "LoadImage"}
     assert graph["text"]["inputs"]["text"] == "a dog beside a cup"
