@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from ..training.run.errors import RunError
@@ -19,6 +19,7 @@ from . import (
     convert,
     doctor,
     evaluate,
+    evaluate_protocol,
     finetune,
     gallery,
     picking,
@@ -46,18 +47,27 @@ COMMANDS: dict[str, ModuleType] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. An error that a person can put right is one line."""
-    args = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    commands = _commands_for(given)
+    args = _parser(commands).parse_args(given)
     try:
-        return COMMANDS[args.command].run(args)
+        return commands[args.command].run(args)
     except (ValueError, OSError, RunError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _commands_for(given: Sequence[str]) -> dict[str, ModuleType]:
+    """The commands; `evaluate` has other arguments where a protocol's name follows it."""
+    if given[:1] == ["evaluate"] and set(given[1:2]) & set(evaluate_protocol.NAMES):
+        return {**COMMANDS, "evaluate": evaluate_protocol}
+    return COMMANDS
+
+
+def _parser(commands: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, description="MM-Diff for ComfyUI: its commands.")
     chosen = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
+    for name, module in commands.items():
         summary = module.__doc__.partition("\n")[0]
         own = chosen.add_parser(
             name,

@@ -1,4 +1,4 @@
-"""Score adapters in the small world, and print the tables.
+"""Score adapters in the small world, or images under a protocol of the field.
 
     python -m mmdiff_core evaluate OUT.json ADAPTER.safetensors ... [--no-adapter] [--floor]
     python -m mmdiff_core evaluate OUT.json OTHER.json ... --table
@@ -8,6 +8,10 @@ folder's where the file is called adapter.safetensors, as a training run leaves 
 perfect renderings of unrelated individuals (the floor) and true renderings that went to a noise of
 0.3 and back through the base (the ceiling). OUT.json keeps the counts; `--table` prints those of
 all files as Markdown. A run that was stopped is continued.
+
+With a protocol's name as first word it measures real images instead:
+
+    python -m mmdiff_core evaluate dreambench --help
 """
 from __future__ import annotations
 
