@@ -53,8 +53,8 @@ class SmallWorldSprite(CheckedNode):
             display_name="Small World Sprite",
             category=WORLD,
             description="Draws reference images of one individual of the small world. Its two "
-            "colours, pattern, eyes and accessory come from the reference; the prompt needs only its "
-            "class.",
+            "colours, pattern, eyes and accessory come from the reference; the prompt needs only "
+            "its class.",
             inputs=[*_body(), *_details(), *_drawing()],
             outputs=[
                 io.Image.Output(tooltip="Images of 128 x 128 px, for MM-Diff Subject Encoder.")
