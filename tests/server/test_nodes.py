@@ -131,7 +131,7 @@ def test_every_input_and_output_has_a_tooltip(server: Server):
         for k, v in server.get("/object_info").items()
         if k.startswith("MMDiff") and not k.startswith(("MMDiffTest", "MMDiffLoadTiny"))
     }
-    assert len(info) == 19
+    assert len(info) == 21
     for name, entry in info.items():
         for kind in ("required", "optional"):
             for key, (_, *options) in entry["input"].get(kind, {}).items():
