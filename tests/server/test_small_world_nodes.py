@@ -144,7 +144,7 @@ def test_the_workflows_and_the_demo_draw_with_the_small_worlds_sampler_numbers()
                 found.append(
                     {"steps": steps, "cfg": cfg, "sampler_name": name, "scheduler": scheduler}
                 )
-    assert len(found) == 1 + len(workflows) == 9
+    assert len(found) == 1 + len(workflows) == 10
     for inputs in found:
         assert {k: inputs[k] for k in sizes.SAMPLING} == sizes.SAMPLING
 

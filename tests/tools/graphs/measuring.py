@@ -14,8 +14,8 @@ from support.page import FLAGS, browser, change_settings, open_page
 RENDERERS = {"classic": False, "nodes 2.0": True}  # name -> Comfy.VueNodes.Enabled
 SETTLES = 15
 LARGER = 1.15
-# of the height that the newest Nodes 2.0 gives a note; in the older frontend's it grows to 1.24
-ROOM_OF_NOTE = 1.28
+# beyond the height that the newest Nodes 2.0 gives a note: in the older frontend's it grows
+ROOM_OF_NOTE = 1.28, 40
 LEAST = 10  # a height that no node can have: the page gives it the least that it needs
 
 # id, width and height without the title, in the units of the page's graph
@@ -88,7 +88,8 @@ def heights(classic: dict[str, int], newer: list[dict[str, int]]) -> dict[str, H
         most = max([least, *(each[name] for each in newer)])
         # only Nodes 2.0 tells how high a note's text is; the classic page writes it larger
         saved = round(LARGER * most) if kind == NOTE else max(least, ROOM.get(kind, 0))
-        drawn = round(ROOM_OF_NOTE * most) if kind == NOTE else max(saved, most)
+        times, more = ROOM_OF_NOTE
+        drawn = round(times * most) + more if kind == NOTE else max(saved, most)
         drawn += GROWS.get(kind, 0)
         found[name] = Height(saved, drawn)
     return found
