@@ -27,6 +27,15 @@ def bob(scene) -> list:
     return scene.another_prompt()
 
 
+@pytest.fixture
+def as_the_host_executes():
+    """ComfyUI runs its nodes in inference mode."""
+    import torch
+
+    with torch.inference_mode():
+        yield
+
+
 @pytest.fixture(scope="session")
 def world(case):
     """The small model of the case's folder."""

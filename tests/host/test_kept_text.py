@@ -31,13 +31,7 @@ from support.splitters import Tiles, with_tiles, with_windows
 
 LIKE = "sd15"  # fewer layers than SDXL, so more graphs
 Wrappers = comfy.patcher_extension.WrappersMP
-
-
-@pytest.fixture(autouse=True)
-def as_the_host_executes():
-    """ComfyUI runs its nodes in inference mode."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_the_host_executes")
 
 
 @pytest.mark.parametrize("batch", [1, 3])

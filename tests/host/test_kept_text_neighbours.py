@@ -38,13 +38,7 @@ from support.scene import BOTH
 
 LIKE = "sd15"  # fewer layers than SDXL, so more graphs
 Wrappers = comfy.patcher_extension.WrappersMP
-
-
-@pytest.fixture(autouse=True)
-def as_the_host_executes():
-    """ComfyUI runs its nodes in inference mode."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_the_host_executes")
 
 
 # ---------------------------------------------------------------- what changes the text

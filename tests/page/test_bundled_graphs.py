@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-from support.page import open_graph, run_and_wait, shot
+from support.page import run_and_wait, shot
 from support.page_graphs import FIND
 from support.paths import PACK
 
@@ -44,29 +44,6 @@ def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, pa
     page.wait_for_function(SHOWS_MAPS, arg=[maps, files[0]])
     page.wait_for_timeout(300)
     shot(page, "maps")
-
-
-def test_no_two_nodes_of_a_bundled_graph_overlap_as_the_page_draws_them(loaded):
-    """Nodes 2.0 draws nodes larger than the file says, and those with pictures larger still."""
-    look = """() => {
-      const boxes = app.graph.nodes.map((n) => {
-        const element = document.querySelector(`[data-node-id="${n.id}"]`);
-        const shown = element?.getBoundingClientRect(), scale = app.canvas.ds.scale;
-        // a title is 30 high, above pos
-        const [width, height] = shown ? [shown.width / scale, shown.height / scale - 30] : n.size;
-        return [n.title, n.pos[0], n.pos[1] - 30, n.pos[0] + width, n.pos[1] + height];
-      });
-      const over = (a, b) => a[1] < b[3] && b[1] < a[3] && a[2] < b[4] && b[2] < a[4];
-      const hit = (a, others) => others.filter((b) => over(a, b)).map((b) => `${a[0]} and ${b[0]}`);
-      return boxes.flatMap((a, i) => hit(a, boxes.slice(i + 1)));
-    }"""
-    for path in sorted((PACK / "workflows").glob("*.json")):
-        graph = json.loads(path.read_text(encoding="utf-8"))
-        for node in graph["nodes"]:
-            # the page asks about those that are missing, over everything else
-            node["properties"].pop("models", None)
-        open_graph(loaded, graph)
-        assert loaded.evaluate(look) == [], path.stem
 
 
 def test_a_bundled_graph_opens_with_its_photo_in_the_input_folder(page, page_server):

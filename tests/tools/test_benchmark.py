@@ -49,6 +49,25 @@ def counted():
     torch.set_num_threads(threads)
 
 
+def paired_calls(meter: Meter, arm) -> list[tuple[bool, int]]:
+    """The model calls of two paired steps: whether each was the bare run, and its operations."""
+    meter.begin(paired=True)
+    calls, call = [], meter.call
+
+    def counting(spans, executor, *args):
+        with OperationCounter() as counter:
+            out = call(spans, executor, *args)
+        calls.append((spans is meter.bare, counter.operations.total()))
+        return out
+
+    meter.call = counting
+    try:
+        sample(arm, SIZE, 2, CFG)
+    finally:
+        del meter.call
+    return calls
+
+
 def branch_flop(tokens: int) -> int:
     """Q K' and the product with V, two operations a term, for one row at every layer.
 
@@ -82,20 +101,7 @@ def test_with_kept_text_a_step_has_the_flop_of_the_plain_one_less_those_of_k_and
 
 def test_the_bare_run_beside_kept_text_projects_the_text_as_the_plain_model(counted):
     _, arms, meter, (plain, *_, kept) = counted
-    meter.begin(paired=True)
-    totals, call = [], meter.call
-
-    def counting(spans, executor, *args):
-        with OperationCounter() as counter:
-            out = call(spans, executor, *args)
-        totals.append((spans is meter.bare, counter.operations.total()))
-        return out
-
-    meter.call = counting
-    try:
-        sample(arms[3], SIZE, 2, CFG)
-    finally:
-        del meter.call
+    totals = paired_calls(meter, arms[3])
     assert totals[2:4] == [(False, kept.total), (True, plain.total)]
 
 
@@ -175,21 +181,7 @@ def test_operations_views_and_waits_are_told_apart():
 
 def test_a_paired_step_runs_once_more_as_the_plain_model_runs_it(counted):
     _, arms, meter, (plain, one, *_) = counted
-    meter.begin(paired=True)
-    calls = []
-    call = meter.call
-
-    def counting(spans, executor, *args):
-        with OperationCounter() as counter:
-            out = call(spans, executor, *args)
-        calls.append((spans is meter.bare, counter.operations.total()))
-        return out
-
-    meter.call = counting
-    try:
-        sample(arms[1], SIZE, 2, CFG)
-    finally:
-        del meter.call
+    calls = paired_calls(meter, arms[1])
     assert calls[2:4] == [(False, one.total), (True, plain.total)]
     assert [bare for bare, _ in calls] == [True, False, False, True]
 
