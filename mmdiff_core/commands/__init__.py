@@ -15,6 +15,7 @@ from types import ModuleType
 
 from ..training.run.errors import RunError
 from . import (
+    ablations,
     annotate,
     convert,
     doctor,
@@ -40,6 +41,7 @@ COMMANDS: dict[str, ModuleType] = {
     "sheet": sheet,
     "gallery": gallery,
     "picking": picking,
+    "ablations": ablations,
     "finetune": finetune,
     "pretrain": pretrain,
 }

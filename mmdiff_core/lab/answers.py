@@ -52,7 +52,7 @@ def noise_for(examples: Sequence[Example]) -> Tensor:
 
 def draw(task: MMDiffTask, examples: Sequence[Example], held: Sequence[str] = ()) -> Tensor:
     """Images in dots [B 3 S S], from noise that follows from the trials' numbers."""
-    noise = noise_for(examples)
+    noise = noise_for(examples).to(task.bridge.alphas.device)
     latents = sample_latents(task, examples, noise, **sizes.SAMPLING, held=held)
     return decode(task, latents.float())[:, :: sizes.DOT, :: sizes.DOT].movedim(-1, 1)
 

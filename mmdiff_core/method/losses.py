@@ -1,6 +1,7 @@
 """What training minimises, as pure functions. The constraint is FastComposer's balanced L1.
 
     loss = denoising + text * constraint(noun's map) + image * constraint(subject's map)
+           + leak * leakage
     constraint = mean probability outside the subject's mask - mean probability inside it
 
 Every function returns one number per example, so that a mean over examples is the same however
@@ -100,6 +101,35 @@ def balanced_l1(probability: Tensor, mask: Tensor, present: Tensor) -> Tensor:
     mean_out = (probability * outside).sum(2) / outside.sum(2).clamp_min(1e-6)
     per_subject = (mean_out - mean_in).mean(1) * counts  # B S
     return per_subject.sum(1) / counts.sum(1).clamp_min(1)
+
+
+def dice(probability: Tensor, mask: Tensor, present: Tensor) -> Tensor:
+    """1 - Dice of the heads' mean map and the mask, averaged over the present subjects [B].
+
+    It lies in 0..1; lower is better. Arguments and what counts as in `balanced_l1`. MultiCrafter
+    compares maps in this form.
+    """
+    heads, inside = probability.mean(1), mask.transpose(1, 2)  # B P S
+    counts = present & (mask.sum(-1) > 0) & ((1 - mask).sum(-1) > 0)  # B S
+    total = (heads + inside).sum(1).clamp_min(1e-6)
+    per_subject = (1 - 2 * (heads * inside).sum(1) / total) * counts
+    return per_subject.sum(1) / counts.sum(1).clamp_min(1)
+
+
+CONSTRAINTS = {"l1": balanced_l1, "dice": dice}
+
+
+def leaked(together: Tensor, apart: Tensor, mask: Tensor) -> Tensor:
+    """How much of the other subjects shows inside one subject's mask [B]: the mean squared
+    difference there between two predictions (XVerse's form).
+
+    together  with all subjects [B C h w]
+    apart     with this subject alone, the others as their bare classes [B C h w]
+    mask      of this subject [B 1 H W] in 0..1; 0 where it vanished on the latents' grid
+    """
+    inside = F.interpolate(full(mask), size=together.shape[-2:], mode="area")
+    squares = (full(together) - full(apart)).square().mean(1, keepdim=True)
+    return (squares * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp_min(1e-6)
 
 
 def inside_share(probability: Tensor, mask: Tensor, present: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ..untrusted import STRICT, fill, load_json, plain, quoted
 from .noise import LogNormal
 
 LAYERS = ("all", "deep", "shallow")
+FORMS = ("l1", "dice")  # of losses.CONSTRAINTS
 
 # what a run's JSON may say
 Rank = Annotated[int, Field(ge=1, le=1024)]
@@ -36,6 +37,10 @@ class ConstraintConfig:
     The defaults are justified in small_world/README.md by runs in the small world.
 
     text, image     weights of the two terms, 0 = off
+    form            of the two terms: "l1" = FastComposer's balanced L1; "dice" of the mean map of
+                    the heads
+    leak            weight of what another subject changes inside a subject's mask (XVerse), 0 =
+                    off; costs a second forward pass of the examples with several subjects
     layers          "all"; "deep" = the layers with narrower grids, "shallow" = the others
     first, last     range of the noise level, as fraction of the timesteps (0 clean .. 1 noise), in
                     which they act
@@ -46,6 +51,8 @@ class ConstraintConfig:
 
     text: Weight = 0.05
     image: Weight = 0.05
+    form: str = "l1"
+    leak: Weight = 0.0
     layers: str = "all"
     first: Share = 0.0
     last: Share = 1.0
@@ -56,12 +63,14 @@ class ConstraintConfig:
             raise ValueError(
                 f"constraint.layers is {quoted(self.layers)}, expected one of {LAYERS}"
             )
+        if self.form not in FORMS:
+            raise ValueError(f"constraint.form is {quoted(self.form)}, expected one of {FORMS}")
         if not 0 <= self.first <= self.last <= 1:
             raise ValueError(
                 f"constraint.first..last is {self.first}..{self.last}, expected "
                 "0 <= first <= last <= 1"
             )
-        if self.text < 0 or self.image < 0:
+        if min(self.text, self.image, self.leak) < 0:
             raise ValueError("a constraint's weight is negative; 0 turns it off")
 
 

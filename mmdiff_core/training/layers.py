@@ -31,6 +31,7 @@ class LayerAttention:
     attend      the text's attention: (q, k, v, heads, bias) -> [B P HD]
     fuse_scale  lambda
     measured    whether this layer's maps are constrained
+    constrain   the constraint's form: (maps [B H P S], masks [B S P], present [B S]) -> [B]
     """
 
     slot: Slot
@@ -38,6 +39,7 @@ class LayerAttention:
     attend: Callable[..., Tensor]
     fuse_scale: float
     measured: bool
+    constrain: Callable[..., Tensor] = losses.balanced_l1
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, heads: int, grid: Grid
@@ -76,7 +78,7 @@ class LayerAttention:
                 terms.append(nothing)
                 shares.append(nothing)
             else:
-                terms.append(losses.balanced_l1(probability, masks, present))
+                terms.append(self.constrain(probability, masks, present))
                 shares.append(losses.inside_share(probability.detach(), masks, present))
         return out, torch.stack([*terms, *shares], 1)
 

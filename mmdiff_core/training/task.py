@@ -5,6 +5,7 @@ Shapes   B examples · S subjects · C h w latents · M measures
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ..bases import TransformerBlock
 from ..method import losses
 from ..method.attention import attention_on
 from .bridge import Bridge, Grid
-from .conditions import Conditions, make_conditions
+from .conditions import Conditions, make_conditions, pad_masks
 from .config import RunConfig
 from .describing import describing_loss
 from .example import Example
@@ -45,7 +46,7 @@ class MMDiffTask(nn.Module):
         if batch[0].index >= first:
             return self._denoise(batch) | {"described": zero}
         loss = self._describe(batch)
-        names = ("denoising", *MEASURES, *(("identity",) if self.identity else ()))
+        names = ("denoising", *MEASURES, *self._extra_terms())
         return dict.fromkeys(names, zero) | {"loss": loss, "described": loss.detach()}
 
     def _describe(self, batch: Sequence[Example]) -> Tensor:
@@ -73,15 +74,18 @@ class MMDiffTask(nn.Module):
         alpha, sigma = alphas[timesteps].sqrt(), (1 - alphas[timesteps]).sqrt()
         a, b = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
         conditions = self.conditions(batch)
+        noisy = a * latents + b * noise
         with Observed(self._observed()) as observed:
-            prediction, measured = self.predict(a * latents + b * noise, timesteps, conditions)
+            prediction, measured = self.predict(noisy, timesteps, conditions)
         kind = self.bridge.prediction_type
         target = losses.denoising_target(kind, latents, noise, a, b)
         weight = losses.min_snr_weight(kind, (alpha / sigma) ** 2, wanted.min_snr)
         index = torch.tensor(numbers, device=alphas.device)
         where = self._pixel_weights(conditions, latents, index)
         denoising = losses.denoising_loss(prediction, target, weight, where)
-        terms = self._total(denoising, measured, timesteps, index, conditions.present.any(1))
+        leak = self._leak(batch, noisy, timesteps, prediction) if self.run.constraint.leak else None
+        shown = conditions.present.any(1)
+        terms = self._total(denoising, measured, leak, timesteps, index, shown)
         if self.identity is None:
             return terms
         named = self._identity_loss(observed.features, conditions, tuple(latents.shape[-2:]))
@@ -109,6 +113,33 @@ class MMDiffTask(nn.Module):
             masks[path] = conditions.masks_at(grid_of(of_layer.shape[1], latent))
         return self.identity(features, masks, conditions.cls, conditions.present).mean()
 
+    def _extra_terms(self) -> tuple[str, ...]:
+        """Names of the losses that this run has beside the usual ones."""
+        wanted = {"identity": self.identity is not None, "leak": self.run.constraint.leak > 0}
+        return tuple(name for name, there in wanted.items() if there)
+
+    def _leak(
+        self, batch: Sequence[Example], noisy: Tensor, timesteps: Tensor, prediction: Tensor
+    ) -> Tensor:
+        """What the other subjects change inside one subject's mask [B]; 0 for fewer than two.
+
+        The one is chosen by the example's number.
+        """
+        rows = [row for row, example in enumerate(batch) if len(example.subjects) > 1]
+        leak = prediction.new_zeros(len(batch))
+        if not rows:
+            return leak
+        alone = []
+        for example in (batch[row] for row in rows):
+            one = example.subjects[example.index % len(example.subjects)]
+            alone.append(replace(example, subjects=(one,)))
+        with torch.no_grad():
+            conditions = self.conditions(alone, measured=False)
+            apart, _ = self.predict(noisy[rows], timesteps[rows], conditions)
+        masks = pad_masks(alone, 1).to(prediction.device)
+        where = torch.tensor(rows, device=prediction.device)
+        return leak.index_put((where,), losses.leaked(prediction[rows], apart, masks))
+
     def _pixel_weights(
         self, conditions: Conditions, latents: Tensor, index: Tensor
     ) -> Tensor | None:
@@ -120,10 +151,17 @@ class MMDiffTask(nn.Module):
         return losses.weigh_subjects(conditions.masks, tuple(latents.shape[-2:]), weight)
 
     def _total(
-        self, denoising: Tensor, measured: Tensor, timesteps: Tensor, index: Tensor, shown: Tensor
+        self,
+        denoising: Tensor,
+        measured: Tensor,
+        leak: Tensor | None,
+        timesteps: Tensor,
+        index: Tensor,
+        shown: Tensor,
     ) -> dict[str, Tensor]:
         """Terms [B] and measures [B M] -> the weighted sum and everything worth logging.
 
+        leak   [B], or None where it is no part of the loss
         shown  which examples have subjects [B]
         """
         wanted = self.run.constraint
@@ -132,9 +170,13 @@ class MMDiffTask(nn.Module):
         if wanted.warmup:
             grown = (index + 1).float().div(max(wanted.warmup, 1)).clamp_max(1)
         text, image, *_ = measured.unbind(1)
-        loss = denoising + gate * grown * (wanted.text * text + wanted.image * image)
+        constraint = wanted.text * text + wanted.image * image
         means = measured.detach().sum(0) / shown.sum().clamp_min(1)
         named = dict(zip(MEASURES, means, strict=True))
+        if leak is not None:
+            constraint = constraint + wanted.leak * leak
+            named["leak"] = leak.detach().mean()
+        loss = denoising + gate * grown * constraint
         return {"loss": loss.mean(), "denoising": denoising.detach().mean(), **named}
 
     def conditions(self, batch: Sequence[Example], measured: bool = True) -> Conditions:
@@ -177,4 +219,5 @@ class MMDiffTask(nn.Module):
     def _attention(self, block: TransformerBlock, conditions: Conditions) -> LayerAttention:
         measured = conditions.masks is not None and block.slot in self.constrained
         fuse_scale = self.run.objective.fuse_scale
-        return LayerAttention(block.slot, conditions, self.attend, fuse_scale, measured)
+        form = losses.CONSTRAINTS[self.run.constraint.form]
+        return LayerAttention(block.slot, conditions, self.attend, fuse_scale, measured, form)

@@ -1,0 +1,59 @@
+"""The ablations' results as Markdown: the arms' seeds together, with intervals, and apart."""
+
+from __future__ import annotations
+
+from ..small_world.trials import Tally
+from .arms import ARMS
+from .tables import per_cent
+
+TWO = ("two different", "two of a class")
+HEAD = (
+    "arm", "seeds", "images trained on",
+    *(f"both right, {name}" for name in TWO),
+    "own", "mixture", "stranger", "identity of one", "classes", "leakage", "text inside",
+    "image inside", "images/s",
+)
+
+
+def table(results: dict) -> str:
+    """A row per arm; shares in per cent with 95 % intervals, of every seed in brackets."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+    for arm in ARMS:
+        runs = [cells for name, cells in results.items() if name.rpartition("-")[0] == arm.name]
+        if runs:
+            lines.append("| " + " | ".join(_row(arm.about, runs)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _row(about: str, runs: list[dict]) -> list[str]:
+    merged = {name: _merged(runs, name) for name in ("one", *TWO)}
+    both = merged[TWO[0]].merge(merged[TWO[1]])
+    cells = [about, str(len(runs)), _span([run["facts"]["images"] for run in runs])]
+    for name in TWO:
+        apart = [100 * run[name]["complete"] / run[name]["pictures"] for run in runs]
+        each = ", ".join(f"{share:.0f}" for share in apart)
+        cells.append(f"{per_cent(*merged[name].shares()['complete'])} [{each}]")
+    shares = both.shares()
+    cells += [per_cent(*shares[name]) for name in ("own", "mixture", "stranger")]
+    cells += [per_cent(*merged["one"].shares()["identity"]), per_cent(*shares["classes"])]
+    cells.append(f"{_mean([run['leakage'] for run in runs]):.1f}")
+    for name in ("text_inside", "image_inside"):
+        cells.append(f"{_mean([run['facts']['inside'][name] for run in runs]):.2f}")
+    cells.append(f"{_mean([run['facts']['images_per_second'] for run in runs]):.0f}")
+    return cells
+
+
+def _merged(runs: list[dict], name: str) -> Tally:
+    tally = Tally()
+    for run in runs:
+        tally = tally.merge(Tally(**run[name]))
+    return tally
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _span(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,}-{high:,}"
