@@ -150,7 +150,7 @@ def test_only_tuned_layers_of_the_image_encoder_run_twice_and_give_what_the_whol
         found, patches = own.bridge.vision(pixels)
         untouched = vision_states(encoder, normalise(pixels))[1]
         kept = {k: v.clone() for k, v in encoder.state_dict().items()}
-        encoder.load_state_dict(own.adapter.vision_weights(), strict=False)
+        encoder.load_state_dict(kept | own.adapter.vision_weights())
         whole = vision_states(encoder, normalise(pixels))[0]
         encoder.load_state_dict(kept)
     assert torch.allclose(found, whole, atol=1e-5) and torch.equal(patches, untouched)
