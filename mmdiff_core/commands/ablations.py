@@ -72,7 +72,9 @@ def _plan(args: argparse.Namespace, names: tuple[str, ...]):
     device = "cuda" if torch.cuda.is_available() and not (args.cpu or args.score) else "cpu"
     until = args.until or (time.time() + 60 * args.minutes if args.minutes else None)
     seeds = tuple(args.seeds)
-    return Plan(args.folder.resolve(), names, seeds, args.batch, args.steps, until, args.images, device)
+    return Plan(
+        args.folder.resolve(), names, seeds, args.batch, args.steps, until, args.images, device
+    )
 
 
 def _train_all(args: argparse.Namespace, plan) -> int:

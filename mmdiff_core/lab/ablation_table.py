@@ -8,10 +8,19 @@ from .tables import per_cent
 
 TWO = ("two different", "two of a class")
 HEAD = (
-    "arm", "seeds", "images trained on",
+    "arm",
+    "seeds",
+    "images trained on",
     *(f"both right, {name}" for name in TWO),
-    "own", "mixture", "stranger", "identity of one", "classes", "leakage", "text inside",
-    "image inside", "images/s",
+    "own",
+    "mixture",
+    "stranger",
+    "identity of one",
+    "classes",
+    "leakage",
+    "text inside",
+    "image inside",
+    "images/s",
 )
 
 

@@ -1,8 +1,9 @@
-"""Ablations in the small world: every arm trained on the same images at the same budget, drawn from
-the same noise, and scored by the exact ruler.
+"""Ablations in the small world: every arm trained on the same images at the same budget, drawn
+from the same noise, and scored by the exact ruler.
 
-A folder holds it all: packs/ (the images trained on), ARM-SEED/ (adapter.safetensors, metrics.jsonl,
-facts.json and a sheet of images per question), results.json (what `score` counted).
+A folder holds it all: packs/ (the images trained on), ARM-SEED/ (adapter.safetensors,
+metrics.jsonl, facts.json and a sheet of images per question), results.json (what `score_all`
+counted).
 """
 
 from __future__ import annotations
@@ -14,24 +15,23 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ..checkpoints import checkpoint
-from ..host.frozen_base.base import BaseModels, load_base
+from ..host.frozen_base.base import load_base
 from ..host.frozen_base.build import build_task
 from ..host.frozen_base.run import export_with
-from ..small_world import scenes
+from ..small_world import scenes, score
 from ..small_world.trials import QUESTIONS, Question, count, make_trial
 from ..training.run.config import LoopConfig
 from ..training.run.loop import fit
 from ..training.task import MMDiffTask
 from ..training.trainable import from_flat
 from .answers import SEED, draw, load_reader
-from .arms import BY_NAME, Arm, run_of
+from .arms import BY_NAME, run_of
 from .measures import inside
 from .packs import PackedExamples
 from .sheets import load_sheet, save_sheet
@@ -52,7 +52,8 @@ class Plan:
     batch    images of a step
     steps    of every run; None = as many as fit before `until`
     until    time.time() at which everything must be drawn; None = no limit
-    images   drawn for each question with two subjects; half as many for one, a quarter for leakage
+    images   drawn for each question with two subjects; half as many for one and for the maps
+             inside the masks, a quarter for leakage
     device   of the training
     """
 
@@ -71,8 +72,8 @@ class Plan:
 
     def cells(self) -> dict[str, int]:
         """How many images each question gets."""
-        few = {"one": self.images // 2}
-        return {name: few.get(name, self.images) for name in ASKED} | {LEAKAGE: self.images // 4}
+        few = {"one": max(1, self.images // 2)}
+        return {name: few.get(name, self.images) for name in ASKED} | {LEAKAGE: max(1, self.images // 4)}
 
     def reserve(self) -> float:
         """Seconds that are left for drawing one adapter's images on a GPU with all arms at once."""
@@ -110,7 +111,8 @@ class Runs:
         facts |= {"asked_steps": steps, "images_per_second": report.images_per_second}
         began = time.time()
         draw_all(task, self.plan.cells(), folder)
-        facts |= {"drawing_seconds": time.time() - began, "inside": inside(task, 256)}
+        facts |= {"drawing_seconds": time.time() - began}
+        facts["inside"] = inside(task, max(1, self.plan.images // 2))
         (folder / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         task.bridge.close()
 
@@ -250,8 +252,6 @@ def scored(folder: Path, question: Question, number: int, reader) -> dict:
 def leakage_of(folder: Path, cells: dict[str, int]) -> float:
     """Mean absolute difference in 0..255, where the first subject stands, between images of both
     subjects and images of the first with the second as its bare class."""
-    from ..small_world import score
-
     question, number = ASKED["two different"], cells[LEAKAGE]
     both = load_sheet(sheet_of(folder, question.name), number, scenes.SIDE)
     bare = load_sheet(sheet_of(folder, LEAKAGE), number, scenes.SIDE)

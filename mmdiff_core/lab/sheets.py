@@ -25,6 +25,6 @@ def save_sheet(images: Tensor, path: Path) -> None:
 def load_sheet(path: Path, count: int, side: int) -> Tensor:
     """The first `count` images [count 3 side side] in 0..1."""
     with Image.open(path) as opened:
-        sheet = torch.from_numpy(np.asarray(opened.convert("RGB"))).float() / 255
+        sheet = torch.from_numpy(np.array(opened.convert("RGB"))).float() / 255
     rows = sheet.unflatten(0, (-1, side)).unflatten(2, (COLUMNS, side))  # R S C S 3
     return rows.permute(0, 2, 4, 1, 3).flatten(0, 1)[:count].contiguous()

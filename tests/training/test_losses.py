@@ -166,3 +166,28 @@ def test_masks_of_a_scene_are_the_subjects_dots():
     )
     assert torch.equal(enlarge(example.subjects[0].mask[::4, ::4]), example.subjects[0].mask)
     assert [example.caption[slice(*s.span)] for s in example.subjects] == ["ghost", "tree"]
+
+
+def test_dice_is_0_on_the_mask_itself_1_on_its_opposite_and_counts_like_the_other_form():
+    flat = torch.zeros(1, 1, 16)
+    flat[..., :6] = 1
+    present = torch.ones(1, 1, dtype=torch.bool)
+    inside = flat.transpose(1, 2)[:, None]
+    values = [losses.dice(p, flat, present).item() for p in (inside, 1 - inside)]
+    assert values == [0.0, 1.0]
+    heads = torch.cat([2 * inside, 0 * inside], 1)  # the mean of the heads is what is compared
+    assert losses.dice(heads, flat, present).item() == 0.0
+    probability, mask = torch.rand(1, 2, 16, 2), torch.cat([flat, torch.zeros_like(flat)], 1)
+    alone = losses.dice(probability[..., :1], mask[:, :1], present)
+    for there in ([True, False], [True, True]):  # absent, or vanished on this grid
+        assert torch.allclose(losses.dice(probability, mask, torch.tensor([there])), alone)
+
+
+def test_leaked_counts_differences_inside_the_mask_only():
+    together, apart = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[..., :4, :] = 1  # the upper half
+    together[0, :, :2] = 0.5  # inside
+    together[1, :, 2:] = 9.0  # outside
+    assert losses.leaked(together, apart, mask).tolist() == [0.25, 0.0]
+    assert losses.leaked(together, apart, 0 * mask).tolist() == [0.0, 0.0]
