@@ -1,4 +1,4 @@
-"""Train the ablations of the small world side by side, draw their images, and score them.
+"""Train and score the ablations of the small world.
 
     python -m mmdiff_core ablations FOLDER --minutes 9                  a GPU, 16 cores
     python -m mmdiff_core ablations FOLDER --steps 1650 --batch 32 --at-once 1 --cpu

@@ -72,8 +72,8 @@ class Plan:
 
     def cells(self) -> dict[str, int]:
         """How many images each question gets."""
-        few = {"one": max(1, self.images // 2)}
-        return {name: few.get(name, self.images) for name in ASKED} | {LEAKAGE: max(1, self.images // 4)}
+        few = {"one": max(1, self.images // 2), LEAKAGE: max(1, self.images // 4)}
+        return {name: few.get(name, self.images) for name in (*ASKED, LEAKAGE)}
 
     def reserve(self) -> float:
         """Seconds that are left for drawing one adapter's images on a GPU with all arms at once."""
