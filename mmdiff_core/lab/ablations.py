@@ -26,13 +26,13 @@ from ..host.frozen_base.build import build_task
 from ..host.frozen_base.run import export_with
 from ..small_world import scenes, score
 from ..small_world.trials import QUESTIONS, Question, count, make_trial
+from ..training.layers import MEASURES
 from ..training.run.config import LoopConfig
 from ..training.run.loop import fit
 from ..training.task import MMDiffTask
 from ..training.trainable import from_flat
 from .answers import SEED, draw, load_reader
 from .arms import BY_NAME, run_of
-from .measures import inside
 from .packs import PackedExamples
 from .sheets import load_sheet, save_sheet
 
@@ -52,8 +52,7 @@ class Plan:
     batch    images of a step
     steps    of every run; None = as many as fit before `until`
     until    time.time() at which everything must be drawn; None = no limit
-    images   drawn for each question with two subjects; half as many for one and for the maps
-             inside the masks, a quarter for leakage
+    images   drawn for each question with two subjects; half as many for one, a quarter for leakage
     device   of the training
     """
 
@@ -112,7 +111,7 @@ class Runs:
         began = time.time()
         draw_all(task, self.plan.cells(), folder)
         facts |= {"drawing_seconds": time.time() - began}
-        facts["inside"] = inside(task, max(1, self.plan.images // 2))
+        facts["inside"] = inside(folder)
         (folder / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         task.bridge.close()
 
@@ -194,6 +193,13 @@ def drop_states(folder: Path) -> None:
     """Remove what a run would go on from."""
     for state in folder.glob("state-*"):
         shutil.rmtree(state)
+
+
+def inside(folder: Path) -> dict[str, float]:
+    """Mean probability inside the own masks, of text and image maps, at the end of a training."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    last = json.loads(lines[-1])
+    return {name: last[name] for name in MEASURES if name.endswith("inside")}
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ def inside(task: MMDiffTask, pictures: int, batch: int = 32) -> dict[str, float]
     source = SmallWorldExamples(
         seed=SEED, split="test", caption_dropout=0, subject_dropout=0, count=2
     )
-    rows = [task(source.batch(start, batch)) for start in range(0, pictures, batch)]
+    rows = [task.denoise(source.batch(start, batch)) for start in range(0, pictures, batch)]
     means = {}
     for name in MEASURES:
         if name.endswith("inside"):

@@ -41,10 +41,10 @@ class MMDiffTask(nn.Module):
     def forward(self, batch: Sequence[Example]) -> dict[str, Tensor]:
         first = self.run.objective.described_first
         if not first:
-            return self._denoise(batch)
+            return self.denoise(batch)
         zero = self.bridge.alphas.new_zeros(())
         if batch[0].index >= first:
-            return self._denoise(batch) | {"described": zero}
+            return self.denoise(batch) | {"described": zero}
         loss = self._describe(batch)
         names = ("denoising", *MEASURES, *self._extra_terms())
         return dict.fromkeys(names, zero) | {"loss": loss, "described": loss.detach()}
@@ -61,7 +61,8 @@ class MMDiffTask(nn.Module):
         unused = [p.sum() for p in self.parameters() if p.requires_grad]
         return loss + 0 * torch.stack(unused).sum()
 
-    def _denoise(self, batch: Sequence[Example]) -> dict[str, Tensor]:
+    def denoise(self, batch: Sequence[Example]) -> dict[str, Tensor]:
+        """The losses of a step of the second stage, whatever the examples' numbers."""
         alphas, wanted = self.bridge.alphas, self.run.objective
         latents = self.bridge.latents(torch.stack([e.pixels for e in batch]).to(alphas.device))
         numbers = [example.index for example in batch]

@@ -29,7 +29,8 @@ def test_the_help_lists_every_command_and_needs_neither_torch_nor_comfyui():
         [sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
-    assert all(f"    {name} " in done.stdout for name in COMMANDS)
+    lines = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("    ")]
+    assert set(COMMANDS) <= set(lines)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
