@@ -22,6 +22,8 @@ TINY_MODELS = Path("tests/tiny/models")  # one folder for each of ComfyUI's mode
 # a folder of node packs that only the tests and the demo need
 TINY_NODES = Path("tests/host_nodes")
 
+BYTECODE = "bytecode"  # in .host/, where Python is told to write none beside its sources
+
 SERVER_FOLDERS = ("output", "input", "temp", "user")
 
 # seconds for the server to answer: custom nodes of a person's own can take minutes
@@ -70,10 +72,16 @@ def paths_yaml(paths: Mapping[str, Sequence[Path]]) -> str:
 
 
 def child_env(pack: Pack, host: Host) -> dict[str, str]:
-    """The environment for everything that runs with the host's Python."""
+    """The environment for everything that runs with the host's Python.
+
+    Where Python was told to write no bytecode, ours goes to .host/ all the same: without it every
+    start of a process compiles all of torch and ComfyUI again, for 15 seconds.
+    """
     env = dict(
         os.environ, COMFYUI_PATH=str(host.comfyui), COMFYUI_PYTHON=str(host.python), PYTHONUTF8="1"
     )
+    if host.own and env.pop("PYTHONDONTWRITEBYTECODE", None):
+        env.setdefault("PYTHONPYCACHEPREFIX", str(pack.work / BYTECODE))
     extra = pack.work / "extra"
     if not host.own and extra.is_dir() and any(extra.iterdir()):
         env["PYTHONPATH"] = os.pathsep.join(

@@ -4,6 +4,7 @@ model, the reference folder.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -17,12 +18,14 @@ TESTS = Path(__file__).resolve().parent
 PACK = TESTS.parent
 
 
-def _use_host() -> None:
+def _use_host(imported: bool) -> None:
     host = os.environ.get("COMFYUI_PATH")
     if not host or not (Path(host) / "comfy").is_dir():
         raise pytest.UsageError(
             f"COMFYUI_PATH is {host!r}: no ComfyUI there. Run the tests with: python dev.py test"
         )
+    if not imported:
+        return
     sys.path.insert(0, host)
     import comfy.options
 
@@ -62,8 +65,29 @@ def sendable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def shares_out(config: pytest.Config) -> bool:
+    """Whether this process only hands the tests to those of pytest-xdist."""
+    return config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    _use_host()
+    _use_host(imported=not shares_out(config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    from support.schedule import Scheduling
+
+    config.option.loadscopereorder = False  # the items are in order
+    return Scheduling(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        from support.schedule import longest_first
+
+        longest_first(items)
 
 
 NEWER = (0, 30)  # all that the tests in folders called "newer" use is in this version
@@ -90,6 +114,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(
             "case", names, indirect=True, ids=[p.stem for p in names], scope="session"
         )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_of_other_files_to_look_through():
+    """What is there before a file's tests is left out of garbage collections. ComfyUI makes one
+    with every model that it loads while one model's clone is gone, and to look through all objects
+    of the process takes up to a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -113,13 +113,9 @@ def random_identity(rng: np.random.Generator, split: str) -> Identity:
     while True:
         first = rng.random()
         second = (first + rng.uniform(0.14, 0.86)) % 1
-        found = Identity(
-            first,
-            second,
-            str(rng.choice(PATTERNS)),
-            str(rng.choice(EYES)),
-            str(rng.choice(ACCESSORIES)),
-        )
+        # `rng.choice` draws the same numbers, in four times the time
+        traits = (values[rng.integers(len(values))] for values in (PATTERNS, EYES, ACCESSORIES))
+        found = Identity(first, second, *traits)
         if found.held_out == (split == "test"):
             return found
 

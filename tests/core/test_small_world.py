@@ -17,6 +17,8 @@ from mmdiff_core.small_world import (
     trials,
 )
 
+from support.remembered import remembered
+
 
 def dots(scene: scenes.Scene) -> torch.Tensor:
     return torch.from_numpy(scenes.draw(scene)[0]).movedim(-1, 0).float()
@@ -143,7 +145,7 @@ def test_the_reader_reads_true_renderings_of_every_question_right_in_99_per_cent
 def test_the_image_encoder_sees_true_individuals_among_64_and_does_not_see_strangers():
     from mmdiff_core.lab.answers import load_embed
 
-    ruler = score.EncoderRuler(load_embed())
+    ruler = score.EncoderRuler(remembered(load_embed()))
     own, strange = [], []
     for number, t in enumerate(asked(2, 20, "different")):
         own += ruler.sees(trials.true_image(t.scene), t.wanted, t.strangers)

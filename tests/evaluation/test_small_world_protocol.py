@@ -13,6 +13,8 @@ from mmdiff_core.evaluation.report import write_report
 from mmdiff_core.lab import protocol
 from mmdiff_core.small_world.trials import true_image
 
+from support.remembered import remembered
+
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
@@ -32,6 +34,8 @@ def drawn(tmp_path_factory):
     task = SimpleNamespace(bridge=SimpleNamespace(close=lambda: None))
     patch.setattr(protocol, "load_task", lambda path: task)
     patch.setattr(protocol, "draw_with", draw_with)
+    embed = remembered(protocol.load_embed())
+    patch.setattr(protocol, "load_embed", lambda: embed)
     runs = [protocol.run_small_world(out, 8, None, "a command", lambda text: None)]
     runs += [protocol.run_small_world(out, 8, None, "a command", lambda text: None)]
     patch.undo()

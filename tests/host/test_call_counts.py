@@ -11,7 +11,7 @@ from mmdiff_core.host.conditioning import carry
 from mmdiff_core.host.progress import Window
 from mmdiff_core.host.slot import SubjectAttention
 
-from support.scene import BOTH, SIGMAS, calls_of
+from support.scene import BOTH, SIGMAS, STEPS, calls_of
 
 
 @pytest.mark.parametrize("name, layers", [("scene", 70), ("scene15", 16)])
@@ -74,22 +74,27 @@ class Syncs(TorchDispatchMode):
 def loop_syncs(scene, model, positive, masks=False) -> int:
     """Syncs of one more step: a longer run minus a shorter one."""
     counts = []
-    for sigmas in (SIGMAS, torch.cat([torch.tensor([5.0]), SIGMAS])):
+    for sigmas in (STEPS[1:], STEPS):
         with Syncs() as syncs:
             scene.sample(model, positive, sigmas=sigmas)
         counts.append(syncs.count)
     return counts[1] - counts[0]
 
 
+@pytest.fixture(scope="module")
+def plain_syncs(scene) -> int:
+    return loop_syncs(scene, scene.model, scene.plain)
+
+
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_sampling_loop_adds_no_host_sync(scene, masked):
+def test_the_sampling_loop_adds_no_host_sync(scene, plain_syncs, masked):
     subjects = scene.subjects
     if masked:
         half = torch.zeros(16, 16)
         half[:, :8] = 1
         subjects = (subjects[0].masked(half), subjects[1].masked(1 - half))
     ours = loop_syncs(scene, apply(scene.model, scene.adapter, BOTH), scene.bound(subjects))
-    assert ours == loop_syncs(scene, scene.model, scene.plain)
+    assert ours == plain_syncs
 
 
 def test_a_window_stays_a_tensor_on_an_accelerator():

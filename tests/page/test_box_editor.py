@@ -28,6 +28,7 @@ LINK_AGAIN = """() => {
 # ---------------------------------------------------------------- drawing
 
 
+@pytest.mark.on_every_page
 def test_boxes_are_drawn_moved_resized_and_deleted_with_the_mouse(editor, page):
     where = page.evaluate("[...nodes.masks.pos]")
     editor.draw_both()
@@ -155,6 +156,7 @@ def test_the_drawing_has_the_shape_of_a_connected_latent_and_without_one_of_the_
     assert area["width"] / area["height"] == pytest.approx(128 / 96, rel=0.05)
 
 
+@pytest.mark.on_every_page
 def test_the_keyboard_does_all_the_mouse_does(editor, page):
     keys = page.keyboard
     editor.stage.focus()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
+
 from support.page import Editor, open_page, run_and_wait, shot
 from support.page_graphs import FIND
 
 
+@pytest.mark.on_every_page
 def test_boxes_are_in_the_saved_graph_and_come_back_from_it(editor, page):
     editor.draw_both()
     drawn = editor.boxes
@@ -98,6 +101,7 @@ HISTORY = """() => {
 }"""
 
 
+@pytest.mark.on_every_page
 def test_every_finished_change_can_be_undone_and_done_again(page):
     page.evaluate("""async () => {
       // as a graph is that was loaded: one that a script built is arranged by the page's first undo
@@ -157,6 +161,7 @@ def test_a_graph_saved_before_there_were_boxes_opens_with_none(editor, page):
     )
 
 
+@pytest.mark.on_every_page
 def test_the_drawn_boxes_reach_the_server_and_the_node_shows_the_regions(editor, page, page_server):
     editor.draw_both()
     # not cached

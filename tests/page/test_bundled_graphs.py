@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
+
 from support.page import run_and_wait, shot
 from support.page_graphs import FIND
 from support.paths import PACK
@@ -16,6 +18,7 @@ SHOWS_MAPS = f"""([node, file]) => {{
 }}"""
 
 
+@pytest.mark.on_every_page
 def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, page_server):
     graph = json.loads(
         (PACK / "workflows/small_world_attention_maps.json").read_text(encoding="utf-8")

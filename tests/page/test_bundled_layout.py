@@ -98,6 +98,7 @@ def faults(seen: dict) -> list[str]:
     return found
 
 
+@pytest.mark.on_every_page
 def test_every_bundled_graph_opens_with_note_and_result_in_view_and_nothing_overlapping(window):
     found = {
         path.stem: wrong

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 
+import pytest
+
 from support.page_graphs import FIND
 from support.paths import PACK
 
@@ -44,6 +46,7 @@ def in_view(page) -> None:
     page.wait_for_timeout(400)
 
 
+@pytest.mark.on_every_page
 def test_an_image_dropped_on_an_encoder_becomes_its_image(page):
     in_view(page)
     drop(page, -380, 150)

@@ -32,6 +32,7 @@ def test_the_faces_that_were_found_lie_on_the_picture_after_a_run(page, page_ser
     shot(page, "faces")
 
 
+@pytest.mark.on_every_page
 def test_a_click_on_a_face_makes_the_next_run_use_it_and_undo_takes_it_back(page, page_server):
     picker = Picker(page, page_server, draw_faces(page_server, "two", TWO))
     picker.run()

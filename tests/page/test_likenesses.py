@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from support.page import Editor, run_and_wait, shot
 from support.page_graphs import PORTRAIT
 from support.page_picker import TWO, draw_faces
@@ -39,6 +41,7 @@ def addresses_of(editor: Editor) -> list[str]:
     return [editor.shown.nth(i).locator(".likeness").evaluate(LOOK) for i in range(2)]
 
 
+@pytest.mark.on_every_page
 def test_each_box_shows_its_subjects_reference_and_after_a_run_what_the_encoder_saw(
     page, page_server
 ):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from support.page import prompt_box, shot
 
 
+@pytest.mark.on_every_page
 def test_after_an_opened_marker_the_prompt_offers_the_subjects_names_before_anything_else(page):
     box, names = prompt_box(page), page.locator(".mmdiff-names")
     box.click()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from support.page import Editor, open_page, run_and_wait, shot
 from support.page_picker import TWO, Picker, draw_faces
 
@@ -76,6 +78,7 @@ def sends_cached_results(server) -> bool:
     return bool(told.get("has_intermediate_output"))
 
 
+@pytest.mark.on_every_page
 def test_after_a_reload_a_run_from_the_cache_shows_all_that_the_first_run_showed(page, page_server):
     picker = Picker(page, page_server, draw_faces(page_server, "two", TWO))
     page.evaluate(PROMPT)

@@ -59,6 +59,7 @@ def table(loaded, page_server):
     assert loaded.errors == []
 
 
+@pytest.mark.on_every_page
 def test_the_report_is_a_table_that_can_be_read(loaded, table):
     shot(loaded, "doctor")
     assert table.bounding_box()["width"] >= 480, "at a zoom of 100 %"
@@ -181,6 +182,7 @@ def asked(loaded):
     assert loaded.errors == []
 
 
+@pytest.mark.on_every_page
 def test_the_missing_models_of_a_bundled_graph_are_listed_the_folders_too(asked, loaded):
     asked.opens(bundled())
     assert asked.will_list(*OTHERS, *OURS), asked.text

@@ -21,7 +21,7 @@ RUNS = sorted((PACK / "mmdiff_core/lab/runs").glob("*.json"))
 STEPS, WEIGHT = 60, 0.5
 LOOP = {
     "steps": STEPS,
-    "batch": 8,
+    "batch": 4,
     "learning_rate": 0.003,
     "betas": (0.9, 0.99),
     "warmup_steps": 5,

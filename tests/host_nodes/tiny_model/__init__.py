@@ -5,6 +5,7 @@ The small SDXL with random weights of the reference numbers, and the recorded ca
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -140,4 +141,7 @@ class Extension(ComfyExtension):
 
 
 async def comfy_entrypoint():
+    # What a server has imported is no garbage: ComfyUI collects with every model that it loads
+    # while one model's clone is gone, and to look through all of it takes up to a second.
+    gc.freeze()
     return Extension()

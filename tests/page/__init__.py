@@ -1,0 +1,1 @@
+"""A package, so that fixtures can be those of the folder and end with it."""
