@@ -18,6 +18,7 @@ from . import (
     annotate,
     convert,
     doctor,
+    encode,
     evaluate,
     evaluate_protocol,
     finetune,
@@ -33,6 +34,7 @@ PROGRAM = "python -m mmdiff_core"
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "annotate": annotate,
+    "encode": encode,
     "convert": convert,
     "shrink": shrink,
     "doctor": doctor,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..bases import TransformerBlock
 from ..method import losses
 from ..method.attention import attention_on
-from .bridge import Bridge, Grid
+from .bridge import Bridge, Grid, latents_of
 from .conditions import Conditions, make_conditions
 from .config import RunConfig
 from .describing import describing_loss
@@ -62,7 +62,7 @@ class MMDiffTask(nn.Module):
 
     def _denoise(self, batch: Sequence[Example]) -> dict[str, Tensor]:
         alphas, wanted = self.bridge.alphas, self.run.objective
-        latents = self.bridge.latents(torch.stack([e.pixels for e in batch]).to(alphas.device))
+        latents = latents_of(self.bridge, batch)
         numbers = [example.index for example in batch]
         noise, timesteps = draw_noise(
             numbers, latents.shape[1:], len(alphas), self.run.seed, wanted.middle, wanted.high
