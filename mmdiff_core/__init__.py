@@ -1,6 +1,6 @@
 """MM-Diff (arXiv 2403.15059) as parts. Each row imports only from the rows above it:
 
-    untrusted
+    untrusted · processes
     bases
     config
     method

@@ -13,7 +13,7 @@ CORE = PACK / "mmdiff_core"
 
 # each room of the package imports only from the rows above its own, and from itself
 ORDER = (
-    ("untrusted",),
+    ("untrusted", "processes"),
     ("bases",),
     ("config",),
     ("method",),

@@ -19,6 +19,7 @@ from . import (
     annotate,
     convert,
     doctor,
+    encode,
     evaluate,
     evaluate_protocol,
     finetune,
@@ -34,6 +35,7 @@ PROGRAM = "python -m mmdiff_core"
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "annotate": annotate,
+    "encode": encode,
     "convert": convert,
     "shrink": shrink,
     "doctor": doctor,

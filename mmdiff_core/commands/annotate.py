@@ -4,8 +4,10 @@
 
 An image's own caption, NAME.txt beside it, is used before the captioner. Models are local folders
 as `save_pretrained` writes them: BLIP or BLIP-2, Grounding DINO, SAM or SAM 2. Start again with the
-same OUT to go on. Beside OUT: OUT_rejected.jsonl, a line with the reason for each image that was
-left out (delete it to try them again), and OUT_previews/, images with their annotations.
+same OUT to go on. Start it with torchrun or accelerate launch to share the images among processes
+and GPUs; the records are the same. Beside OUT: OUT_rejected.jsonl, a line with the reason for each
+image that was left out (delete it to try them again), and OUT_previews/, images with their
+annotations.
 """
 
 from __future__ import annotations
@@ -13,7 +15,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..processes import Processes
+    from ..training.data.annotation.folder import AnnotationFile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,47 +64,65 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _annotate(args: argparse.Namespace) -> None:
+    from ..processes import Processes
     from ..training.lock import Lock
 
     if args.out.suffix != ".jsonl":
         raise ValueError(f"OUT is {args.out}; its name must end in .jsonl")
     if not args.folder.is_dir():
         raise ValueError(f"{args.folder} is not a folder; expected one with images")
-    with Lock(args.out.with_name(f"{args.out.name}.lock"), str(args.out)) as lock:
-        lock.acquire()
-        _annotate_rest(args)
+    lock = Lock(args.out.with_name(f"{args.out.name}.lock"), str(args.out))
+    with Processes(args.device) as processes, lock:
+        if processes.main:
+            lock.acquire()
+        _annotate_rest(args, processes)
 
 
-def _annotate_rest(args: argparse.Namespace) -> None:
-    """Annotate what is not yet in OUT, which is ours alone."""
-    import torch
+def _annotate_rest(args: argparse.Namespace, processes: Processes) -> None:
+    """Annotate what is not yet in OUT, which is these processes' alone."""
+    from ..training.data.annotation.folder import AnnotationFile, find_images
+    from ..training.data.annotation.parts import join_parts, open_part
 
-    from ..training.data.annotation.folder import (
-        AnnotationFile,
-        AnnotationProgress,
-        annotate_folder,
-        find_images,
-    )
+    if processes.main:
+        join_parts(args.out)  # of a run that was stopped
+    processes.wait()
+    out = AnnotationFile(args.out)
+    images = find_images(args.folder, out)
+    if processes.main:
+        sys.stderr.write(f"{len(images)} images to do, {len(out.done)} are done\n")
+    own = dict(processes.share(list(images.items())))
+    if own:
+        file = out if processes.world == 1 else open_part(out, processes.rank)
+        _annotate_images(args, own, file, processes)
+    processes.wait()
+    if processes.main:
+        join_parts(args.out)
+
+
+def _annotate_images(
+    args: argparse.Namespace, images: Mapping[str, Path], out: AnnotationFile, processes: Processes
+) -> None:
+    """Annotate this process's images into its file."""
+    from ..training.data.annotation.folder import AnnotationProgress, annotate_folder
     from ..training.data.annotation.models import load_models
     from ..training.data.annotation.nouns import read_classes
     from ..training.data.annotation.pipeline import Rules
 
-    out, classes = AnnotationFile(args.out), read_classes(args.classes)
-    images = find_images(args.folder, out)
-    sys.stderr.write(f"{len(images)} images to do, {len(out.done)} are done\n")
-    if not images:
-        return
+    def say(text: str) -> None:
+        sys.stderr.write(processes.prefix + text)
+
+    classes, rules = read_classes(args.classes), Rules(most=args.most)
     bare = [name for name, path in images.items() if not path.with_suffix(".txt").is_file()]
     if bare and args.captioner is None:
         raise ValueError(
             f"{len(bare)} images have no caption in a .txt beside them, the first is {bare[0]}: "
             "give --captioner DIR"
         )
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    models = load_models(args.captioner, args.grounder, args.segmenter, device, args.threshold)
-    progress, rules = AnnotationProgress(len(images), sys.stderr.write), Rules(most=args.most)
+    folders = (args.captioner, args.grounder, args.segmenter)
+    models = load_models(*folders, processes.device, args.threshold)
+    progress = AnnotationProgress(len(images), say)
     try:
         annotate_folder(images, out, models, classes, rules, progress, args.previews)
     finally:
         for reason, count in progress.reasons.most_common():
-            sys.stderr.write(f"rejected {count}: {reason}\n")
+            say(f"rejected {count}: {reason}\n")

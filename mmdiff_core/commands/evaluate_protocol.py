@@ -116,9 +116,9 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _protocol(args: argparse.Namespace) -> int:
-    from ..evaluation.processes import Processes
     from ..evaluation.protocols import PROTOCOLS
     from ..evaluation.run import Drawn
+    from ..processes import Processes
 
     protocol = PROTOCOLS[args.protocol]
     test_set = protocol.read(args.data)

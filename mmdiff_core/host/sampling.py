@@ -33,7 +33,7 @@ class Denoiser:
     def __init__(
         self, task: MMDiffTask, examples: Sequence[Example], cfg: float, held: Sequence[str] = ()
     ):
-        blank = [Example(e.pixels, "", (), e.index) for e in examples]
+        blank = [replace(example, caption="", subjects=()) for example in examples]
         every = [*examples, *blank] if cfg != 1 else list(examples)
         self.task, self.cfg, self.count = task, cfg, len(examples)
         self.sampling = task.bridge.base.model_sampling
@@ -97,8 +97,8 @@ class Holding:
         """How far each position is open to each subject [1 S P]; not at all to absent ones."""
         present = self.conditions.present
         masks = [s.mask for s in example.subjects]
-        masks += [torch.zeros_like(example.pixels[0])] * (present.shape[1] - len(masks))
-        latent = tuple(side // 8 for side in example.pixels.shape[-2:])
+        masks += [torch.zeros(example.size)] * (present.shape[1] - len(masks))
+        latent = tuple(side // 8 for side in example.size)
         return shares(masks, grid, latent, None, present.device)
 
     def _nouns(self, open_to: Tensor, row: int) -> Tensor:

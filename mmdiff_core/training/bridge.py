@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ..bases import Slot, TransformerBlock
@@ -85,3 +86,11 @@ class Bridge(Protocol):
         checkpointing: bool,
     ) -> Prediction:
         """Run the UNet with these calls in its cross-attention."""
+
+
+def latents_of(bridge: Bridge, batch: Sequence[Example]) -> Tensor:
+    """Latents of a batch's images [B C h w]; only those are encoded that were not before."""
+    device = bridge.alphas.device
+    if all(example.encoded is not None for example in batch):
+        return torch.stack([example.encoded.latent for example in batch]).to(device)
+    return bridge.latents(torch.stack([example.pixels for example in batch]).to(device))

@@ -215,9 +215,10 @@ def _keys(
 
 def pad_masks(batch: Sequence[Example], most: int) -> Tensor:
     """Masks of all subjects [B S H W]; zeros where there is none."""
-    height, width = batch[0].pixels.shape[-2:]
+    height, width = batch[0].size
     shown = [subject.mask for example in batch for subject in example.subjects]
-    masks = torch.zeros(len(batch), most, height, width, device=batch[0].pixels.device)
+    device = shown[0].device if shown else None
+    masks = torch.zeros(len(batch), most, height, width, device=device)
     if shown:
         where = [(b, s) for b, example in enumerate(batch) for s in range(len(example.subjects))]
         masks[tuple(torch.tensor(where, device=masks.device).unbind(1))] = torch.stack(shown)

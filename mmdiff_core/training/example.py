@@ -53,16 +53,31 @@ class ExampleSubject:
 
 
 @dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image that the base's VAE has encoded before the run.
+
+    latent  [C h w], as `Bridge.latents` gives it
+    size    (height, width) of the image, in pixels
+    """
+
+    latent: Tensor
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class Example:
     """One image [3 H W] in 0..1 with its caption.
 
-    index  its number in the run: noise and timestep follow from it
+    pixels   None where `encoded` stands for them
+    index    its number in the run: noise and timestep follow from it
+    encoded  the image, encoded before the run; or None
     """
 
-    pixels: Tensor
+    pixels: Tensor | None
     caption: str
     subjects: tuple[ExampleSubject, ...]
     index: int = 0
+    encoded: EncodedImage | None = None
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
@@ -72,6 +87,8 @@ class Example:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the image, in pixels."""
+        if self.encoded is not None:
+            return self.encoded.size
         height, width = self.pixels.shape[-2:]
         return height, width
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..bases import TransformerBlock
 from ..method import losses
 from ..method.attention import attention_on
-from .bridge import Bridge, Grid
+from .bridge import Bridge, Grid, latents_of
 from .conditions import Conditions, make_conditions, pad_masks
 from .config import RunConfig
 from .describing import describing_loss
@@ -64,7 +64,7 @@ class MMDiffTask(nn.Module):
     def denoise(self, batch: Sequence[Example]) -> dict[str, Tensor]:
         """The losses of a step of the second stage, whatever the examples' numbers."""
         alphas, wanted = self.bridge.alphas, self.run.objective
-        latents = self.bridge.latents(torch.stack([e.pixels for e in batch]).to(alphas.device))
+        latents = latents_of(self.bridge, batch)
         numbers = [example.index for example in batch]
         noise, timesteps = draw_noise(
             numbers, latents.shape[1:], len(alphas), self.run.seed, wanted.middle, wanted.high

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 from itertools import permutations
 from pathlib import Path
 
@@ -29,7 +25,7 @@ from mmdiff_core.evaluation.store import Store, embed_all
 
 from support.drawn_sets import PROMPTS, SUBJECTS, write_images, write_set
 from support.faces import picture as faces_at
-from support.paths import PACK
+from support.launched import launch
 from support.tiny_encoders import write_encoders
 
 CPU = torch.device("cpu")
@@ -126,18 +122,9 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing_and_ends_the_same(s
 
 def test_two_processes_share_the_work_and_write_the_same_results_as_one(scene, scored):
     out = scene.root / "two"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = "import sys; from mmdiff_core.commands import main; sys.exit(main(sys.argv[1:]))"
-    started = []
-    for rank in range(2):
-        env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", code, *scene.command(out)]
-        started.append(subprocess.Popen(command, cwd=PACK, env=env, stderr=subprocess.PIPE))
-    said = [process.communicate(timeout=600)[1].decode() for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    ended = launch(scene.command(out))
+    said = [process.said for process in ended]
+    assert [process.code for process in ended] == [0, 0], said
     made = [int(re.findall(r"of (\d+) embeddings", text)[-1]) for text in said]
     assert min(made) > 0 and abs(made[0] - made[1]) <= 1
     one, two = results_in(scored), results_in(out)

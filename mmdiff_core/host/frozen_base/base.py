@@ -33,6 +33,27 @@ def load_base(base: str | Mapping[str, str]) -> BaseModels:
     """
     if base == SMALL_WORLD:
         return BaseModels(*small_world.load())
+    _check_files(base)
+    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
+        base["checkpoint"], output_vae=True, output_clip=True
+    )
+    return BaseModels(model, clip, comfy.clip_vision.load(base["image_encoder"]), vae)
+
+
+def load_vae(base: str | Mapping[str, str]) -> tuple[Any, Any]:
+    """MODEL and VAE of a run's "base", without its encoders; errors as in `load_base`."""
+    if base == SMALL_WORLD:
+        models = BaseModels(*small_world.load())
+        return models.model, models.vae
+    _check_files(base)
+    model, _, vae, *_ = comfy.sd.load_checkpoint_guess_config(
+        base["checkpoint"], output_vae=True, output_clip=False
+    )
+    return model, vae
+
+
+def _check_files(base: object) -> None:
+    """ValueError for another kind of base, FileNotFoundError for a file that is not there."""
     if not isinstance(base, Mapping) or set(base) != set(BASE_PARTS):
         raise ValueError(
             f'base is {base!r}, expected "{SMALL_WORLD}" or files for {BASE_PARTS}: '
@@ -42,7 +63,3 @@ def load_base(base: str | Mapping[str, str]) -> BaseModels:
     for part in BASE_PARTS:
         if not Path(base[part]).is_file():
             raise FileNotFoundError(f"base.{part}: there is no file {base[part]}")
-    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(
-        base["checkpoint"], output_vae=True, output_clip=True
-    )
-    return BaseModels(model, clip, comfy.clip_vision.load(base["image_encoder"]), vae)

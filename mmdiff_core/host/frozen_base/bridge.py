@@ -27,6 +27,7 @@ from ...training.trainable import TrainableAdapter
 from ..nouns import MARKER, find_nouns
 from .base import BaseModels
 from .encoders import VisionCLS, text_states
+from .latents import LatentEncoder
 from .lora_hooks import LoRAHooks
 from .unet_call import recomputed, slot_options, training_options
 
@@ -62,6 +63,7 @@ class HostBridge:
         self.device = torch.device(device)
         self.unet = self.base.diffusion_model.to(self.device, dtype).requires_grad_(False)
         self.clip, self.vae, self.texts = models.clip, models.vae, {}
+        self.encoder = LatentEncoder(self.base, self.vae)
         for name in adapter.config.encoders:
             encoder = getattr(models.clip.cond_stage_model, f"clip_{name}")
             self.texts[name] = encoder.to(self.device).requires_grad_(False)
@@ -88,11 +90,7 @@ class HostBridge:
 
     # ------------------------------------------------------------ images
     def latents(self, pixels: Tensor) -> Tensor:
-        with torch.no_grad():
-            first_stage = self.vae.first_stage_model.to(pixels.device)
-            weight = next(first_stage.parameters())
-            encoded = first_stage.encode(self.vae.process_input(pixels).to(weight.dtype))
-            return self.base.process_latent_in(encoded.to(self.compute))
+        return self.encoder(pixels)
 
     def vision(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         tuned = self.adapter.vision_weights()

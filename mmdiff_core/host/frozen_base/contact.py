@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ...training.bridge import latents_of
 from ...training.conditions import Conditions, pad_masks
 from ...training.example import Example
 from ...training.noise import draw_noise
@@ -89,7 +90,7 @@ def training_grid(
     Rows: its image, a reference, what the model draws, then each subject's mask and both its maps.
     """
     alphas, blank = task.bridge.alphas, np.full((8, 8, 3), 230, np.uint8)
-    latents = task.bridge.latents(torch.stack([e.pixels for e in batch]).to(alphas.device))
+    latents = latents_of(task.bridge, batch)
     numbers = [example.index for example in batch]
     noise, _ = draw_noise(numbers, latents.shape[1:], len(alphas), task.run.seed)
     noise, grid = noise.to(latents), tuple(latents.shape[-2:])
@@ -97,7 +98,8 @@ def training_grid(
     conditions = task.conditions(batch)
     text, image = maps_at(task, latents, noise, conditions, MAPS_AT, grid)
     masks = F.interpolate(pad_masks(batch, conditions.present.shape[1]), size=grid, mode="area")
-    rows = [[to_bytes(example.pixels.movedim(0, -1)) for example in batch], []]
+    shown = [example.pixels.movedim(0, -1) for example in batch if example.encoded is None]
+    rows = [list(map(to_bytes, shown or decode(task, latents))), []]
     for example in batch:
         subjects = example.subjects
         rows[1].append(to_bytes(subjects[0].references[0].movedim(0, -1)) if subjects else blank)

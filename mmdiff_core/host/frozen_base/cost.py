@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...training.bridge import latents_of
 from ...training.example import Example
 from ...training.task import MMDiffTask
 
@@ -45,7 +46,7 @@ def compare_cost(
 def _plain_step(task: MMDiffTask, batch: Sequence[Example]) -> Callable[[], Tensor]:
     bridge, count = task.bridge, len(batch)
     device = bridge.alphas.device
-    latents = bridge.latents(torch.stack([e.pixels for e in batch]).to(device))
+    latents = latents_of(bridge, batch)
     text = bridge.conditioning([replace(e, caption="", subjects=()) for e in batch], None)
     context = text.context.detach()
     timesteps = torch.full((count,), len(bridge.alphas) // 2, device=device)

@@ -14,8 +14,9 @@ from ...references.faces import load_analyser
 from ...small_world.examples import SmallWorldExamples
 from ...training.config import RunConfig
 from ...training.data.config import FaceModels, FileData
-from ...training.data.files import FileExamples, FindFace
-from ...training.data.reading import read_records
+from ...training.data.encoded.source import EncodedRecords
+from ...training.data.files import FileExamples
+from ...training.data.opened import FindFace
 from ...training.data.workers import MadeAhead
 from ...training.example import ExampleSource, ReferenceFace
 from ...training.run.config import LoopConfig
@@ -29,6 +30,7 @@ from .base import SMALL_WORLD
 from .build import build_task
 from .contact import training_grid
 from .cost import compare_cost
+from .latents import LatentEncoder, read_all, recipe_of
 
 
 def train(config: Path, folder: Path, init: Path | None, device: str, command: str) -> str:
@@ -44,17 +46,24 @@ def train(config: Path, folder: Path, init: Path | None, device: str, command: s
     run = RunConfig.from_json(config.read_text(encoding="utf-8"))
     loop = LoopConfig.from_dict({"seed": run.seed, **run.loop})
     flat = checkpoint.read(init)[1] if init else None
-    task, source = build_task(run, device, flat), load_data(run.data, run.seed, device)
+    task = build_task(run, device, flat)
+    source = load_data(run.data, run.seed, device, task.bridge.encoder)
     export, sample = export_with(run, task, command, init), sample_with(task, source)
     report = fit(task, source, loop, folder, export=export, sample=sample)
     return f"{report}\n{compare_cost(task, source.batch(0, loop.batch), loop.mixed_precision)}"
 
 
-def load_data(data: Mapping, seed: int, device: torch.device | str = "cpu") -> ExampleSource:
+def load_data(
+    data: Mapping,
+    seed: int,
+    device: torch.device | str = "cpu",
+    encoder: LatentEncoder | None = None,
+) -> ExampleSource:
     """The examples of a run's "data".
 
-    data    {"kind": "small-world", ...} or {"kind": "files", "records": [...], ...}
-    device  where the small world's examples lie; those of files lie on the CPU
+    data     {"kind": "small-world", ...} or {"kind": "files", "records": [...], ...}
+    device   where the small world's examples lie; those of files lie on the CPU
+    encoder  of the run's base; needed where data.encoded is set
     """
     wanted = dict(data)
     kind = wanted.pop("kind", None)
@@ -70,13 +79,20 @@ def load_data(data: Mapping, seed: int, device: torch.device | str = "cpu") -> E
             return source
         return MadeAhead(source, source.processes, source.pack, source.finish)
     if kind == "files":
-        files, records = FileData.from_dict(wanted), []
-        for path in files.records:
-            records += read_records(Path(path)).records
-        find_face = None if files.faces is None else face_finder(files.faces)
-        own_seed = seed if files.seed is None else files.seed
-        return FileExamples(records, own_seed, files.config, find_face)
+        return file_examples(FileData.from_dict(wanted), seed, encoder)
     raise ValueError(f'data.kind is {quoted(kind)}, expected "{SMALL_WORLD}" or "files"')
+
+
+def file_examples(files: FileData, seed: int, encoder: LatentEncoder | None) -> FileExamples:
+    """The examples of annotated images, encoded before the run where `files` says so."""
+    records, own_seed = read_all(files), seed if files.seed is None else files.seed
+    if files.encoded is None:
+        find_face = None if files.faces is None else face_finder(files.faces)
+        return FileExamples(records, own_seed, files.config, find_face)
+    if encoder is None:
+        raise ValueError("data.encoded is set, but there is no base to compare its VAE with")
+    encoded = EncodedRecords(Path(files.encoded), recipe_of(files, encoder), records)
+    return FileExamples(records, own_seed, files.config, open_record=encoded)
 
 
 def face_finder(wanted: FaceModels) -> FindFace:

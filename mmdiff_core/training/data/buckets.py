@@ -50,6 +50,11 @@ class Crop(NamedTuple):
     height: int
     width: int
 
+    def of(self, images: Tensor) -> Tensor:
+        """Images [... H W] -> their part [... height width]."""
+        rows = slice(self.top, self.top + self.height)
+        return images[..., rows, self.left : self.left + self.width]
+
 
 class Cropped(NamedTuple):
     """An image in its bucket: pixels [3 h w] in 0..1, masks [n h w] in 0..1 (a pixel's share).
@@ -65,12 +70,15 @@ class Cropped(NamedTuple):
 def crop_to_bucket(pixels: Tensor, masks: Tensor, bucket: Size) -> Cropped:
     """pixels [3 H W] and masks [n H W] in 0..1, cropped and resized where most of the subjects
     stays."""
-    crop = best_crop(masks, tuple(pixels.shape[-2:]), bucket)
-    rows = slice(crop.top, crop.top + crop.height)
-    columns = slice(crop.left, crop.left + crop.width)
-    part = masks[..., rows, columns].float()
+    crop = best_crop(masks, tuple(masks.shape[-2:]), bucket)
+    return Cropped(_resize(crop.of(pixels), bucket), *crop_masks(masks, crop, bucket))
+
+
+def crop_masks(masks: Tensor, crop: Crop, bucket: Size) -> tuple[Tensor, Tensor]:
+    """Masks [n H W] in 0..1 -> the crop's [n h w], and the share of each that it left [n]."""
+    part = crop.of(masks).float()
     kept = part.sum((1, 2)) / masks.float().sum((1, 2)).clamp_min(1e-6)
-    return Cropped(_resize(pixels[..., rows, columns], bucket), _resize(part, bucket), kept)
+    return _resize(part, bucket), kept
 
 
 def _resize(images: Tensor, size: Size) -> Tensor:

@@ -131,6 +131,8 @@ class FileData:
     records     .jsonl files, .tar shards or folders
     faces       for portrait adapters
     seed        None = the run's
+    encoded     folder that `python -m mmdiff_core encode` writes, and the run reads latents and
+                cutouts of; None = every step encodes and cuts out
     """
 
     __pydantic_config__ = STRICT
@@ -138,12 +140,14 @@ class FileData:
     records: Annotated[tuple[str, ...], Field(min_length=1, max_length=10_000)]
     faces: FaceModels | None = None
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None
+    encoded: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     config: DataConfig = field(default_factory=DataConfig)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FileData:
         """A dict as json.load gives it, all fields side by side; errors as in `DataConfig`."""
-        own = {name: values[name] for name in ("records", "faces", "seed") if name in values}
+        names = ("records", "faces", "seed", "encoded")
+        own = {name: values[name] for name in names if name in values}
         rest = {name: value for name, value in values.items() if name not in own}
         files = fill(cls, own, "the section data")
         return replace(files, config=DataConfig.from_dict(rest))

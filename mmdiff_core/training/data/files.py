@@ -14,20 +14,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..example import Example, ExampleSubject, ReferenceFace, ReferenceFaces
+from ..example import Example, ExampleSubject, ReferenceFaces
 from .augment import random_variation
-from .buckets import bucket_sizes, crop_to_bucket, nearest_bucket
+from .buckets import bucket_sizes, nearest_bucket
 from .config import DataConfig
-from .cutouts import cut_out, on_background, reference
+from .cutouts import reference
 from .images import BrokenRecord
+from .opened import Cutout, DecodeRecords, FindFace, InBucket, OpenedRecord
 from .order import BucketOrder, permutation, seeded
 from .reading import check_share
-from .records import Decoded, Record, Segment
+from .records import Record, Segment
 
 log = logging.getLogger(__name__)
-
-# a subject's crop [3 L L] in 0..1 -> its face, or None where there is none
-FindFace = Callable[[Tensor], "ReferenceFace | None"]
 
 
 class Drawn(NamedTuple):
@@ -35,14 +33,7 @@ class Drawn(NamedTuple):
 
     bucket: int
     number: int
-    decoded: Decoded
-
-
-class Cutout(NamedTuple):
-    """A cutout [4 L L] and, where faces are needed, the face in it."""
-
-    pixels: Tensor
-    face: ReferenceFace | None
+    opened: OpenedRecord
 
 
 class FileExamples:
@@ -52,7 +43,8 @@ class FileExamples:
     broken is replaced by the next one of its permutation, logged once, and kept in `broken`
     {record number: reason}. References are variations of the subject's own crop, or, where other
     images show the same identity, of theirs. With `find_face` (portrait adapters) a crop without
-    a face is no reference, and a subject without references is left out.
+    a face is no reference, and a subject without references is left out. With `open_record` the
+    records are opened otherwise than from their files.
     """
 
     def __init__(
@@ -61,12 +53,14 @@ class FileExamples:
         seed: int,
         config: DataConfig | None = None,
         find_face: FindFace | None = None,
+        open_record: Callable[[Record], OpenedRecord] | None = None,
     ) -> None:
         """ValueError when there are no records."""
         if not records:
             raise ValueError("there are no records to make examples from")
-        self.records, self.seed, self.find_face = tuple(records), seed, find_face
+        self.records, self.seed = tuple(records), seed
         self.config = config or DataConfig()
+        self.open_record = open_record or DecodeRecords(find_face, self.config.background)
         self.broken: dict[int, str] = {}
         sizes = bucket_sizes(self.config.side, self.config.multiple, self.config.aspect)
         members: dict[int, list[int]] = defaultdict(list)
@@ -86,23 +80,16 @@ class FileExamples:
         ValueError when more than half of the records met so far, or all of a bucket, are broken.
         """
         generator = seeded(self.seed, "example", index)
-        bucket, number, decoded = self._draw(index)
+        bucket, number, opened = self._draw(index)
         caption, dropout = self.records[number].caption, self.config.dropout
-        cropped = crop_to_bucket(decoded.pixels, decoded.masks, self.buckets[bucket])
+        image = opened.in_bucket(self.buckets[bucket])
         dropped = float(torch.rand((), generator=generator))
         if dropped < dropout.caption:
-            return Example(cropped.pixels, "", (), index)
+            return Example(image.pixels, "", (), index, image.encoded)
         if dropped < dropout.caption + dropout.subjects:
-            return Example(cropped.pixels, caption, (), index)
-        enough = (cropped.kept > 0) & (cropped.kept >= self.config.visible)
-        visible = enough.nonzero().flatten().tolist()
-        chosen = torch.randperm(len(visible), generator=generator)[: self.config.subjects]
-        subjects = []
-        for i in sorted(chosen.tolist()):
-            mask = cropped.masks[visible[i]]
-            subject = self._subject(number, visible[i], decoded, mask, generator)
-            subjects += [subject] if subject else []
-        return Example(cropped.pixels, caption, tuple(subjects), index)
+            return Example(image.pixels, caption, (), index, image.encoded)
+        subjects = self._subjects(number, opened, image, generator)
+        return Example(image.pixels, caption, subjects, index, image.encoded)
 
     def batch(self, start: int, size: int) -> tuple[Example, ...]:
         """Examples start..start+size, all of one bucket.
@@ -126,20 +113,20 @@ class FileExamples:
         order = permutation(len(members), self.seed, "pictures", bucket, turn)
         for step in range(len(members)):
             number = members[int(order[(position + step) % len(members)])]
-            if decoded := self._decode(number):
-                return Drawn(bucket, number, decoded)
+            if opened := self._open(number):
+                return Drawn(bucket, number, opened)
         height, width = self.buckets[bucket]
         raise ValueError(
             f"all {len(members)} images for the size {width} x {height} are broken; the last: "
             f"{self.broken[number]}"
         )
 
-    def _decode(self, number: int) -> Decoded | None:
-        """The record's image and masks; None if it is broken."""
+    def _open(self, number: int) -> OpenedRecord | None:
+        """The record; None if it is broken."""
         if number in self.broken:
             return None
         try:
-            return self.records[number].decode()
+            return self.open_record(self.records[number])
         except BrokenRecord as error:
             log.warning("%s is left out: %s", self.records[number].name, error)
             self.broken[number] = str(error)
@@ -149,14 +136,28 @@ class FileExamples:
         return None
 
     # ------------------------------------------------------------ subjects
+    def _subjects(
+        self, number: int, opened: OpenedRecord, image: InBucket, generator: torch.Generator
+    ) -> tuple[ExampleSubject, ...]:
+        """The subjects that the bucket's crop left, or a random choice of them."""
+        enough = (image.kept > 0) & (image.kept >= self.config.visible)
+        visible = enough.nonzero().flatten().tolist()
+        chosen = torch.randperm(len(visible), generator=generator)[: self.config.subjects]
+        subjects = []
+        for i in sorted(chosen.tolist()):
+            mask = image.masks[visible[i]]
+            subject = self._subject(number, visible[i], opened, mask, generator)
+            subjects += [subject] if subject else []
+        return tuple(subjects)
+
     def _subject(
-        self, number: int, s: int, decoded: Decoded, mask: Tensor, generator: torch.Generator
+        self, number: int, s: int, opened: OpenedRecord, mask: Tensor, generator: torch.Generator
     ) -> ExampleSubject | None:
         """Segment `s` of record `number` with `mask` [h w]; None when no face is found."""
         fewest, most = self.config.references
         count = int(torch.randint(fewest, most + 1, (), generator=generator))
         segment = self.records[number].segments[s]
-        cutouts = self._cutouts(number, s, decoded, count, generator)
+        cutouts = self._cutouts(number, s, opened, count, generator)
         if not cutouts:
             name = self.records[number].name
             log.info("%s: %r is left out, no face in its images", name, segment.word)
@@ -171,21 +172,22 @@ class FileExamples:
                     cutout.pixels, self.config.reference_side, variation, self.config.background
                 )
             )
-        faces = ReferenceFaces.stack([c.face for c in cutouts]) if self.find_face else None
+        faces = [cutout.face for cutout in cutouts if cutout.face is not None]
         shown = torch.stack(references)
-        return ExampleSubject(segment.span, mask, shown, faces, segment.told)
+        stacked = ReferenceFaces.stack(faces) if faces else None
+        return ExampleSubject(segment.span, mask, shown, stacked, segment.told)
 
     def _cutouts(
-        self, number: int, s: int, decoded: Decoded, count: int, generator: torch.Generator
+        self, number: int, s: int, opened: OpenedRecord, count: int, generator: torch.Generator
     ) -> list[Cutout]:
         """Up to `count` cutouts from other images of the identity, or the one of this image."""
         cutouts: list[Cutout] = []
         for other, segment in self._others(number, self.records[number].segments[s], generator):
             if len(cutouts) == count:
                 break
-            if loaded := self._decode(other):
-                cutouts += self._with_face(cut_out(loaded.pixels, loaded.masks[segment]))
-        return cutouts or self._with_face(cut_out(decoded.pixels, decoded.masks[s]))
+            if found := self._open(other):
+                cutouts += _there(found.cutout(segment))
+        return cutouts or _there(opened.cutout(s))
 
     def _others(
         self, number: int, segment: Segment, generator: torch.Generator
@@ -196,9 +198,7 @@ class FileExamples:
         order = torch.randperm(len(others), generator=generator).tolist()
         return (others[i] for i in order)
 
-    def _with_face(self, cutout: Tensor) -> list[Cutout]:
-        """The cutout and its face; nothing where a face is needed and there is none."""
-        if self.find_face is None:
-            return [Cutout(cutout, None)]
-        face = self.find_face(on_background(cutout, self.config.background))
-        return [] if face is None else [Cutout(cutout, face)]
+
+def _there(cutout: Cutout | None) -> list[Cutout]:
+    """The cutout, or nothing where a face is needed and there is none."""
+    return [] if cutout is None else [cutout]

@@ -68,18 +68,25 @@ class Record:
 
     def decode(self) -> Decoded:
         """The image and its masks. Raises BrokenRecord for what only decoding can tell."""
-        if len(self.segments) * math.prod(self.size) > MOST_MASKS:
-            raise BrokenRecord(
-                f"its {len(self.segments)} masks of {self.size} have more than {MOST_MASKS} pixels"
-            )
+        self._check_masks()
         pixels = to_pixels(read_image(self.image))
         if pixels.shape[1:] != self.size:
             raise BrokenRecord(
                 f"its image is {tuple(pixels.shape[1:])} now, and was {self.size} when the data "
                 "was opened"
             )
-        masks = torch.stack([torch.from_numpy(self._mask(s)) for s in self.segments])
-        return Decoded(pixels.float() / 255, masks.float())
+        return Decoded(pixels.float() / 255, self.decode_masks())
+
+    def decode_masks(self) -> Tensor:
+        """The masks alone [n H W], 0 or 1; errors as in `decode`."""
+        self._check_masks()
+        return torch.stack([torch.from_numpy(self._mask(s)) for s in self.segments]).float()
+
+    def _check_masks(self) -> None:
+        if len(self.segments) * math.prod(self.size) > MOST_MASKS:
+            raise BrokenRecord(
+                f"its {len(self.segments)} masks of {self.size} have more than {MOST_MASKS} pixels"
+            )
 
     def _mask(self, segment: Segment) -> np.ndarray:
         word = quoted(segment.word)

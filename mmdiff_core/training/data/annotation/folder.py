@@ -6,13 +6,14 @@ Beside OUT.jsonl: OUT_rejected.jsonl, a line with the reason for each image that
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from PIL import Image
 
 from ..images import IMAGE_ENDINGS, BrokenRecord, Stored, read_image
 from ..masks import decode_rle
-from ..records import parse_json
+from ..records import field, parse_json
 from .pipeline import Models, Rejected, Rules, annotate, preview
 
 log = logging.getLogger(__name__)
@@ -32,11 +33,14 @@ class AnnotationFile:
     """OUT.jsonl and the rejected images beside it.
 
     Each line is on the disk before the next image begins. `done` holds the images of both files.
+
+    previews  folder of the previews; None = OUT_previews
+    label     what a preview's name begins with
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.rejects = out, out.with_name(f"{out.stem}_rejected.jsonl")
-        self.previews = out.with_name(f"{out.stem}_previews")
+    def __init__(self, out: Path, previews: Path | None = None, label: str = "") -> None:
+        self.out, self.rejects, self.label = out, rejects_of(out), label
+        self.previews = previews or out.with_name(f"{out.stem}_previews")
         out.parent.mkdir(parents=True, exist_ok=True)
         annotated, rejected = repaired_images(self.out), repaired_images(self.rejects)
         self.done, self.annotated = {*annotated, *rejected}, len(annotated)
@@ -55,7 +59,12 @@ class AnnotationFile:
         """Draw the newest annotation."""
         masks = [decode_rle(segment["mask"]) for segment in facts["segments"]]
         self.previews.mkdir(exist_ok=True)
-        preview(image, facts, masks).save(self.previews / f"{self.annotated:08d}.jpg")
+        preview(image, facts, masks).save(self.previews / f"{self.label}{self.annotated:08d}.jpg")
+
+
+def rejects_of(out: Path) -> Path:
+    """The file of the images that were left out of OUT."""
+    return out.with_name(f"{out.stem}_rejected.jsonl")
 
 
 def repaired_images(path: Path) -> list[str]:
@@ -68,7 +77,7 @@ def repaired_images(path: Path) -> list[str]:
     images, whole, line = [], 0, b"\n"
     with path.open("r+b") as file:
         for line in file:
-            image = _image_of(line)
+            image = image_of(line)
             if image is not None:
                 images.append(image)
             elif not line.endswith(b"\n"):
@@ -90,10 +99,11 @@ def repaired_images(path: Path) -> list[str]:
     return images
 
 
-def _image_of(line: bytes) -> str | None:
+def image_of(line: bytes) -> str | None:
+    """The "image" of a line; None for what is no annotation."""
     try:
-        return parse_json(line)["image"]
-    except (BrokenRecord, KeyError):
+        return field(parse_json(line), "image", str)
+    except BrokenRecord:
         return None
 
 
@@ -115,8 +125,8 @@ class AnnotationProgress:
     write: Callable[[str], Any]
     every: float = 5.0
     done: int = 0
-    reasons: Counter = field(default_factory=Counter)
-    started: float = field(default_factory=time.monotonic)
+    reasons: Counter = dataclasses.field(default_factory=Counter)
+    started: float = dataclasses.field(default_factory=time.monotonic)
     written: float = 0.0
 
     def step(self, reason: str | None = None) -> None:
