@@ -85,11 +85,12 @@ def _against(first: str, others: Sequence[Cell]) -> tuple[tuple[str, str], ...]:
 
 ONE = Cell("1 reference")
 MORE = tuple(Cell(f"{n} references", references=n) for n in range(2, 6))
+COVERED = tuple(Cell(f"{n} half covered", references=n, shown="half covered") for n in (1, 3, 5))
 REFERENCES = Experiment(
     "references",
-    "1 to 5 references of one subject",
-    (ONE, *MORE),
-    _against(ONE.name, MORE),
+    "1 to 5 references of one subject, clean and half covered",
+    (ONE, *MORE, *COVERED),
+    (*_against(ONE.name, MORE), *_against(COVERED[0].name, COVERED[1:])),
 )
 CLEAN = Cell("clean")
 WORSE = tuple(
