@@ -167,7 +167,7 @@ def _bounds(asked: dict, rulers: Rulers, columns: Sequence[Column]) -> dict[str,
             rendered = (draw_floor([drawn.trial])[0], true_image(drawn.trial.scene))
             for row, image in zip(rows, rendered, strict=True):
                 values, _ = rulers.values(drawn.trial, image)
-                unit = f"{drawn.folder.name}/{drawn.place}"
+                unit = repr(drawn.trial.wanted)  # the same individuals may come in several cells
                 row.append(ImageResult("", "", unit, drawn.number, "", (), values))
     floor, oracle = (Row("", tuple(made), len(made)) for made in rows)
     scores = {column.name for column in SCORES}
