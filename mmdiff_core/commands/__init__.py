@@ -22,6 +22,7 @@ from . import (
     encode,
     evaluate,
     evaluate_protocol,
+    experiments,
     finetune,
     gallery,
     picking,
@@ -40,6 +41,7 @@ COMMANDS: dict[str, ModuleType] = {
     "shrink": shrink,
     "doctor": doctor,
     "evaluate": evaluate,
+    "experiments": experiments,
     "sheet": sheet,
     "gallery": gallery,
     "picking": picking,
@@ -68,8 +70,21 @@ def _commands_for(given: Sequence[str]) -> dict[str, ModuleType]:
     return COMMANDS
 
 
+class OneLineEach(argparse.HelpFormatter):
+    """Every command's summary beside its name. argparse counts the indent of commands once, though
+    they are indented twice, and puts what follows a long name below it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = max(map(len, COMMANDS)) + 2 * self._indent_increment
+
+
 def _parser(commands: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="MM-Diff for ComfyUI: its commands.")
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="MM-Diff for ComfyUI: its commands.",
+        formatter_class=OneLineEach,
+    )
     chosen = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in commands.items():
         summary = module.__doc__.partition("\n")[0]

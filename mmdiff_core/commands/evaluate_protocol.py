@@ -99,7 +99,7 @@ def _small_world(args: argparse.Namespace) -> int:
 
     results = run_small_world(args.out, args.count, args.adapter, _command(args), _say)
     write_report(results, args.out)
-    return _show(args.out)
+    return show(args.out)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -159,7 +159,7 @@ def _score(args: argparse.Namespace, protocol, test_set, drawn, processes) -> in
         told = (weights, _command(args))
         results = evaluate(protocol, test_set, drawn, measures, store, *told)
         write_report(results, args.out)
-        _show(args.out)
+        show(args.out)
     return 0
 
 
@@ -167,7 +167,7 @@ def _extractors(args: argparse.Namespace, measures, device) -> list:
     """The models that the measures need. FileNotFoundError names all that are not there."""
     from ..evaluation.extractors import EXTRACTORS, arcface, find_folder, load_extractor
 
-    roots = args.models or _own_folders()
+    roots = args.models or own_folders()
     known = {**EXTRACTORS, "arcface": arcface(args.faces)}
     if unknown := sorted(set(args.without) - set(known)):
         raise ValueError(f"--without {unknown[0]}: there is no such model; {', '.join(known)}")
@@ -185,7 +185,8 @@ def _extractors(args: argparse.Namespace, measures, device) -> list:
     return [load_extractor(extractor, roots, device) for extractor in needed]
 
 
-def _own_folders() -> list[Path]:
+def own_folders() -> list[Path]:
+    """Where the models that score are looked for. FileNotFoundError without ComfyUI."""
     from ..host.start import find_comfyui
 
     try:
@@ -196,17 +197,23 @@ def _own_folders() -> list[Path]:
 
 
 def _command(args: argparse.Namespace) -> str:
-    """What was asked, without folders of this machine."""
+    return f"python -m mmdiff_core evaluate {args.protocol} {options_of(args, 'protocol')}"
+
+
+def options_of(args: argparse.Namespace, *but: str) -> str:
+    """The options that were given, without folders of this machine."""
     told = []
     for name, value in vars(args).items():
-        if value and name not in ("command", "protocol"):
+        if value and name not in ("command", *but):
             values = value if isinstance(value, list) else [value]
             shown = [os.path.basename(str(v).rstrip("/")) for v in values]
-            told.append(f"--{name} {' '.join(map(shlex.quote, shown))}".replace(" True", ""))
-    return f"python -m mmdiff_core evaluate {args.protocol} {' '.join(told)}"
+            option = f"--{name.replace('_', '-')} {' '.join(map(shlex.quote, shown))}"
+            told.append(option.replace(" True", ""))
+    return " ".join(told)
 
 
-def _show(out: Path) -> int:
+def show(out: Path) -> int:
+    """Print the table, and where the report is."""
     from ..evaluation.report import FILES
 
     sys.stdout.write((out / "report.md").read_text(encoding="utf-8"))

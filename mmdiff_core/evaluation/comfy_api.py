@@ -8,7 +8,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,25 @@ TIMEOUT = 60.0  # seconds for one answer
 LONGEST = 400  # characters of the server's words in a message
 
 Graph = dict[str, dict[str, Any]]
+
+
+class GraphFailed(ValueError):
+    """A node of a graph failed: of this graph, not of the server."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a graph.
+
+    images   of its node that saves, as the files that the server wrote
+    seconds  that the server worked on it; None where it does not say
+    memory   most GiB of the server's first device in use, as often as it was asked meanwhile; None
+             where it does not say
+    """
+
+    images: tuple[bytes, ...]
+    seconds: float | None
+    memory: float | None
 
 
 class ComfyServer:
@@ -53,22 +73,47 @@ class ComfyServer:
 
     def run(self, graph: Graph, save: str) -> bytes:
         """Run a graph; the first image of its node `save`, as the file that the server wrote."""
+        return self.run_all(graph, save, most=1).images[0]
+
+    def run_all(self, graph: Graph, save: str, most: int = 64, watched: bool = False) -> Ran:
+        """Run a graph; the first `most` images of its node `save`. `watched`: with the memory.
+        GraphFailed where one of its nodes fails."""
         body = json.dumps({"prompt": graph}).encode()
         asked = str(self._json("/prompt", body).get("prompt_id", ""))
-        entry = self._wait(asked)
+        seen: list[float] | None = [] if watched else None
+        entry = self._wait(asked, seen)
         images = ((entry.get("outputs") or {}).get(save) or {}).get("images") or []
         if not images:
             raise ValueError(f"the graph ran, but its node {quoted(save)} saved no image")
-        named = {key: str(images[0].get(key, "")) for key in ("filename", "subfolder", "type")}
-        return self._get(f"/view?{urllib.parse.urlencode(named)}")
+        files = []
+        for image in images[:most]:
+            named = {key: str(image.get(key, "")) for key in ("filename", "subfolder", "type")}
+            files.append(self._get(f"/view?{urllib.parse.urlencode(named)}"))
+        return Ran(tuple(files), _seconds(entry.get("status") or {}), max(seen or (), default=None))
 
-    def _wait(self, asked: str) -> Mapping[str, Any]:
+    def node(self, name: str) -> Mapping[str, Any] | None:
+        """What the server says of a node by its type; None where it has no such node."""
+        found = self._json(f"/object_info/{urllib.parse.quote(name)}").get(name)
+        return found if isinstance(found, dict) else None
+
+    def memory(self) -> float | None:
+        """GiB of its first device that are in use; None where it does not say."""
+        device = (self._json("/system_stats").get("devices") or [{}])[0]
+        total, free = device.get("vram_total"), device.get("vram_free")
+        if not isinstance(total, int) or not isinstance(free, int):
+            return None
+        return (total - free) / 2**30
+
+    def _wait(self, asked: str, seen: list[float] | None = None) -> Mapping[str, Any]:
+        """The history's entry of a graph that is done; `seen` gets the memory at each look."""
         while True:
+            if seen is not None and (used := self.memory()) is not None:
+                seen.append(used)
             queued = self._is_queued(asked)  # asked first: what leaves the queue is in the history
             entry = self._json(f"/history/{urllib.parse.quote(asked)}").get(asked)
             status = (entry or {}).get("status") or {}
             if status.get("status_str") == "error":
-                raise ValueError(f"the graph failed in ComfyUI: {_words(status)}")
+                raise GraphFailed(f"the graph failed in ComfyUI: {_words(status)}")
             if status.get("completed"):
                 return entry
             if not queued and entry is None:
@@ -111,8 +156,25 @@ class ComfyServer:
         return content
 
 
+def _seconds(status: Mapping[str, Any]) -> float | None:
+    """From the start of a graph to its end, by the server's clock."""
+    at = {}
+    for kind, said in _messages(status):
+        if isinstance(said.get("timestamp"), int):
+            at[kind] = said["timestamp"]
+    if "execution_start" not in at or "execution_success" not in at:
+        return None
+    return (at["execution_success"] - at["execution_start"]) / 1000
+
+
+def _messages(status: Mapping[str, Any]) -> Sequence[tuple[str, Mapping[str, Any]]]:
+    """Pairs of a kind and what is said with it; others are left out."""
+    said = [each for each in status.get("messages") or [] if isinstance(each, list)]
+    return [(each[0], each[1]) for each in said if len(each) == 2 and isinstance(each[1], dict)]
+
+
 def _words(status: Mapping[str, Any]) -> str:
-    for kind, said in status.get("messages") or []:
+    for kind, said in _messages(status):
         if kind == "execution_error":
             text = f"{said.get('node_type')}: {said.get('exception_message')}"
             return repr(text[:LONGEST])

@@ -184,15 +184,15 @@ def draw_set(
     """Draw what is not there yet into `folder/images/<subjects>/<prompt number>/<n>.png`; how many
     images were drawn. ValueError where other settings drew what is there."""
     manifest = drawing.manifest(server)
-    _check_same(folder, manifest)
+    check_same(folder, manifest)
     write_manifest(folder, manifest)
     left = list(missing(test_set, drawing.images, folder))
     uploaded: dict[Path, str] = {}
     began = time.monotonic()
     for done, (case, number, path) in enumerate(left, 1):
-        names = [] if drawing.plain else [_upload(server, p, uploaded) for p in case.given]
+        names = [] if drawing.plain else [upload_once(server, p, uploaded) for p in case.given]
         graph = drawing.template.fill(case, names, drawing.seed + number, drawing.plain)
-        _keep(server.run(graph, drawing.template.save), path)
+        keep_image(server.run(graph, drawing.template.save), path)
         seconds = (time.monotonic() - began) / done
         say(f"{done} of {len(left)} images, {seconds * (len(left) - done):.0f} s left")
     seeds = {}
@@ -213,21 +213,24 @@ def missing(test_set: TestSet, images: int, folder: Path) -> Iterator[tuple[Case
                 yield case, number, path
 
 
-def _upload(server: ComfyServer, path: Path, uploaded: dict[Path, str]) -> str:
+def upload_once(server: ComfyServer, path: Path, uploaded: dict[Path, str]) -> str:
+    """A file's name in the server's input folder, to which each file goes once."""
     if path not in uploaded:
         name = f"mmdiff-set-{file_hash(path)[:16]}{path.suffix.lower()}"
         uploaded[path] = server.upload(path, name)
     return uploaded[path]
 
 
-def _keep(content: bytes, path: Path) -> None:
+def keep_image(content: bytes, path: Path) -> None:
+    """Write an image's file, in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_bytes(content)
     temporary.replace(path)
 
 
-def _check_same(folder: Path, manifest: Manifest) -> None:
+def check_same(folder: Path, manifest: Manifest) -> None:
+    """ValueError where other settings or models drew what is in the folder."""
     before = read_manifest(folder)
     if before and (before["settings"], before["models"]) != (manifest.settings, manifest.models):
         changed = {

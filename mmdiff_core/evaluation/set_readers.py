@@ -15,6 +15,7 @@ from .sets import (
     MOST_CASES,
     MOST_REFERENCES,
     SetBuilder,
+    Subject,
     TestSet,
     bounded_text,
     images_in,
@@ -215,20 +216,32 @@ class OwnSet:
     """`subjects.json` of a folder of yours."""
 
     subjects: dict[str, OwnSubject] = Field(min_length=1, max_length=1000)
-    prompts: list[OwnPrompt] = Field(min_length=1, max_length=MOST_CASES)
+    prompts: list[OwnPrompt] = Field(default=[], max_length=MOST_CASES)
 
 
 def read_own(root: Path) -> TestSet:
     """A folder of yours: `subjects.json`, and `<subject>/*.jpg` where it names no references."""
+    made, said = _own_subjects(root)
+    if not said.prompts:
+        raise ValueError(f"{made.what}: prompts is empty, expected at least 1 prompt")
+    for row in said.prompts:
+        for name in row.subjects:
+            if name not in made.subjects:
+                raise ValueError(f"{made.what}: a prompt names {quoted(name)}, which is no subject")
+        made.add_case(row.subjects, row.text)
+    return made.finish()
+
+
+def read_subjects(root: Path) -> dict[str, Subject]:
+    """The subjects of a folder of yours; its prompts may be left out."""
+    return _own_subjects(root)[0].subjects
+
+
+def _own_subjects(root: Path) -> tuple[SetBuilder, OwnSet]:
     table = one_of(root, ("subjects.json",), "your set", "the page that describes it")
     said = parse(OwnSet, bounded_text(table, "your set"), str(table))
     made = SetBuilder(root, str(table))
     for name, subject in said.subjects.items():
         named = [made.inside(path) for path in subject.references]
         made.add_subject(name, subject.noun, named or images_in(root / name))
-    for row in said.prompts:
-        for name in row.subjects:
-            if name not in made.subjects:
-                raise ValueError(f"{table}: a prompt names {quoted(name)}, which is no subject")
-        made.add_case(row.subjects, row.text)
-    return made.finish()
+    return made, said

@@ -26,12 +26,43 @@ from ..training.example import Example
 from ..training.task import MMDiffTask
 
 
+@dataclass(frozen=True, eq=False)
+class Toward:
+    """Other captions, and how far each example's text is mixed towards its own one of them, as
+    ConditioningAverage mixes two prompts. The subjects' nouns stand at the same places in both.
+
+    captions  one for each example
+    shares    in 0..1
+    """
+
+    captions: Sequence[str]
+    shares: Sequence[float]
+
+    def mix(self, task: MMDiffTask, examples: Sequence[Example], own: Conditions) -> Conditions:
+        """The first rows of `own` are the examples'; further rows stay as they are."""
+        pairs = zip(examples, self.captions, strict=True)
+        there = task.conditions([replace(e, caption=c) for e, c in pairs], measured=False)
+        count = len(examples)
+        if not torch.equal(own.nouns[:count], there.nouns):
+            raise ValueError("the subjects' nouns must stand at the same places in both captions")
+        share = torch.tensor(self.shares).view(-1, 1, 1).to(own.context)
+        context = torch.cat(
+            [torch.lerp(own.context[:count], there.context, share), own.context[count:]]
+        )
+        return replace(own, context=context)
+
+
 class Denoiser:
     """(x, sigma) -> denoised, with classifier-free guidance between the examples and their
     unconditional twins."""
 
     def __init__(
-        self, task: MMDiffTask, examples: Sequence[Example], cfg: float, held: Sequence[str] = ()
+        self,
+        task: MMDiffTask,
+        examples: Sequence[Example],
+        cfg: float,
+        held: Sequence[str] = (),
+        toward: Toward | None = None,
     ):
         blank = [replace(example, caption="", subjects=()) for example in examples]
         every = [*examples, *blank] if cfg != 1 else list(examples)
@@ -41,6 +72,8 @@ class Denoiser:
         innermost = SimpleNamespace(model_sampling=self.sampling)
         self.inner_model = SimpleNamespace(model_sampling=self.sampling, inner_model=innermost)
         self.conditions: Conditions = task.conditions(every, measured=False)
+        if toward is not None:
+            self.conditions = toward.mix(task, examples, self.conditions)
         if held:
             regions = Holding(every, self.conditions, tuple(held))
             self.conditions = replace(self.conditions, held=regions)
@@ -121,12 +154,13 @@ def sample_latents(
     scheduler: str = "normal",
     held: Sequence[str] = (),
     seed: int = 0,
+    toward: Toward | None = None,
 ) -> Tensor:
     """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and
     references; their pixels only say how large the image is. `held`: what of every subject is kept
     inside its mask ("tokens", "nouns"), as with Multi-Subject Constraint Masks. `seed`: of the
-    noise that samplers add between the steps."""
-    denoiser = Denoiser(task, examples, cfg, held)
+    noise that samplers add between the steps. `toward`: captions that the texts are mixed with."""
+    denoiser = Denoiser(task, examples, cfg, held, toward)
     sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)
     start = denoiser.sampling.noise_scaling(sigmas[0], noise, torch.zeros_like(noise), True)
     run = getattr(comfy.k_diffusion.sampling, f"sample_{sampler_name}")

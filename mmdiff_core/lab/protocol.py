@@ -20,7 +20,7 @@ from ..evaluation.intervals import SEED as BOOTSTRAP_SEED
 from ..evaluation.results import Bound, Column, ImageResult, Results, Row
 from ..host import small_world
 from ..host.frozen_base.build import load_task
-from ..small_world import score, sizes
+from ..small_world import scenes, score, sizes
 from ..small_world.trials import QUESTIONS, STRANGERS, Question, Trial, make_trial, true_image
 from .answers import SEED, draw_floor, draw_with, load_embed, load_reader
 
@@ -45,30 +45,31 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Rulers:
-    """What scores an image."""
+    """What scores an image; the second ruler may be left out."""
 
     embed: score.Embed
     reader: score.Reader
-    second: score.EncoderRuler
+    second: score.EncoderRuler | None
 
     @classmethod
-    def load(cls) -> Rulers:
+    def load(cls, second: bool = True) -> Rulers:
         embed = load_embed()
-        return cls(embed, load_reader(), score.EncoderRuler(embed))
+        return cls(embed, load_reader(), score.EncoderRuler(embed) if second else None)
 
     def values(self, trial: Trial, image: Tensor) -> tuple[dict[str, float], tuple[str, ...]]:
         """The columns of one image [3 S S] in 0..1, and its failures in words."""
         named = score.binding(image, trial.wanted, trial.strangers[:STRANGERS])
         kinds, place = self.reader.read(image[None])[0]
         right = score.truth(trial.scene)
-        seen = self.second.sees(image, trial.wanted, trial.strangers)
         values = {
             "likeness": self.likeness(trial, image),
             "prompt": ((kinds == right[0]) + (place == right[1])) / 2,
             "exact": sum(v == "own" for v in named.verdicts) / len(named.verdicts),
             "complete": float(named.complete),
-            "seen": sum(seen) / len(seen),
         }
+        if self.second is not None:
+            seen = self.second.sees(image, trial.wanted, trial.strangers)
+            values["seen"] = sum(seen) / len(seen)
         failures = [WORDS[verdict] for verdict in named.verdicts if verdict != "own"]
         if kinds != right[0]:
             failures.append("other classes than asked for")
@@ -77,12 +78,12 @@ class Rulers:
         return values, tuple(dict.fromkeys(failures))
 
     def likeness(self, trial: Trial, image: Tensor) -> float:
-        """Mean over the subjects of the best cosine of their first reference with what stands in
-        their class's silhouette, anywhere in the image."""
+        """Mean over the subjects of the best cosine of their clean reference, whatever reference
+        was given, with what stands in their class's silhouette, anywhere in the image."""
         best = []
-        for subject, (kind, _) in zip(trial.example.subjects, trial.wanted, strict=True):
-            given = self.embed(subject.references[:1].float())
-            shown = self.embed(score.windows(image, kind))
+        for kind, who in trial.wanted:
+            clean = torch.from_numpy(scenes.reference(kind, who)).movedim(-1, 0)[None]
+            given, shown = self.embed(clean), self.embed(score.windows(image, kind))
             best.append(float(torch.cosine_similarity(given, shown).max()))
         return float(np.mean(best))
 
@@ -109,7 +110,7 @@ class Asked:
         for i, subject in enumerate(self.trial.example.subjects):
             path = self.folder / "references" / self.place / f"{i}.png"
             if not path.is_file():
-                _save(subject.references[0], path)
+                save_image(subject.references[0], path)
             files.append(path)
         return files
 
@@ -159,11 +160,11 @@ def _draw(task, row: str, without: bool, asked: Sequence[Asked], say: Say, batch
             part = own[start : start + batch]
             images = answer([each.trial for each in part])
             for each, image in zip(part, images, strict=True):
-                _save(image, each.file(row))
+                save_image(image, each.file(row))
             say(f"{row}, {question.name}: {start + len(part)} of {len(own)} images drawn")
 
 
-def _save(image: Tensor, path: Path) -> None:
+def save_image(image: Tensor, path: Path) -> None:
     """An image [3 S S] in 0..1 as a PNG of its own dots."""
     path.parent.mkdir(parents=True, exist_ok=True)
     dots = (image.detach().float().clamp(0, 1) * 255).round().byte().movedim(0, -1)
@@ -172,7 +173,7 @@ def _save(image: Tensor, path: Path) -> None:
     temporary.replace(path)
 
 
-def _load(path: Path) -> Tensor:
+def load_image(path: Path) -> Tensor:
     with Image.open(path) as opened:
         dots = np.asarray(opened.convert("RGB"), np.float32) / 255
     return torch.from_numpy(dots).movedim(-1, 0)
@@ -181,7 +182,7 @@ def _load(path: Path) -> Tensor:
 def _row(name: str, asked: Sequence[Asked], rulers: Rulers, say: Say) -> Row:
     images = []
     for each in asked:
-        values, failures = rulers.values(each.trial, _load(each.file(name)))
+        values, failures = rulers.values(each.trial, load_image(each.file(name)))
         told = (each.question.name, each.place, each.number, each.trial.scene.caption)
         files = tuple(map(str, each.references()))
         images.append(ImageResult(str(each.file(name)), *told, files, values, failures))

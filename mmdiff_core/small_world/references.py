@@ -20,6 +20,7 @@ class Look:
     scale    in reference dots per sprite dot
     tilt     in radians
     covered  share of it that is hidden
+    blurred  standard deviation of a Gaussian blur of the whole image, in dots
     """
 
     scale: float = 2.0
@@ -31,6 +32,18 @@ class Look:
     softened: bool = False
     covered: float = 0.0
     cover_angle: float = 0.0
+    blurred: float = 0.0
+
+
+# references that are worse than the ones of training, where nothing is blurred, light is 0.85 to
+# 1.1, and tilts have a standard deviation of 0.12
+LOOKS = {
+    "half covered": Look(covered=0.5),
+    "blurred": Look(blurred=1.5),
+    "dark": Look(light=0.35, blank=0.35 * BLANK),
+    "mirrored": Look(flipped=True),
+    "other pose": Look(scale=1.6, tilt=0.5, shift=(1.5, -1.5)),
+}
 
 
 def random_look(rng: np.random.Generator, covered: float | None = None) -> Look:
@@ -69,7 +82,9 @@ def show(kind: str, identity: Identity, look: Look) -> Array:
     seen = within & mask[row, column] & ~inside_cover
     fine = np.where(seen[..., None], colours[row, column] * look.light, look.blank)
     image = (fine[::2, ::2] + fine[1::2, ::2] + fine[::2, 1::2] + fine[1::2, 1::2]) / 4
-    return np.clip(soften(image) if look.softened else image, 0, 1).astype(np.float32)
+    image = soften(image) if look.softened else image
+    image = blur(image, look.blurred) if look.blurred else image
+    return np.clip(image, 0, 1).astype(np.float32)
 
 
 def _covered(u: Array, v: Array, mask: Array, look: Look) -> Array:
@@ -89,6 +104,17 @@ def soften(image: Array) -> Array:
     a, b, c = SOFTENING
     rows = a * padded[:-2] + b * padded[1:-1] + c * padded[2:]
     return a * rows[:, :-2] + b * rows[:, 1:-1] + c * rows[:, 2:]
+
+
+def blur(image: Array, deviation: float) -> Array:
+    """A Gaussian blur [K K 3]; the border's dots go on outside of it. `deviation` in dots."""
+    reach = int(np.ceil(3 * deviation))
+    kernel = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * deviation**2))
+    kernel /= kernel.sum()
+    padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    high, wide = image.shape[:2]
+    rows = sum(k * padded[i : i + high] for i, k in enumerate(kernel))
+    return sum(k * rows[:, i : i + wide] for i, k in enumerate(kernel))
 
 
 def augmented(

@@ -36,6 +36,8 @@ class Question:
     references   per subject; the first is clean unless `covered`
     covered      share of every reference that is hidden
     held         what masks keep where the subjects should stand: "tokens", "nouns" in the text
+    shown        how every reference looks: "clean", or a name of `references.LOOKS`
+    places       the scenes' backgrounds in turn; none = as scenes come
     """
 
     name: str
@@ -45,9 +47,12 @@ class Question:
     references: int = 1
     covered: float = 0.0
     held: tuple[str, ...] = ()
+    shown: str = "clean"
+    places: tuple[str, ...] = ()
 
 
 HELD = ("tokens", "nouns")
+COVER = 41  # keeps the draws of a cover's angle apart from the others of a trial
 QUESTIONS = (
     Question("one"),
     Question("two different", 2, "different"),
@@ -98,18 +103,22 @@ def make_trial(question: Question, seed: int, index: int) -> Trial:
                 *(replace(p, identity=scenes.look_alike(rng, first)) for p in scene.placed[1:]),
             ),
         )
+    if question.places:
+        scene = replace(scene, place=question.places[index % len(question.places)])
     _, masks = scenes.draw(scene)
-    subjects = tuple(
-        ExampleSubject(
-            span,
-            enlarge(torch.from_numpy(box(mask))),
-            _references(question, rng, p.kind, p.identity),
+    angles = np.random.default_rng((seed, index, COVER))
+    subjects = []
+    for p, span, mask in zip(scene.placed, scene.spans(), masks, strict=True):
+        shown = (
+            _references(question, rng, p.kind, p.identity)
+            if question.shown == "clean"
+            else _looking(question, angles, p.kind, p.identity)
         )
-        for p, span, mask in zip(scene.placed, scene.spans(), masks, strict=True)
-    )
+        subjects.append(ExampleSubject(span, enlarge(torch.from_numpy(box(mask))), shown))
     side = scenes.SIDE * sizes.DOT
     crowd = tuple(scenes.random_identity(rng, "test") for _ in range(CROWD - 1))
-    return Trial(scene, Example(torch.zeros(3, side, side), scene.caption, subjects, index), crowd)
+    example = Example(torch.zeros(3, side, side), scene.caption, tuple(subjects), index)
+    return Trial(scene, example, crowd)
 
 
 def box(mask: np.ndarray) -> np.ndarray:
@@ -143,6 +152,19 @@ def _references(
         else references.show(kind, identity, references.random_look(rng, question.covered))
         for i in range(question.references)
     ]
+    return torch.from_numpy(np.stack(shown)).movedim(-1, 1)
+
+
+def _looking(
+    question: Question, angles: np.random.Generator, kind: str, identity: Identity
+) -> Tensor:
+    """All references under the question's look; only the cover's angle is another each time."""
+    shown = []
+    for _ in range(question.references):
+        look = references.LOOKS[question.shown]
+        if look.covered:
+            look = replace(look, cover_angle=float(angles.uniform(0, 2 * np.pi)))
+        shown.append(references.show(kind, identity, look))
     return torch.from_numpy(np.stack(shown)).movedim(-1, 1)
 
 
