@@ -44,6 +44,14 @@ def test_boxes_are_copied_with_their_node(editor, page):
     assert page.locator(".mmdiff-boxes").nth(1).locator(".box").count() == 2
 
 
+def open_without_a_graph(page, page_server) -> None:
+    """Open the page anew: clearing a graph leaves the elements of its subgraphs behind, and some
+    frontends open the last graph again."""
+    page.evaluate("() => app.loadGraphData({ version: 0.4, nodes: [], links: [] })")
+    page.wait_for_timeout(1000)
+    open_page(page, page_server)
+
+
 def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page, page_server):
     editor.draw_both()
     boxes = editor.boxes
@@ -80,11 +88,7 @@ def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page,
         if n["class_type"] == "MMDiffConstraintMasks"
     )
     assert json.loads(sent) == boxes
-    # clearing a graph leaves the elements of its subgraphs behind, and some frontends open the
-    # last graph again
-    page.evaluate("() => app.loadGraphData({ version: 0.4, nodes: [], links: [] })")
-    page.wait_for_timeout(1000)
-    open_page(page, page_server)
+    open_without_a_graph(page, page_server)
 
 
 # How many boxes are saved, shown, and in each state to go back or on to
