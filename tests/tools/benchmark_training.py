@@ -1,7 +1,7 @@
 """What encoding the images before a training run gains.
 
 FLOP of SDXL's own sizes, without weights; and images a second of the trainer itself on SDXL at a
-quarter of its width (UNet and VAE alike), with random weights, where each step encodes its images
+fifth of its width (the VAE at a quarter), with random weights, where each step encodes its images
 and where they were encoded before.
 
     COMFYUI_PATH=FOLDER python tests/tools/benchmark_training.py [--size 256] [--threads 1]

@@ -42,7 +42,7 @@ def test_the_gain_is_measured_and_told(tmp_path, monkeypatch):
     assert gain == pytest.approx(float(rates[1][1]) / float(rates[0][1]), rel=0.02)
 
 
-def test_flop_are_told_for_sdxl_and_for_a_quarter_of_its_width():
+def test_flop_are_told_for_sdxl_and_for_a_fifth_of_its_width():
     with torch.inference_mode(False), torch.enable_grad():
         lines = flop_markdown((64,)).splitlines()
     shares = [float(line.split("|")[-2].strip(" %")) for line in lines[2:]]
