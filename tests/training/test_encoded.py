@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -248,3 +249,29 @@ def test_shards_hold_no_more_records_than_asked(photos):
 def test_a_folder_that_is_not_there_says_what_makes_it(photos):
     with pytest.raises(FileError, match="no encoded records; make them first: python -m mmdiff"):
         photos.opened()
+
+
+def test_a_contact_sheet_shows_encoded_images_as_the_vae_decodes_them(photos, task, tmp_path):
+    from PIL import Image
+
+    from mmdiff_core.host.frozen_base.contact import training_grid
+    from mmdiff_core.host.sampling import decode
+
+    photos.encode()
+    batch = both(photos)[1].batch(0, 2)
+    training_grid(task, batch, tmp_path / "sheet.png", steps=1)
+    shown = decode(task, batch[0].encoded.latent[None])[0].clamp(0, 1) * 255
+    assert shown.std() > 1
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        drawn = torch.from_numpy(np.array(sheet)).float()[4:132, 4:132]
+    expected = torch.nn.functional.interpolate(shown.movedim(-1, 0)[None], size=(128, 128))
+    assert (drawn - expected[0].movedim(0, -1)).abs().max() <= 1
+
+
+def test_without_a_base_to_compare_with_encoded_images_are_not_read(photos):
+    from mmdiff_core.host.frozen_base.run import load_data
+
+    photos.encode()
+    data = {"kind": "files", "records": [str(photos.path)], "encoded": str(photos.folder)}
+    with pytest.raises(ValueError, match="no base to compare its VAE with"):
+        load_data(data, 0)
