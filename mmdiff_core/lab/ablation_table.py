@@ -25,13 +25,38 @@ HEAD = (
 
 
 def table(results: dict) -> str:
-    """A row per arm; shares in per cent with 95 % intervals, of every seed in brackets."""
+    """A row per arm; shares in per cent with 95 % intervals, of every seed in brackets. Then a row
+    per arm with its difference from the first arm that is there."""
+    by_arm = {arm: _runs(results, arm.name) for arm in ARMS}
+    there = {arm.about: runs for arm, runs in by_arm.items() if runs}
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
-    for arm in ARMS:
-        runs = [cells for name, cells in results.items() if name.rpartition("-")[0] == arm.name]
-        if runs:
-            lines.append("| " + " | ".join(_row(arm.about, runs)) + " |")
+    lines += ["| " + " | ".join(_row(about, runs)) + " |" for about, runs in there.items()]
+    lines += ["", "| arm | both right | difference |", "| --- | --- | --- |"]
+    first = None
+    for about, runs in there.items():
+        share = _both_right(runs)
+        told = "" if first is None else _difference(share, first)
+        lines.append(f"| {about} | {100 * share[0]:.1f} | {told} |")
+        first = first or share
     return "\n".join(lines) + "\n"
+
+
+def _runs(results: dict, arm: str) -> list[dict]:
+    return [cells for name, cells in results.items() if name.rpartition("-")[0] == arm]
+
+
+def _both_right(runs: list[dict]) -> tuple[float, int]:
+    """The share of both questions' images, and how many there are."""
+    both = _merged(runs, TWO[0]).merge(_merged(runs, TWO[1]))
+    return both.complete / both.pictures, both.pictures
+
+
+def _difference(one: tuple[float, int], other: tuple[float, int]) -> str:
+    """In points, with the 95 % interval of two independent shares."""
+    spread = 1.96 * sum(share * (1 - share) / n for share, n in (one, other)) ** 0.5
+    apart = one[0] - other[0]
+    low, high = apart - spread, apart + spread
+    return f"{100 * apart:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _row(about: str, runs: list[dict]) -> list[str]:
