@@ -117,8 +117,8 @@ def _real(args: argparse.Namespace) -> int:
     """All that is needed for all of the experiments is looked for before the first is drawn."""
     from ..evaluation.experiment_needs import check, needs_of, told, without_windows
     from ..evaluation.extractors import file_hash, load_extractor
-    from ..processes import Processes
     from ..evaluation.store import Store
+    from ..processes import Processes
 
     server, plans, extractors = _plans(args)
     roots, missing = args.models or own_folders(), []
