@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import pytest
 
 from support.page import Editor, open_page, run_and_wait, shot
@@ -51,6 +54,14 @@ def seen(page) -> dict:
     return page.evaluate(SEEN, page.evaluate("window.ids"))
 
 
+def seen_when(page, holds: Callable[[dict], bool]) -> dict:
+    """What is seen as soon as that holds, or after ten seconds: images take a while to load."""
+    until = time.monotonic() + 10
+    while not holds(found := seen(page)) and time.monotonic() < until:
+        page.wait_for_timeout(100)
+    return found
+
+
 def open_anew(page, server) -> None:
     """Reload the page and open the same graph."""
     saved = page.evaluate("JSON.stringify(app.graph.serialize())")
@@ -85,7 +96,7 @@ def test_after_a_reload_a_run_from_the_cache_shows_all_that_the_first_run_showed
     page.evaluate("() => { window.ids = [nodes.ann.id, nodes.ben.id, nodes.masks.id]; }")
     picker.run()
     page.wait_for_timeout(300)
-    first = seen(page)
+    first = seen_when(page, lambda found: all(found["images"]))
     assert first["faces"] == 4 and first["used"] == 2 and all(first["images"])
     assert len(first["words"]) == 2 and len({colour for _, colour in first["words"]}) == 2
     assert len(first["texts"]) >= 2, "the bindings, and notes about the references"
@@ -102,7 +113,7 @@ def test_after_a_reload_a_run_from_the_cache_shows_all_that_the_first_run_showed
     assert set(map(str, page.evaluate("window.ids"))) <= set(kinds["execution_cached"]["nodes"])
     page.wait_for_timeout(700)
     shot(page, "from_the_cache")
-    assert seen(page) == first
+    assert seen_when(page, lambda found: found == first) == first
 
 
 def test_results_are_there_again_after_another_tab_and_after_undo(page, page_server):
