@@ -9,6 +9,10 @@ Without them the tests are skipped, but where CI is set they fail: there both be
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -26,7 +30,11 @@ from support.page import (
 from support.page_graphs import BUILD
 from support.server import Server
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 EVERY_PAGE = "on_every_page"
+RENDERERS = ("litegraph", "nodes 2.0")
 # The oldest frontend's Nodes 2.0 is an experiment: there run the tests of what each file is about.
 # All others run with both frontends and in both ways to draw nodes, but not with this pair.
 DRAFT = ("nodes 2.0", "the host's frontend")
@@ -80,11 +88,10 @@ def page_server(request):
     return request.getfixturevalue("server" if pinned else "newest_frontend_server")
 
 
-@pytest.fixture(scope="package", params=["litegraph", "nodes 2.0"])
-def loaded(request, chromium, page_server, tmp_path_factory):
-    """A page of ComfyUI, once for each way to draw nodes: the page itself is what takes longest to
-    start, so all files share it."""
-    change_settings(page_server, {"Comfy.VueNodes.Enabled": request.param == "nodes 2.0"})
+@contextmanager
+def opened(chromium, server, renderer: str, shots: Path) -> Iterator[Page]:
+    """A new page of ComfyUI; `errors` are its own and those of our extensions."""
+    change_settings(server, {"Comfy.VueNodes.Enabled": renderer == "nodes 2.0"})
     page = chromium.new_page(viewport=SIZE)
     page.set_default_timeout(60_000)
     errors: list[str] = []
@@ -94,11 +101,19 @@ def loaded(request, chromium, page_server, tmp_path_factory):
         "console",
         lambda said: said.type == "error" and "mmdiff." in said.text and errors.append(said.text),
     )
-    open_page(page, page_server)
-    page.shots = tmp_path_factory.mktemp("screenshots") / request.param.replace(" ", "_")
+    open_page(page, server)
+    page.shots = shots / renderer.replace(" ", "_")
     page.errors = errors
     yield page
     page.close()
+
+
+@pytest.fixture(scope="package", params=RENDERERS)
+def loaded(request, chromium, page_server, tmp_path_factory):
+    """A page of ComfyUI, once for each way to draw nodes: the page itself is what takes longest to
+    start, so all files share it."""
+    with opened(chromium, page_server, request.param, tmp_path_factory.mktemp("shots")) as page:
+        yield page
 
 
 @pytest.fixture

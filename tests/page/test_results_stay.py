@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from page.conftest import RENDERERS, opened
+
 from support.page import Editor, open_page, run_and_wait, shot
 from support.page_picker import TWO, Picker, draw_faces
 
@@ -72,6 +74,14 @@ def open_anew(page, server) -> None:
     page.evaluate("app.canvas.ds.offset = [900, 130]")
     page.locator(".mmdiff-boxes").first.wait_for()
     page.wait_for_timeout(500)
+
+
+@pytest.fixture(scope="module", params=RENDERERS)
+def loaded(request, chromium, page_server, tmp_path_factory):
+    """A page of its own: what other files' pages keep in the browser would come back with a
+    reload."""
+    with opened(chromium, page_server, request.param, tmp_path_factory.mktemp("shots")) as page:
+        yield page
 
 
 # The open graph's prompt, queued as if from another workflow of this page
