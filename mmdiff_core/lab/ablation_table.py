@@ -27,8 +27,8 @@ HEAD = (
 def table(results: dict) -> str:
     """A row per arm; shares in per cent with 95 % intervals, of every seed in brackets. Then a row
     per arm with its difference from the first arm that is there."""
-    by_arm = {arm: _runs(results, arm.name) for arm in ARMS}
-    there = {arm.about: runs for arm, runs in by_arm.items() if runs}
+    by_arm = {arm.about: _runs(results, arm.name) for arm in ARMS}
+    there = {about: runs for about, runs in by_arm.items() if runs}
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
     lines += ["| " + " | ".join(_row(about, runs)) + " |" for about, runs in there.items()]
     lines += ["", "| arm | both right | difference |", "| --- | --- | --- |"]
