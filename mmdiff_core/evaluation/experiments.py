@@ -105,15 +105,19 @@ CONDITIONS = Experiment(
 )
 
 
+def _several() -> tuple[Cell, ...]:
+    """Two and three subjects."""
+    return Cell("two", 2, who="different"), Cell("three", 3)
+
+
 def _layouts() -> tuple[Cell, ...]:
     cells = []
-    for number, word in ((2, "two"), (3, "three")):
-        who = "different" if number == 2 else "any"
+    for several in _several():
         for place in ("plain", "busy"):
-            free = Cell(f"{word}, free, {place}", number, who=who, place=place)
-            held = replace(free, name=f"{word}, regions, {place}", held=REGIONS)
+            free = replace(several, name=f"{several.name}, free, {place}", place=place)
+            held = replace(free, name=f"{several.name}, regions, {place}", held=REGIONS)
             cells += [free, held]
-        cells.append(Cell(f"{word}, {BASE}", number, who=who, drawn_by=BASE))
+        cells.append(replace(several, name=f"{several.name}, {BASE}", drawn_by=BASE))
     return tuple(cells)
 
 
@@ -139,12 +143,12 @@ LOOK_ALIKES = Experiment(
 
 
 def _constraints() -> tuple[Cell, ...]:
-    cells = []
-    for number, word in ((2, "two"), (3, "three")):
-        off = Cell(f"{word}, off", number, who="different" if number == 2 else "any")
-        tokens = replace(off, name=f"{word}, tokens", held=(TOKENS,))
-        cells += [off, tokens, replace(off, name=f"{word}, tokens and nouns", held=REGIONS)]
-    return tuple(cells)
+    held = {"off": (), "tokens": (TOKENS,), "tokens and nouns": REGIONS}
+    return tuple(
+        replace(several, name=f"{several.name}, {name}", held=kept)
+        for several in _several()
+        for name, kept in held.items()
+    )
 
 
 CONSTRAINTS = Experiment(

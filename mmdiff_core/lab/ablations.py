@@ -15,6 +15,8 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -172,21 +174,22 @@ def share(folder: Path, name: str, value: float, count: int, limit: float = 120)
         time.sleep(0.05)
 
 
-class stopped_at:
-    """Sends this process SIGTERM at a time, which ends a training with its adapter saved."""
+@contextmanager
+def stopped_at(when: float | None) -> Iterator[None]:
+    """Send this process SIGTERM at a time, which ends a training with its adapter saved.
 
-    def __init__(self, when: float | None):
-        left = None if when is None else max(1.0, when - time.time())
-        self.timer = left and threading.Timer(left, os.kill, (os.getpid(), signal.SIGTERM))
-
-    def __enter__(self) -> None:
-        if self.timer:
-            self.timer.daemon = True
-            self.timer.start()
-
-    def __exit__(self, *_error: object) -> None:
-        if self.timer:
-            self.timer.cancel()
+    when  time.time(), at least a second from now; None = never
+    """
+    if when is None:
+        yield
+        return
+    timer = threading.Timer(max(1.0, when - time.time()), os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def drop_states(folder: Path) -> None:

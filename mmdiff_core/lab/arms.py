@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from ..training.config import RunConfig
@@ -29,7 +28,7 @@ class Arm:
 
     name: str
     about: str
-    changes: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 ARMS = (
@@ -55,8 +54,8 @@ BY_NAME = {arm.name: arm for arm in ARMS}
 
 
 def run_of(arm: Arm, seed: int, steps: int, batch: int) -> RunConfig:
-    """The run of an arm: `steps` of `batch` images. ValueError for an arm that changes nothing
-    that exists."""
+    """The run of an arm: `steps` of `batch` images. ValueError for an arm that changes a field
+    that does not exist."""
     images = steps * batch
     sections: dict[str, dict[str, Any]] = {
         "adapter": {"name": "small-world", "rank": 48, "text_rank": 8, "vision": list(VISION)},

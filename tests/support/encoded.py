@@ -15,6 +15,7 @@ from mmdiff_core.training.data.encoded.source import EncodedRecords
 from mmdiff_core.training.data.opened import DecodeRecords
 
 from support.photos import CONFIG, write_jsonl
+from tiny_model.build import vae_config
 
 SIDES = {"side": 64, "multiple": 16, "group": 4, "reference_side": 32}
 LOOP = {"steps": 2, "batch": 2, "learning_rate": 1e-3, "workers": 0, "tracker": None}
@@ -36,19 +37,7 @@ def small_vae():
     """A VAE of SDXL's kind, 32 channels wide, with latents of the small world's 12 channels."""
     import comfy.sd
 
-    sizes = {
-        "double_z": True,
-        "z_channels": 12,
-        "resolution": 64,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 32,
-        "ch_mult": [1, 1, 1, 1],
-        "num_res_blocks": 1,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
-    config = {"params": {"ddconfig": sizes, "embed_dim": 12}}
+    config = vae_config(12)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         state = {}

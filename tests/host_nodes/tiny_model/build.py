@@ -162,11 +162,11 @@ def clip_vision(folder: Path = REFERENCE):
     return built
 
 
-def vae():
-    """VAE: a small decoder with seeded random weights; it turns latents into coloured noise."""
+def vae_config(channels: int) -> dict:
+    """Of a VAE of SDXL's kind, 32 channels wide, whose latents have so many channels."""
     widths = {
         "double_z": True,
-        "z_channels": 4,
+        "z_channels": channels,
         "resolution": 128,
         "in_channels": 3,
         "out_ch": 3,
@@ -176,6 +176,12 @@ def vae():
         "attn_resolutions": [],
         "dropout": 0.0,
     }
-    state = comfy.sd.AutoencoderKL(ddconfig=widths, embed_dim=4).state_dict()
+    return {"params": {"ddconfig": widths, "embed_dim": channels}}
+
+
+def vae():
+    """VAE: a small decoder with seeded random weights; it turns latents into coloured noise."""
+    config = vae_config(4)
+    state = comfy.sd.AutoencoderKL(**config["params"]).state_dict()
     seeded = recipe_tensors({k: list(v.shape) for k, v in state.items()}, seed=500)
-    return comfy.sd.VAE(sd=seeded, config={"params": {"ddconfig": widths, "embed_dim": 4}})
+    return comfy.sd.VAE(sd=seeded, config=config)
