@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,10 +99,9 @@ def run_experiment(
     torch.set_num_threads(1)
     path = adapter or small_world.find(small_world.WEIGHTS, "adapter")[0]
     asked = {cell: asked_of(experiment, cell, count, out) for cell in experiment.cells}
-    drawers = Drawers(path, experiment.cells, say)
-    for cell, images in asked.items():
-        drawers.draw(cell, images)
-    drawers.close()
+    with closing(Drawers(path, experiment.cells, say)) as drawers:
+        for cell, images in asked.items():
+            drawers.draw(cell, images)
     rulers = Rulers.load(second=False)
     rows = []
     for cell, images in asked.items():
