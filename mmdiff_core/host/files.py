@@ -159,7 +159,7 @@ def find_subject(name: str) -> Path:
         f"there is no saved subject {quoted(name)}. Searched: "
         f"{', '.join(map(str, roots(SUBJECTS)))}; found there: "
         f"{quoted_list(listed)}. Save one with Save MM-Diff Subject, as the bundled workflow "
-        "save_subject does, then press R."
+        "19 Save subjects does, then press R."
     )
 
 

@@ -21,7 +21,7 @@ SHOWS_MAPS = f"""([node, file]) => {{
 @pytest.mark.on_every_page
 def test_the_bundled_graph_of_maps_shows_them_live_and_over_the_picture(page, page_server):
     graph = json.loads(
-        (PACK / "workflows/small_world_attention_maps.json").read_text(encoding="utf-8")
+        (PACK / "workflows/08 Attention maps, small world.json").read_text(encoding="utf-8")
     )
     for node in graph["nodes"]:
         if node["type"] == "KSampler":
@@ -53,7 +53,7 @@ def test_a_bundled_graph_opens_with_its_photo_in_the_input_folder(page, page_ser
     photo = page_server.home / "input/grace_hopper.jpg"
     photo.unlink(missing_ok=True)
     page.evaluate("async () => { await app.refreshComboInNodes(); }")
-    graph = json.loads((PACK / "workflows/two_people_boxes.json").read_text(encoding="utf-8"))
+    graph = json.loads((PACK / "workflows/14 Two people in boxes.json").read_text(encoding="utf-8"))
     for node in graph["nodes"]:
         # the page asks about those that are missing, over everything else
         node["properties"].pop("models", None)

@@ -114,7 +114,7 @@ CHOOSE = """([kind, value]) => {
 
 def bundled(models: bool = True, **values: str) -> dict:
     """The bundled portrait graph, with these first values of loaders."""
-    text = (PACK / "workflows/single_portrait.json").read_text(encoding="utf-8")
+    text = (PACK / "workflows/11 One person.json").read_text(encoding="utf-8")
     graph = json.loads(text)
     for node in graph["nodes"]:
         if node["type"] in values:

@@ -41,7 +41,7 @@ def test_the_api_graph_is_the_bundled_one(info):
     def counted(graph: dict) -> list[str]:
         return sorted(node["class_type"] for node in graph.values())
 
-    bundled = to_api(load(PACK / "workflows/small_world_two_subjects.json"), info)
+    bundled = to_api(load(PACK / "workflows/01 Two subjects, small world.json"), info)
     assert counted(load(API)) == counted(bundled)
     for node in load(API).values():
         assert node["class_type"] in info

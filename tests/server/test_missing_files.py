@@ -36,7 +36,12 @@ TOLD = {
         "insightface/models/buffalo_l",
         SOURCES["insightface"].page,
     ),
-    "subject": ("'Ann.safetensors'", "/mmdiff_subjects", "Save MM-Diff Subject", "save_subject"),
+    "subject": (
+        "'Ann.safetensors'",
+        "/mmdiff_subjects",
+        "Save MM-Diff Subject",
+        "19 Save subjects",
+    ),
 }
 
 

@@ -136,7 +136,7 @@ def test_the_workflows_and_the_demo_draw_with_the_small_worlds_sampler_numbers()
         (root / "tests/small_world/demo/two_ghosts.api.json").read_text(encoding="utf-8")
     )
     found = [node["inputs"] for node in demo.values() if node["class_type"] == "KSampler"]
-    workflows = list((root / "workflows").glob("small_world_*.json"))
+    workflows = list((root / "workflows").glob("*, small world.json"))
     for path in workflows:
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             if node["type"] == "KSampler":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_the_workflow_runs_in_a_server_and_saves_what_it_makes(
 ):
     kinds = {n["type"] for n in workflow["nodes"]}
     if "MMDiffLoadSubject" in kinds:
-        server.run(to_api(load(PACK / "workflows/save_subject.json"), info))
+        server.run(to_api(load(PACK / "workflows/19 Save subjects.json"), info))
     prompt = to_api(workflow, info)
     entry = server.run(prompt)
     if "MMDiffSaveSubject" in kinds:
@@ -89,8 +90,8 @@ def test_the_workflow_runs_in_a_server_and_saves_what_it_makes(
 @pytest.mark.parametrize(
     "name, kind, off",
     [
-        ("with_style_lora", "LoraLoader", {"strength_model": 0.0}),
-        ("with_controlnet", "ControlNetApplyAdvanced", {"strength": 0.0}),
+        ("18 With a style LoRA", "LoraLoader", {"strength_model": 0.0}),
+        ("17 With ControlNet", "ControlNetApplyAdvanced", {"strength": 0.0}),
     ],
 )
 def test_what_stands_beside_the_subject_has_its_say_in_the_picture(
@@ -157,7 +158,7 @@ def test_the_demos_individuals_were_never_trained_on():
 def test_the_server_offers_the_workflows_as_templates_with_a_thumbnail(server: Server):
     assert set(server.get("/api/workflow_templates")[PACK_NAME]) == BUNDLED
     for path in WORKFLOWS:
-        address = f"/api/workflow_templates/{PACK_NAME}/{path.stem}"
+        address = f"/api/workflow_templates/{PACK_NAME}/{quote(path.stem)}"
         assert server.get(f"{address}.json")["nodes"] == load(path)["nodes"]
         with urllib.request.urlopen(f"{server.url}{address}.jpg", timeout=120) as answer:
             picture = answer.read()

@@ -18,7 +18,7 @@ from graphs.blueprint import blueprint, file_name  # noqa: E402
 
 from support.paths import PACK  # noqa: E402
 
-SOURCE = PACK / "workflows/two_people_free.json"
+SOURCE = PACK / "workflows/10 Two people.json"
 FOLDER = PACK / "subgraphs"
 COUNTS = (1, 2, 3)
 

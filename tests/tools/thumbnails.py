@@ -42,24 +42,24 @@ def seeded(seed: int, **text: str) -> dict[str, dict]:
     return {"KSampler": {"seed": seed}} | ({"MMDiffTextEncode": text} if text else {})
 
 
-ONE, TWO = "small_world_one_subject", "small_world_two_subjects"
-BEST = "small_world_best_of_eight"
+ONE, TWO = "02 One subject, small world", "01 Two subjects, small world"
+BEST = "09 Best two of eight, small world"
 FOUR = {"EmptyLatentImage": {"batch_size": 4}}
 TWINS = {
-    "single_portrait": Twin(ONE, seeded(3, text="a cat<|violet|> on the beach")),
-    "several_references": Twin("small_world_several_references", seeded(4)),
-    "two_people_free": Twin(TWO, seeded(14)),
-    "two_people_boxes": Twin("small_world_boxes", seeded(2)),
-    "three_subjects": Twin("small_world_three_subjects", seeded(6)),
-    "identity_mixing": Twin("small_world_mixing", seeded(7)),
-    "general_subject": Twin(ONE, seeded(8, text="a cat<|violet|> in the forest")),
-    "with_controlnet": Twin(ONE, seeded(9, text="a cat<|violet|> in the city")),
-    "with_style_lora": Twin(ONE, seeded(10, text="a cat<|violet|> in a cave")),
-    "delayed_conditioning": Twin(ONE, seeded(11, text="a cat<|violet|> at night")),
+    "11 One person": Twin(ONE, seeded(3, text="a cat<|violet|> on the beach")),
+    "12 One person, several photos": Twin("03 Several references, small world", seeded(4)),
+    "10 Two people": Twin(TWO, seeded(14)),
+    "14 Two people in boxes": Twin("05 Boxes, small world", seeded(2)),
+    "13 Three people": Twin("04 Three subjects, small world", seeded(6)),
+    "16 Mixed person": Twin("07 Mixed subject, small world", seeded(7)),
+    "22 Animal or thing": Twin(ONE, seeded(8, text="a cat<|violet|> in the forest")),
+    "17 With ControlNet": Twin(ONE, seeded(9, text="a cat<|violet|> in the city")),
+    "18 With a style LoRA": Twin(ONE, seeded(10, text="a cat<|violet|> in a cave")),
+    "21 Delayed conditioning": Twin(ONE, seeded(11, text="a cat<|violet|> at night")),
     BEST: Twin(BEST, FOUR),
-    "two_people_best_of_eight": Twin(BEST, FOUR | seeded(15)),
-    "save_subject": Twin(TWO, seeded(12)),
-    "load_subject": Twin(TWO, seeded(13)),
+    "15 Two people, best two of eight": Twin(BEST, FOUR | seeded(15)),
+    "19 Save subjects": Twin(TWO, seeded(12)),
+    "20 Load saved subjects": Twin(TWO, seeded(13)),
 }
 
 

@@ -65,37 +65,37 @@ def two_sprites(*below_result: str) -> tuple[Column, ...]:
 PICKED = Column(RESULT, ("MMDiffLikeness", "MMDiffPickBest"), below_note=False)
 
 LAYOUTS: dict[str, tuple[Column, ...]] = {
-    "single_portrait": ONE,
-    "delayed_conditioning": ONE,
-    "two_people_free": two("MMDiffFindRegions"),
-    "two_people_boxes": two("MMDiffConstraintMasks"),
-    "two_people_best_of_eight": (*two("MMDiffFindRegions"), PICKED),
-    "identity_mixing": two("MMDiffMixSubjects"),
-    "small_world_one_subject": ONE_SPRITE,
-    "small_world_several_references": ONE_SPRITE,
-    "small_world_two_subjects": two_sprites(),
-    "small_world_boxes": two_sprites("MMDiffConstraintMasks"),
-    "small_world_best_of_eight": (*two_sprites(), PICKED),
-    "small_world_mixing": two_sprites("MMDiffMixSubjects"),
-    "several_references": graph_of(
+    "11 One person": ONE,
+    "21 Delayed conditioning": ONE,
+    "10 Two people": two("MMDiffFindRegions"),
+    "14 Two people in boxes": two("MMDiffConstraintMasks"),
+    "15 Two people, best two of eight": (*two("MMDiffFindRegions"), PICKED),
+    "16 Mixed person": two("MMDiffMixSubjects"),
+    "02 One subject, small world": ONE_SPRITE,
+    "03 Several references, small world": ONE_SPRITE,
+    "01 Two subjects, small world": two_sprites(),
+    "05 Boxes, small world": two_sprites("MMDiffConstraintMasks"),
+    "09 Best two of eight, small world": (*two_sprites(), PICKED),
+    "07 Mixed subject, small world": two_sprites("MMDiffMixSubjects"),
+    "12 One person, several photos": graph_of(
         LOADERS,
         ("LoadImageDataSetFromFolder", "ResizeAndPadImage", "RebatchImages", *LATENT),
         ENCODERS[1],
     ),
-    "general_subject": graph_of(LOADERS[:3], (*PHOTOS[1], *LATENT), ENCODERS[1]),
-    "with_style_lora": graph_of(
+    "22 Animal or thing": graph_of(LOADERS[:3], (*PHOTOS[1], *LATENT), ENCODERS[1]),
+    "18 With a style LoRA": graph_of(
         (*LOADERS[:1], "LoraLoader", *LOADERS[1:]), (*PHOTOS[1], *LATENT), ENCODERS[1]
     ),
-    "load_subject": graph_of(
+    "20 Load saved subjects": graph_of(
         (*LOADERS[:2], *LATENT), ("MMDiffLoadSubject",), ("MMDiffLoadSubject 2",)
     ),
-    "save_subject": (
+    "19 Save subjects": (
         Column(MODELS, LOADERS[1:]),
         Column(IMAGES, PHOTOS[2]),
         Column(SUBJECTS, ENCODERS[2]),
         Column(RESULT, ("MMDiffSaveSubject",), below_note=False),
     ),
-    "three_subjects": (
+    "13 Three people": (
         Column(IMAGES, PHOTOS[2]),
         Column(SUBJECTS, ENCODERS[2]),
         Column(IMAGES, ("LoadImage 3", *LOADERS[:2])),
@@ -107,7 +107,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         ),
         Column(PROMPT, (*TEXT, "MMDiffApplyAttention", "VAEDecode"), below_note=False),
     ),
-    "small_world_three_subjects": (
+    "04 Three subjects, small world": (
         Column(IMAGES, SPRITES[2]),
         Column(SUBJECTS, ENCODERS[2]),
         Column(IMAGES, ("MMDiffSmallWorldSprite 3", *WORLD, *LATENT)),
@@ -115,7 +115,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         Column(RESULT, ("SaveImage", "KSampler"), below_note=False),
         Column(PROMPT, ("MMDiffTextEncode", "VAEDecode", *SCALE), below_note=False),
     ),
-    "small_world_masks": (
+    "06 Masks, small world": (
         Column(MODELS, (*WORLD, *LATENT, "SolidMask", "SolidMask 2")),
         Column(IMAGES, SPRITES[2]),
         Column(SUBJECTS, ENCODERS[2]),
@@ -123,7 +123,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         Column(PROMPT, (*TEXT, "MMDiffApplyAttention", "VAEDecode", *SCALE), below_note=False),
         Column(MODELS, ("MaskComposite", "MaskComposite 2"), below_note=False),
     ),
-    "small_world_attention_maps": (
+    "08 Attention maps, small world": (
         Column(MODELS, (*WORLD, *LATENT, "MMDiffFindRegions", "MMDiffApplyAttention")),
         Column(IMAGES, SPRITES[2]),
         Column(SUBJECTS, ENCODERS[2]),
@@ -131,7 +131,7 @@ LAYOUTS: dict[str, tuple[Column, ...]] = {
         Column(PROMPT, (*TEXT, "VAEDecode", *SCALE), below_note=False),
         Column(RESULT, ("MMDiffWatchAttention", "PreviewImage"), below_note=False),
     ),
-    "with_controlnet": (
+    "17 With ControlNet": (
         Column(MODELS, LOADERS),
         Column(IMAGES, (*PHOTOS[2], *LATENT)),
         Column(SUBJECTS, (*ENCODERS[1], "ControlNetLoader", "ImageScale", "Canny")),
