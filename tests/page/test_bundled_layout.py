@@ -1,5 +1,5 @@
-"""The bundled graphs as a person meets them: note, result and prompt in view, nothing overlapping,
-in both of ComfyUI's ways to draw nodes and with both frontends."""
+"""The bundled graphs as a person meets them: listed by their titles, note, result and prompt in view,
+nothing overlapping, in both of ComfyUI's ways to draw nodes and with both frontends."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from support.page import open_graph
-from support.paths import PACK
+from support.page import SETTLED, open_graph, run_and_wait, shot
+from support.paths import PACK, PACK_NAME
 
 MOST_WIDE = 2000
 WINDOW = {"width": 1600, "height": 1000}
@@ -46,6 +46,12 @@ def opened(page, graph: dict) -> dict:
     x, y, right, bottom = seen["area"]
     seen["area"] = [x, y, x + (right - x) * enlarged, y + (bottom - y) * enlarged]
     return seen | {"enlarged": enlarged}
+
+
+# file names of the bundled graphs whose picture has loaded; further ones load as the page scrolls
+LISTED = """() => [...document.querySelectorAll("img")]
+  .filter((image) => image.src.includes("/workflow_templates/") && image.naturalWidth > 1)
+  .map((image) => decodeURIComponent(image.src.split("/").pop().split(".jpg")[0]))"""
 
 
 def overlapping(nodes: list[dict]) -> list[str]:
@@ -106,3 +112,33 @@ def test_every_bundled_graph_opens_with_note_and_result_in_view_and_nothing_over
         if (wrong := faults(opened(window, json.loads(path.read_text(encoding="utf-8")))))
     }
     assert found == {}
+
+
+@pytest.mark.on_every_page
+def test_a_graph_that_has_run_still_shows_its_result_and_nothing_overlaps(window, page_server):
+    path = PACK / "workflows/05 Boxes, small world.json"
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    for node in graph["nodes"]:
+        if node["type"] == "KSampler":
+            node["widgets_values"][:3] = [3, "fixed", 3]
+    opened(window, graph)
+    run_and_wait(window, page_server)
+    assert window.evaluate(SETTLED) == 20
+    shot(window, "has_run")
+    seen = window.evaluate(LOOK)
+    result = next(n for n in seen["nodes"] if n["type"] == "SaveImage")
+    assert overlapping(seen["nodes"]) == []
+    assert is_in_view(result, seen["area"])
+
+
+@pytest.mark.on_every_page
+def test_the_gallery_lists_bundled_graphs_by_their_titles_with_a_picture(window):
+    window.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates'); }")
+    window.get_by_role("button", name=PACK_NAME, exact=True).click()
+    window.wait_for_function(f"({LISTED})().length >= 8")
+    shot(window, "gallery")
+    listed = window.evaluate(LISTED)
+    for title in listed:
+        window.get_by_text(title, exact=True).first.wait_for()
+    assert set(listed) <= {path.stem for path in GRAPHS}
+    window.keyboard.press("Escape")

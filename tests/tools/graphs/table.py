@@ -19,7 +19,7 @@ ROOM = {
     "MMDiffPickBest": 560,
 }
 # what a node grows by when a run has put an image into it
-GROWS = {"MMDiffSubjectEncoder": 200}
+GROWS = {"MMDiffSubjectEncoder": 240}
 
 
 def numbered(name: str, count: int) -> tuple[str, ...]:
