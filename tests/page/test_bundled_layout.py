@@ -1,4 +1,4 @@
-"""The bundled graphs as a person meets them: titles in the gallery, note, result and prompt in view,
+"""The bundled graphs as a person meets them: listed by title; note, result and prompt in view;
 nothing overlapping, in both of ComfyUI's ways to draw nodes and with both frontends."""
 
 from __future__ import annotations
