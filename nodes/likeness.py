@@ -87,8 +87,8 @@ def _readers() -> list:
         io.ClipVision.Input(
             "clip_vision",
             optional=True,
-            tooltip="The image encoder that the subjects were encoded with; not needed for faces. "
-            "Load MM-Diff Models and Small World Loader send their own along with mmdiff.",
+            tooltip="The image encoder that the subjects were encoded with, or DINOv2; not needed "
+            "for faces. Load MM-Diff Models and Small World Loader send their own with mmdiff.",
         ),
         MMDiffFaces.Input(
             "faces",
@@ -111,7 +111,7 @@ def _more() -> list:
             "references",
             optional=True,
             tooltip="One image per subject, in their order, to compare with instead of what the "
-            "subjects carry; for subjects encoded with clip_only.",
+            "subjects carry; for DINOv2, and for subjects encoded with clip_only.",
         ),
     ]
 

@@ -21,6 +21,7 @@ from ..method.subjects import PromptSubject
 from ..references.pixels import checked_images, to_uint8
 from ..untrusted import quoted
 from .compare import (
+    DINO,
     FACES,
     SPRITES,
     THINGS,
@@ -29,7 +30,9 @@ from .compare import (
     compare_people,
     compare_sprites,
     compare_things,
+    compare_with_dino,
 )
+from .dino import is_dino
 from .models import LoadedMMDiff
 
 
@@ -114,6 +117,8 @@ def _compare(
     encoder = mmdiff.readers_of(clip_vision, None).clip_vision
     if mmdiff.config.base.name == SMALL_WORLD.name:
         return compare_sprites(comparison, encoder, scale(SPRITES))
+    if is_dino(encoder):
+        return compare_with_dino(comparison, encoder, scale(DINO))
     return compare_things(comparison, encoder, scale(THINGS))
 
 
