@@ -211,7 +211,6 @@ def _followed() -> list:
         io.String.Input(
             "prompt",
             default="",
-            multiline=True,
             optional=True,
             tooltip="The positive prompt; markers may stay. Empty = the prompt does not count.",
         ),
