@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..mmdiff_core.host.fidelity import prompt_fidelity
 from ..mmdiff_core.host.likeness import measure, pick, picked_latents
+from ..mmdiff_core.host.nouns import check_markers
 from .aliases import schema
 from .checks import CheckedNode, checked, told
 from .inputs import share
 from .sockets import CATEGORY, MMDiff, MMDiffFaces, MMDiffMaps, MMDiffScores, MMDiffSubjects
 
+WITHIN = 0.02
 NO_LATENTS = "latents is not connected to MM-Diff Pick Best, so it has none to give"
 
 
@@ -87,8 +93,8 @@ def _readers() -> list:
         io.ClipVision.Input(
             "clip_vision",
             optional=True,
-            tooltip="The image encoder that the subjects were encoded with; not needed for faces. "
-            "Load MM-Diff Models and Small World Loader send their own along with mmdiff.",
+            tooltip="The image encoder that the subjects were encoded with, or DINOv2; not needed "
+            "for faces. Load MM-Diff Models and Small World Loader send their own with mmdiff.",
         ),
         MMDiffFaces.Input(
             "faces",
@@ -111,7 +117,7 @@ def _more() -> list:
             "references",
             optional=True,
             tooltip="One image per subject, in their order, to compare with instead of what the "
-            "subjects carry; for subjects encoded with clip_only.",
+            "subjects carry; for DINOv2, and for subjects encoded with clip_only.",
         ),
     ]
 
@@ -125,34 +131,37 @@ class PickBest(CheckedNode):
             category=CATEGORY,
             is_output_node=True,
             description="Keeps the best images of a batch: those whose worst-served subject has "
-            "the highest score. Shows the rest as well.",
-            inputs=[
-                io.Image.Input("images", tooltip="The images that MM-Diff Likeness scored."),
-                MMDiffScores.Input("scores", tooltip="Scores from MM-Diff Likeness."),
-                io.Int.Input(
-                    "keep",
-                    default=2,
-                    min=1,
-                    max=4096,
-                    tooltip="Number of images to keep; all where the batch has fewer.",
-                ),
-                io.Latent.Input(
-                    "latents",
-                    optional=True,
-                    tooltip="The latents that the images were decoded from, to keep the same ones.",
-                ),
-            ],
+            "the highest score; where that is close, those that follow the prompt best. Shows the "
+            "rest as well.",
+            inputs=[*_scored(), *_followed()],
             outputs=[*_kept(), *_told()],
         )
 
     @classmethod
-    def validate_inputs(cls, keep: int | None = None) -> bool | str:
-        return told(cls, keep=keep)
+    def validate_inputs(
+        cls, keep: int | None = None, within: float | None = None, prompt: str | None = None
+    ) -> bool | str:
+        return told(cls, keep=keep, within=within, prompt=prompt)
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        check_markers(values.get("prompt", ""))
 
     @classmethod
     @checked
-    def execute(cls, images, scores, keep: int, latents=None) -> io.NodeOutput:
-        picked = pick(images, scores, keep)
+    def execute(
+        cls,
+        images,
+        scores,
+        keep: int,
+        latents=None,
+        within: float = WITHIN,
+        prompt: str = "",
+        clip=None,
+        clip_vision=None,
+    ) -> io.NodeOutput:
+        fidelity = prompt_fidelity(images, prompt, clip, clip_vision, within)
+        picked = pick(images, scores, keep, fidelity)
         kept, others = list(picked.kept), list(picked.others)
         worst = [scores.images[number].worst for number in kept]
         shown = {**ui.PreviewImage(picked.ranked, cls=cls).as_dict(), "text": (picked.table,)}
@@ -168,6 +177,55 @@ class PickBest(CheckedNode):
             picked.table,
             ui=shown,
         )
+
+
+def _scored() -> list:
+    return [
+        io.Image.Input("images", tooltip="The images that MM-Diff Likeness scored."),
+        MMDiffScores.Input("scores", tooltip="Scores from MM-Diff Likeness."),
+        io.Int.Input(
+            "keep",
+            default=2,
+            min=1,
+            max=4096,
+            tooltip="Number of images to keep; all where the batch has fewer.",
+        ),
+        io.Latent.Input(
+            "latents",
+            optional=True,
+            tooltip="The latents that the images were decoded from, to keep the same ones.",
+        ),
+    ]
+
+
+def _followed() -> list:
+    """What orders images that serve their subjects equally well by the prompt."""
+    return [
+        share(
+            "within",
+            WITHIN,
+            "Images whose worst-served subject scores at most this much below the best are ordered "
+            "by how well they follow the prompt. Only with prompt, clip and clip_vision.",
+            optional=True,
+        ),
+        io.String.Input(
+            "prompt",
+            default="",
+            optional=True,
+            tooltip="The positive prompt; markers may stay. Empty = the prompt does not count.",
+        ),
+        io.Clip.Input(
+            "clip",
+            optional=True,
+            tooltip="CLIP of an SDXL checkpoint, or clip_g from Load CLIP.",
+        ),
+        io.ClipVision.Input(
+            "clip_vision",
+            optional=True,
+            tooltip="CLIP ViT-bigG/14 from Load CLIP Vision: it shares a space with SDXL's second "
+            "text encoder. The image encoder of the subjects does not.",
+        ),
+    ]
 
 
 def _kept() -> list:

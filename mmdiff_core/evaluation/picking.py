@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from .verdicts import ImageLikeness, Scale
 
+ROUNDING = 1e-6  # 0.62 - 0.60 is a little more than 0.02 in binary
+
 
 @dataclass(frozen=True, eq=False)
 class BatchLikeness:
@@ -21,7 +23,32 @@ class BatchLikeness:
     images: tuple[ImageLikeness, ...]
 
 
-def ranked(images: Sequence[ImageLikeness]) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class PromptFidelity:
+    """How well each image of a batch follows the prompt, -1..1, and the distance between the scores
+    of worst-served subjects `within` which that decides, 0..1; `seconds` an image took."""
+
+    scores: tuple[float, ...]
+    within: float
+    seconds: float = 0.0
+
+
+def ranked(
+    images: Sequence[ImageLikeness], fidelity: PromptFidelity | None = None
+) -> tuple[int, ...]:
     """Numbers of the images, counted from 0, best first: by the worst-served subject, then by the
-    mean of all, then in the order of the batch."""
-    return tuple(sorted(range(len(images)), key=lambda i: (-images[i].worst, -images[i].mean, i)))
+    mean of all, then in the order of the batch.
+
+    With `fidelity` the best image and those at most `within` below it form a group, then the best
+    of the rest does, and so on; each group is ordered by how well its images follow the prompt.
+    """
+    order = sorted(range(len(images)), key=lambda i: (-images[i].worst, -images[i].mean, i))
+    if fidelity is None:
+        return tuple(order)
+    found: list[int] = []
+    while order:
+        least = images[order[0]].worst - fidelity.within - ROUNDING
+        group = [number for number in order if images[number].worst >= least]
+        found += sorted(group, key=lambda number: -fidelity.scores[number])
+        order = order[len(group) :]
+    return tuple(found)

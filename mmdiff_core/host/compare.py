@@ -24,9 +24,10 @@ from ..references.pixels import object_pixels
 from ..small_world.scenes import SIDE
 from ..small_world.windows import Windows, find_individuals, read_positions
 from ..untrusted import quoted
+from .dino import dino_cls
 from .models import LoadedMMDiff
 from .portraits import check_for_faces
-from .vision import check_encoder, cls_of_pixels, plain_cls
+from .vision import check_encoder, cls_of_pixels, is_clip, plain_cls
 
 FACES = Scale(
     "cosine of ArcFace embeddings, at least 0",
@@ -36,6 +37,14 @@ FACES = Scale(
 THINGS = Scale(
     "cosine of embeddings by the adapter's image encoder",
     "unrelated things of one class score high too: compare with the subjects among one another",
+    "thing",
+    "things",
+    apart=0.02,
+)
+DINO = Scale(
+    "cosine of DINOv2 embeddings (CLS)",
+    "what unrelated things score is not known for this model: compare with the subjects among one "
+    "another; papers take a reference for lost below 0.4, 0.5 or 0.6 (DINOv2)",
     "thing",
     "things",
     apart=0.02,
@@ -146,15 +155,45 @@ def _checked_array(pixels: Tensor, label: str):
 def compare_things(comparison: Comparison, clip_vision, scale: Scale = THINGS) -> Compared:
     """What stands in each subject's region, or the whole images, with the subjects' references; all
     crops of the batch at once. ValueError for another image encoder."""
-    mmdiff, images = comparison.mmdiff, comparison.images
+    mmdiff = comparison.mmdiff
+    if not is_clip(clip_vision):
+        raise ValueError(
+            "clip_vision has no CLIP projection and is not DINOv2 (SigLIP and DINOv3, for example, "
+            "are neither): connect the image encoder that the subjects were encoded with, or "
+            "DINOv2 (large or giant), from Load CLIP Vision"
+        )
     check_encoder(clip_vision, mmdiff.config)
 
     def embed(crops: Sequence[Tensor]) -> Tensor:
         padded = torch.stack([object_pixels(crop, mmdiff.config.image_size) for crop in crops])
         return F.normalize(cls_of_pixels(clip_vision, mmdiff.adapter, padded), dim=-1)
 
+    return _by_crops(comparison, embed, str(clip_vision.patcher.load_device), scale)
+
+
+def compare_with_dino(comparison: Comparison, clip_vision, scale: Scale = DINO) -> Compared:
+    """The same as DINOv2 sees it. ValueError without references: subjects carry an embedding by the
+    adapter's own image encoder only."""
+    if comparison.references is None:
+        raise ValueError(
+            "clip_vision is DINOv2, but the subjects carry embeddings by the adapter's own image "
+            "encoder only: connect one image of each subject to references, in the order of the "
+            "subjects, or connect that image encoder instead"
+        )
+
+    def embed(crops: Sequence[Tensor]) -> Tensor:
+        return F.normalize(dino_cls(clip_vision, crops), dim=-1)
+
+    return _by_crops(comparison, embed, str(clip_vision.patcher.load_device), scale)
+
+
+def _by_crops(
+    comparison: Comparison, embed: Callable[[Sequence[Tensor]], Tensor], device: str, scale: Scale
+) -> Compared:
+    """`embed`: crops uint8 [3 h w] -> unit embeddings [n Q]."""
+    images = comparison.images
     identities = comparison.identities(lambda image, _: embed([image])[0])
-    among, device = identities @ identities.T, str(clip_vision.patcher.load_device)
+    among = identities @ identities.T
     if comparison.regions is None:
         whole = (embed(list(images)) @ identities.T).tolist()
         judged = tuple(whole_image(scores) for scores in whole)

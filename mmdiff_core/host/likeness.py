@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..bases import SMALL_WORLD
 from ..evaluation.marked import mark, with_words
-from ..evaluation.picking import BatchLikeness, ranked
+from ..evaluation.picking import BatchLikeness, PromptFidelity, ranked
 from ..evaluation.regions import mask_regions, read_regions
 from ..evaluation.verdicts import Scale
 from ..method.subjects import PromptSubject
 from ..references.pixels import checked_images, to_uint8
 from ..untrusted import quoted
 from .compare import (
+    DINO,
     FACES,
     SPRITES,
     THINGS,
@@ -29,7 +30,9 @@ from .compare import (
     compare_people,
     compare_sprites,
     compare_things,
+    compare_with_dino,
 )
+from .dino import is_dino
 from .models import LoadedMMDiff
 
 
@@ -114,6 +117,8 @@ def _compare(
     encoder = mmdiff.readers_of(clip_vision, None).clip_vision
     if mmdiff.config.base.name == SMALL_WORLD.name:
         return compare_sprites(comparison, encoder, scale(SPRITES))
+    if is_dino(encoder):
+        return compare_with_dino(comparison, encoder, scale(DINO))
     return compare_things(comparison, encoder, scale(THINGS))
 
 
@@ -165,25 +170,38 @@ class Picked:
     table: str
 
 
-def pick(images: Tensor, scores: BatchLikeness, keep: int) -> Picked:
-    """The best `keep` images (all where there are fewer) of IMAGE [B H W 3] by the worst-served
-    subject. ValueError where the scores are of another batch."""
+def pick(
+    images: Tensor, scores: BatchLikeness, keep: int, fidelity: PromptFidelity | None = None
+) -> Picked:
+    """The best `keep` images (all where there are fewer) of IMAGE [B H W 3], in the order of
+    `ranked`. ValueError where the scores are of another batch."""
     pixels = to_uint8(checked_images(images, "images").cpu())
     if len(pixels) != len(scores.images):
         raise ValueError(
             f"images is a batch of {len(pixels)}, the scores are of {len(scores.images)}; connect "
             "the images that MM-Diff Likeness scored"
         )
-    order = ranked(scores.images)
+    order = ranked(scores.images, fidelity)
     shown, lines = [], []
     for rank, number in enumerate(order, 1):
         likeness = scores.images[number]
         what = "kept" if rank <= keep else "others"
-        words = f"{rank}. {what}, worst {likeness.worst:.2f}\n"
+        words = f"{rank}. {what}, worst {likeness.worst:.2f}"
+        words += "\n" if fidelity is None else f", prompt {fidelity.scores[number]:.3f}\n"
         words += _line(number + 1, likeness, scores.names)
         shown.append(with_words(pixels[number], words))
         lines.append(words.replace("\n", ": "))
+    if fidelity is not None:
+        lines += ["", _decided(fidelity)]
     return Picked(order[:keep], order[keep:], torch.stack(shown).float() / 255, "\n".join(lines))
+
+
+def _decided(fidelity: PromptFidelity) -> str:
+    """What the prompt's scores are, what they decide, and their cost."""
+    return (
+        "Prompt: cosine of CLIP embeddings of image and prompt; it orders images whose worst is "
+        f"within {fidelity.within:g} of the best that is left. {fidelity.seconds:.2f} s per image."
+    )
 
 
 def picked_latents(latents: Mapping, numbers: Sequence[int], images: int) -> dict:

@@ -78,6 +78,13 @@ def shown(marker: str) -> str:
     return f"<|{quoted(marker[2:-2])[1:-1]}|>"
 
 
+def without_markers(text: str) -> str:
+    """A prompt as people would read it. ValueError as `check_markers`."""
+    check_markers(text)
+    glued = re.compile(r"\w")
+    return MARKERS.sub(lambda m: " " if glued.match(text, m.end()) else "", text)
+
+
 def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[Noun, ...]]:
     """The text without markers, and the noun before each marker, in reading order.
 
@@ -85,10 +92,7 @@ def find_nouns(tokenize: Callable[..., Tokens], text: str) -> tuple[str, tuple[N
     a noun before it, and as `check_markers`. Scripts that are written without spaces may go on
     right after a marker: it parts the words.
     """
-    check_markers(text)
-    markers = list(MARKERS.finditer(text))
-    glued = re.compile(r"\w")
-    clean = MARKERS.sub(lambda m: " " if glued.match(text, m.end()) else "", text)
+    clean, markers = without_markers(text), list(MARKERS.finditer(text))
     if not markers:
         return clean, ()
     with_sentinels = MARKERS.sub(f" {SENTINEL} ", text)

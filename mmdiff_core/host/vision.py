@@ -20,17 +20,24 @@ from ..references.pixels import normalise
 from .models import add_patches_strictly, set_patches
 
 PENULTIMATE = -2
+PROJECTION = "visual_projection.weight"
 AT_ONCE = 64  # images in one call of the encoder
+
+
+def is_clip(clip_vision) -> bool:
+    """Whether CLIP_VISION has a CLIP's projection; SigLIP and DINO have none."""
+    return PROJECTION in clip_vision.model.state_dict()
 
 
 def check_encoder(clip_vision, config: MMDiffConfig) -> None:
     """ValueError when CLIP_VISION is not the encoder the adapter was trained with."""
     state = clip_vision.model.state_dict()
-    projection = state.get("visual_projection.weight")
+    projection = state.get(PROJECTION)
     if projection is None:
-        raise ValueError(
-            "the image encoder has no CLIP projection; load CLIP ViT-L/14 with Load CLIP Vision"
-        )
+        own = f"connect the image encoder that comes with {config.name}"
+        usual = "load CLIP ViT-L/14 with Load CLIP Vision"
+        advice = usual if config.cls_width == 768 else own
+        raise ValueError(f"the image encoder has no CLIP projection; {advice}")
     cls, width = projection.shape
     if (cls, width) != (config.cls_width, config.vision_width):
         raise ValueError(
@@ -64,7 +71,7 @@ def _image_size(state: dict[str, Tensor]) -> int | None:
 def encoder_fingerprint(clip_vision) -> str:
     """Which image encoder this is: a short hash of its projection and its patch embedding."""
     state, digest = clip_vision.model.state_dict(), hashlib.sha256()
-    for key in ("visual_projection.weight", "vision_model.embeddings.patch_embedding.weight"):
+    for key in (PROJECTION, "vision_model.embeddings.patch_embedding.weight"):
         digest.update(state[key].detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 

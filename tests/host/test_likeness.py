@@ -150,6 +150,7 @@ def test_the_best_images_come_first_with_their_latents_and_the_rest_stays_visibl
     assert len(output_of(host, prompt, 5, "best")) == 3
     table = output_of(host, prompt, 6, "best").split("\n")
     assert [line.split(",")[0] for line in table] == ["1. kept", "2. kept", "3. others"]
+    assert "prompt" not in " ".join(table).lower()
 
 
 def test_keeping_more_than_there_are_keeps_all_and_hands_on_no_others(host):

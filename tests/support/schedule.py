@@ -24,6 +24,7 @@ SECONDS = {
     "core/test_face_reader.py": 45,
     "evaluation/test_protocol_run.py": 45,
     "host/test_images_and_masks.py": 40,
+    "host/test_likeness_by_dino.py": 40,
     "host/test_neighbours.py": 40,
     "server/test_site.py": 40,
     "host/test_core_nodes.py": 35,

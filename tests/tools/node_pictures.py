@@ -42,7 +42,7 @@ SIZES = {  # of nodes that are better read a little larger than they begin
     "MMDiffConstraintMasks": (340, 860),
     "MMDiffAttentionMaps": (340, 360),
     "MMDiffLikeness": (420, 700),
-    "MMDiffPickBest": (420, 620),
+    "MMDiffPickBest": (420, 680),
     "MMDiffDoctor": (580, 300),
     "MMDiffSaveSubject": (360, 150),
     "MMDiffSmallWorldSprite": (270, 230),

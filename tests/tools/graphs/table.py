@@ -16,7 +16,7 @@ ROOM = {
     "PreviewImage": 300,
     "MMDiffAttentionMaps": 420,
     "MMDiffLikeness": 560,
-    "MMDiffPickBest": 560,
+    "MMDiffPickBest": 620,
 }
 # what a node grows by when a run has put an image into it
 GROWS = {"MMDiffSubjectEncoder": 240}
