@@ -123,15 +123,15 @@ def make_router(
 ) -> Router:
     """The router of one layer for these subjects.
 
-    It is a pair like the LoRA: y = up @ down @ q lies in the width of the tokens, and a position's
-    logit for a subject is <y, mean of its tokens> / sqrt(D).
+    It is a pair like the LoRA: up @ down @ q lies in the width of the tokens, and a position's
+    logit for a subject is its product with the mean of the subject's tokens, over sqrt(D).
 
     means   of each subject's tokens [1|B S D]
     tokens  number of tokens of each subject
     """
     pair = adapter.unet[router_path(block)]
-    keys = means @ pair.up.to(means) * means.shape[-1] ** -0.5
-    return Router(pair.down.to(means), keys, tokens)
+    keys = means @ pair.up.to(means) @ pair.down.to(means)
+    return Router(keys * means.shape[-1] ** -0.5, tokens)
 
 
 def token_means(subjects: Sequence[PromptSubject]) -> tuple[Tensor, tuple[int, ...]]:

@@ -8,11 +8,12 @@ it: in ComfyUI by the host's own attention or by another pack that holds the lay
 An adapter may have a `Router` in each layer (after UniPortrait, arXiv 2408.05939). Then every
 subject has a softmax of its own, and the image branch is their sum, weighed at each position p:
 
-    sum_s r_s(p) * softmax(Q K_s') V_s,    r(p) = softmax_s(<A q_p, B t_s>)
+    sum_s r_s(p) * softmax(Q K_s') V_s,    r(p) = softmax_s(<B A q_p, t_s>)
 
-q_p is the layer's query, all heads together, t_s the mean of the subject's tokens. The weights of
-all subjects add up to 1, as the probabilities of all tokens do without a router. There is no choice
-"none": for a single subject r = 1, and the branch is the same bit for bit.
+q_p is the layer's query, all heads together, t_s the mean of the subject's tokens. The shares r_s
+of all subjects add up to 1, as the probabilities of all tokens do without a router; they stay soft,
+where UniPortrait picks one subject. There is no choice "none": for a single subject r = 1, and the
+branch is the same bit for bit.
 
 Shapes   B batch · R rows of it · P latent positions · N subject tokens · S subjects with tokens
          H heads · D head width
@@ -106,26 +107,24 @@ def full(x: Tensor) -> Tensor:
 class Router:
     """Which subject each position of one layer reads; made once a run, or once a training step.
 
-    read    what the queries are read by [r HD]
-    keys    of the subjects that have tokens [1|R S r]
+    keys    what the queries are compared with, one for each subject that has tokens [1|R S HD]
     tokens  how many tokens each of them has, in their order
     """
 
-    read: Tensor
     keys: Tensor
     tokens: tuple[int, ...]
 
     def to(self, device: torch.device) -> Router:
-        return Router(self.read.to(device), self.keys.to(device), self.tokens)
+        return Router(self.keys.to(device), self.tokens)
 
-    def weights(self, q: Tensor, bias: Tensor | None = None) -> Tensor:
+    def shares(self, q: Tensor, bias: Tensor | None = None) -> Tensor:
         """Share of each subject at each position [R P S], in at least float32; they sum to 1.
 
         q     [R P HD]
         bias  of the image branch [1|R 1 P|1 N]; a subject's share follows that of its token with
               the largest one: 0 where it is kept out, and in proportion to a region's share
         """
-        logits = full(F.linear(q, self.read.to(q)) @ self.keys.to(q).mT)
+        logits = full(q @ self.keys.to(q).mT)
         if bias is not None:
             allowed = [own.amax(-1) for own in full(bias[:, 0]).split(self.tokens, -1)]
             logits = logits + torch.stack(allowed, -1)
@@ -149,7 +148,7 @@ def attend_subjects(
     apart, total = rows_by_head(q, *rows, key.shape[1]), None
     if router is None:
         return attend_by_head(apart, key, value, bias)
-    shares = router.weights(q[slice(*rows)], bias).to(q)[:, None, :, :, None].unbind(-2)
+    shares = router.shares(q[slice(*rows)], bias).to(q)[:, None, :, :, None].unbind(-2)
     keys, values = key.split(router.tokens, 2), value.split(router.tokens, 2)
     for k, v, own, share in zip(keys, values, router.each(bias), shares, strict=True):
         seen = attend_by_head(apart, k, v, own) * share
@@ -167,7 +166,7 @@ def image_probabilities(
     """
     if router is None:
         return probabilities(q, key, heads, bias)
-    parts, shares = [], router.weights(q, bias).unbind(-1)
+    parts, shares = [], router.shares(q, bias).unbind(-1)
     keys = key.split(router.tokens, 1)
     for k, own, share in zip(keys, router.each(bias), shares, strict=True):
         parts.append(probabilities(q, k, heads, own) * share[:, None, :, None])

@@ -65,7 +65,7 @@ def routed_map(router: Router, q: Tensor, tokens: Tensor, bias: Tensor | None = 
     probability of its tokens in every head; 0 for one without tokens."""
     first = [own.start for own in owners(router.tokens)]
     member = torch.stack([tokens[number] for number in first])
-    shares = router.weights(q, bias)
+    shares = router.shares(q, bias)
     return (shares @ member.to(shares)).transpose(1, 2)
 
 

@@ -15,7 +15,7 @@ from mmdiff_core.method.attention import (
 )
 from mmdiff_core.regions.attention_maps import members, owners, routed_map
 
-HEADS, WIDTH, RANK, PLACES = 2, 16, 3, 10
+HEADS, WIDTH, PLACES = 2, 16, 10
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -24,7 +24,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def router_of(*tokens: int, rows: int = 3) -> Router:
-    return Router(drawn(RANK, WIDTH), drawn(rows, len(tokens), RANK), tokens)
+    return Router(drawn(rows, len(tokens), WIDTH), tokens)
 
 
 def plain_reference(q, k, v, bias, router) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +35,7 @@ def plain_reference(q, k, v, bias, router) -> tuple[torch.Tensor, torch.Tensor]:
         for place in range(q.shape[1]):
             logits = []
             for s, own in enumerate(owners(router.tokens)):
-                logit = router.keys[row, s] @ (router.read @ q[row, place])
+                logit = router.keys[row, s] @ q[row, place]
                 logits.append(logit + bias[row, 0, place, list(own)].max())
             shares[row, place] = torch.stack(logits).softmax(0)
             for s, own in enumerate(owners(router.tokens)):
@@ -63,7 +63,7 @@ def test_the_routed_branch_is_what_a_plain_computation_gives(tokens, wants_gradi
     q.requires_grad_(wants_gradient)
     found = branch(q, k, v, bias, gate, router, scale=0.8)
     assert torch.allclose(found, 0.8 * expected * gate[:, 0], atol=1e-12)
-    assert torch.allclose(router.weights(q, bias), shares, atol=1e-12)
+    assert torch.allclose(router.shares(q, bias), shares, atol=1e-12)
     probability = image_probabilities(q, k, HEADS, bias, router)
     assert torch.allclose(weigh(probability, v), expected, atol=1e-12)
     member = members(owners(tokens), sum(tokens)).double()
@@ -107,14 +107,14 @@ def test_a_subject_that_is_kept_out_has_no_share_and_changes_nothing(kind):
     found = branch(q, k, v, bias, router=router)
     alone = branch(q, k[:, :4], v[:, :4], router=router_of(4))
     assert torch.isfinite(found).all() and torch.equal(found, alone)
-    assert not router.weights(q, bias)[..., 1].any()
+    assert not router.shares(q, bias)[..., 1].any()
 
 
 def test_a_share_of_a_region_weighs_a_subject_in_proportion():
     q, router = drawn(3, PLACES, WIDTH), router_of(4, 4)
     bias = torch.zeros(3, 1, PLACES, 8).double()
     bias[..., 4:] = torch.tensor(0.25).log()
-    free, held = router.weights(q), router.weights(q, bias)
+    free, held = router.shares(q), router.shares(q, bias)
     ratio = (held[..., 1] / held[..., 0]) / (free[..., 1] / free[..., 0])
     assert torch.allclose(ratio, torch.full_like(ratio, 0.25))
 
@@ -153,13 +153,13 @@ def test_neither_the_branch_nor_its_maps_make_the_host_wait():
 def test_the_gradients_of_the_router_are_right_and_vanish_for_one_subject():
     q, k, v = drawn(2, 4, WIDTH), drawn(2, 8, WIDTH), drawn(2, 9, WIDTH)[:, :8]
 
-    def routed(read, keys) -> torch.Tensor:
-        return branch(q, k, v, router=Router(read, keys, (4, 4)))
+    def routed(keys) -> torch.Tensor:
+        return branch(q, k, v, router=Router(keys, (4, 4)))
 
-    read, keys = drawn(RANK, WIDTH).requires_grad_(), drawn(2, 2, RANK).requires_grad_()
-    assert torch.autograd.gradcheck(routed, (read, keys))
-    routed(read, keys).square().sum().backward()
-    assert read.grad.abs().max() > 0.01 and keys.grad.abs().max() > 0.01
+    keys = drawn(2, 2, WIDTH).requires_grad_()
+    assert torch.autograd.gradcheck(routed, keys)
+    routed(keys).square().sum().backward()
+    assert keys.grad.abs().max() > 0.01
     one = keys[:, :1].detach().requires_grad_()
-    branch(q, k, v, router=Router(read.detach(), one, (8,))).square().sum().backward()
+    branch(q, k, v, router=Router(one, (8,))).square().sum().backward()
     assert not one.grad.any()

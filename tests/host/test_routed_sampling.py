@@ -161,4 +161,4 @@ def test_a_copy_for_another_device_has_the_routers(scene, model):
     state = PromptState(bound, {}, Side.both(bound.subjects, device), routers=routers)
     meta = state.on(torch.device("meta"))
     assert set(meta.routers) == set(routers)
-    assert {router.read.device.type for router in meta.routers.values()} == {"meta"}
+    assert {router.keys.device.type for router in meta.routers.values()} == {"meta"}
