@@ -71,16 +71,15 @@ def test_every_layer_of_a_base_is_routed(like):
     assert {router.tokens for router in found.values()} == {(4, 8)}
 
 
-def test_a_subject_cannot_change_what_lies_outside_its_region(scene):
-    """The first layer's branch is read by what it adds; here by pictures of one step."""
+def test_a_subject_that_is_shut_out_everywhere_changes_nothing_and_regions_change_the_image(scene):
     model = apply(scene.model, scene.adapter, IMAGE_ONLY)
-    left, right = half_masks()
-    first, second = (s.masked(m) for s, m in zip(scene.subjects, (left, right), strict=True))
-    nowhere = second.masked(torch.zeros(8, 8))
-    alone = draw(scene, model, scene.bound((first.masked(None),)))
-    shut = draw(scene, model, scene.bound((first.masked(torch.ones(8, 8)), nowhere)))
+    first, second = scene.subjects
+    alone = draw(scene, model, scene.bound((first,)))
+    everywhere, nowhere = torch.ones(8, 8), torch.zeros(8, 8)
+    shut = draw(scene, model, scene.bound((first.masked(everywhere), second.masked(nowhere))))
     assert torch.allclose(shut, alone, atol=1e-4)
-    held = draw(scene, model, scene.bound((first, second)))
+    left, right = half_masks()
+    held = draw(scene, model, scene.bound((first.masked(left), second.masked(right))))
     assert (held - draw(scene, model, scene.bound())).abs().max() > 1e-3
 
 
