@@ -55,6 +55,8 @@ class MMDiffConfig:
     tokens_per_reference    1..64
     refiner_depth           0..64; 0 = tokens from the query embedding alone
     refiner_head_width      1..4096, a divisor of the context width
+    routed                  the image branch has a softmax for each subject and a router in each
+                            layer (`method.attention.Router`); the published one has neither
     """
 
     name: str
@@ -64,6 +66,7 @@ class MMDiffConfig:
     tokens_per_reference: int = 4
     refiner_depth: int = 4
     refiner_head_width: int = 256
+    routed: bool = False
 
     def __post_init__(self) -> None:
         if self.behaviour not in BEHAVIOURS:
@@ -121,7 +124,7 @@ class MMDiffConfig:
         """Inverse of `to_json`. Raises ValueError naming a field that is unknown, missing, of
         another type, out of range, or not as this version has it."""
         fields = load_json(text, "the config in the header")
-        _check_names(fields, _header(PORTRAIT_SDXL))
+        _check_names(fields, _header(PORTRAIT_SDXL) | {"routed": False})
         told = fill(_Header, fields, "the config in the header")
         own = {f.name: getattr(told, f.name) for f in dataclasses.fields(cls)}
         for field, known in (("variant", VARIANTS), ("base", bases)):
@@ -155,6 +158,7 @@ class _Header:
     tokens_per_reference: int = 4
     refiner_depth: int = 4
     refiner_head_width: int = 256
+    routed: bool = False
 
 
 WIDTHS = ("query_width", "cls_width", "vision_width", "image_size", "context_width")
@@ -162,6 +166,8 @@ WIDTHS = ("query_width", "cls_width", "vision_width", "image_size", "context_wid
 
 def _header(config: MMDiffConfig) -> dict[str, Any]:
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    if not config.routed:  # as before there were routers: fingerprints are made of this text
+        del fields["routed"]
     widths = {name: getattr(config, name) for name in WIDTHS}
     text_widths = [[name, width] for name, width in config.text_widths.items()]
     return (

@@ -188,6 +188,11 @@ def save_official(
             "the released layout supports only portrait adapters for SDXL; this one is "
             f"{plain(config.name)}"
         )
+    if config.routed:
+        raise CheckpointError(
+            "the released layout has no place for the routers of this adapter's image branch. Keep "
+            "it as .safetensors"
+        )
     name = plain(folder.name)
     check(config, flat, name)
     check_whole(config, flat, name)

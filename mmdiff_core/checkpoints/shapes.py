@@ -9,7 +9,7 @@ import torch
 
 from ..bases import Base, layer_pairs, projection_shape
 from ..config import MMDiffConfig
-from ..method.adapter import SubjectModules
+from ..method.adapter import SubjectModules, router_path
 from ..untrusted import listed
 from .released import TEXT_ENCODERS, UNET_FILE, vision_keys
 
@@ -24,6 +24,20 @@ def module_shapes(config: MMDiffConfig) -> dict[str, Shape]:
 
 def unet_shapes(config: MMDiffConfig, rank: int) -> dict[str, Shape]:
     """Our "unet." keys with shapes at a rank."""
+    return lora_shapes(config, rank) | router_shapes(config, rank)
+
+
+def router_shapes(config: MMDiffConfig, rank: int) -> dict[str, Shape]:
+    """Those of them that are routers'; none where the adapter has none."""
+    shapes: dict[str, Shape] = {}
+    for block in config.base.blocks if config.routed else ():
+        stem = router_path(block)
+        shapes |= {f"{stem}.down": (rank, block.width), f"{stem}.up": (config.context_width, rank)}
+    return shapes
+
+
+def lora_shapes(config: MMDiffConfig, rank: int) -> dict[str, Shape]:
+    """Those of them that are LoRA."""
     shapes: dict[str, Shape] = {}
     for _, block, attention, projection in layer_pairs(config.base):
         rows, columns = projection_shape(config.base, block, attention, projection)

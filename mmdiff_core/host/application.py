@@ -21,8 +21,15 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ..bases import Slot, TransformerBlock
-from ..method.adapter import MMDiffAdapter, image_weights, join_tokens, key_value
-from ..method.attention import by_head
+from ..method.adapter import (
+    MMDiffAdapter,
+    image_weights,
+    join_tokens,
+    key_value,
+    make_router,
+    token_means,
+)
+from ..method.attention import Router, by_head
 from ..regions.layer_weights import layer_factors
 from .conditioning import KEY, NOTHING, BoundPrompt, Row
 from .finder import Continuation, Finder, FinderLook, make_finder
@@ -149,7 +156,8 @@ class Application:
             if finder is not None:
                 finder = resume(prompt, finder)
             sides = Side.both(prompt.subjects, device)
-            states[id(prompt)] = PromptState(prompt, keys, sides, columns, finder)
+            routers = self.routers(prompt, *kind)
+            states[id(prompt)] = PromptState(prompt, keys, sides, columns, finder, routers)
         return states
 
     def check_holding(self, states: Iterable[PromptState], slots: Mapping[tuple, object]) -> None:
@@ -212,6 +220,17 @@ class Application:
             value = by_head(v * weights, attn.heads)
             keys[block.slot] = (by_head(k, attn.heads), value if single is None else value * single)
         return keys
+
+    def routers(
+        self, prompt: BoundPrompt, dtype: torch.dtype, device: torch.device
+    ) -> dict[Slot, Router]:
+        """The router of every layer for a prompt's subjects; none where the adapter has none, or no
+        subject has tokens."""
+        means, tokens = token_means(prompt.subjects)
+        if not (self.adapter.config.routed and tokens):
+            return {}
+        means = means.to(device, dtype)
+        return {b.slot: make_router(self.adapter, b, means, tokens) for b in self.blocks}
 
     # ------------------------------------------------------------ once a model call
     def on_apply(self, executor, *args, **kwargs):

@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 
 from ..bases import Slot, TransformerBlock
+from ..method.attention import Router
 from ..method.subjects import PromptSubject, count_tokens
 from ..regions.attention_bias import Area
-from ..regions.attention_maps import Canvas, CanvasArea, members, noun_map, owners, token_map
+from ..regions.attention_maps import (
+    Canvas,
+    CanvasArea,
+    members,
+    noun_map,
+    owners,
+    routed_map,
+    token_map,
+)
 
 WATCHED = 12  # layers that are looked at, spread over the model
 
@@ -37,7 +46,7 @@ class LayerAttention:
 
     q [B P HD], k [B T HD] of its rows; key [1|B H N D] of the subjects; `bias` as the image branch
     has it; the layer's grid; `first` row's number in the latent batch; the part of the image its
-    cond covers.
+    cond covers; the router, where the adapter has one.
     """
 
     q: Tensor
@@ -49,6 +58,7 @@ class LayerAttention:
     first: int
     area: Area | None
     latent: tuple[int, int]
+    router: Router | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +85,10 @@ class Columns:
     def maps(self, layer: LayerAttention) -> tuple[Tensor, Tensor]:
         """Text and image maps of a layer [B S h w]."""
         text = noun_map(layer.q, layer.k, layer.heads, self.nouns)
-        image = token_map(layer.q, layer.key, layer.heads, self.tokens, layer.bias)
+        if layer.router is None:
+            image = token_map(layer.q, layer.key, layer.heads, self.tokens, layer.bias)
+        else:
+            image = routed_map(layer.router, layer.q, self.tokens, layer.bias)
         return text.unflatten(-1, layer.grid), image.unflatten(-1, layer.grid)
 
 

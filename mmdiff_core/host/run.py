@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..bases import Slot
+from ..method.attention import Router
 from ..method.subjects import PromptSubject, count_tokens
 from ..regions.attention_bias import Area, crop_to_grid, noun_bias, shares, token_bias
 from .conditioning import BoundPrompt
@@ -85,7 +86,8 @@ class Side:
 @dataclass(frozen=True, eq=False)
 class PromptState:
     """One bound prompt during one run: K [1 H N D] and V by slot, the subjects' weights in V ([B H
-    N D] where they differ between the images of a batch)."""
+    N D] where they differ between the images of a batch); routers by slot, where the adapter has
+    them."""
 
     prompt: BoundPrompt
     keys: dict[Slot, tuple[Tensor, Tensor]]
@@ -93,6 +95,7 @@ class PromptState:
     # of their nouns and tokens, where the prompt knows its nouns
     columns: Columns | None = None
     finder: Finder | None = None
+    routers: Mapping[Slot, Router] = field(default_factory=dict)
     made: dict[tuple, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> PromptState:
@@ -100,9 +103,9 @@ class PromptState:
         keys = {slot: (k.to(device), v.to(device)) for slot, (k, v) in self.keys.items()}
         columns = None if self.columns is None else self.columns.to(device)
         finder = None if self.finder is None else self.finder.on(device, columns)
-        return PromptState(
-            self.prompt, keys, Side.both(self.prompt.subjects, device), columns, finder
-        )
+        sides = Side.both(self.prompt.subjects, device)
+        routers = {slot: router.to(device) for slot, router in self.routers.items()}
+        return PromptState(self.prompt, keys, sides, columns, finder, routers)
 
     def regions(self, sigmas: Tensor) -> Tensor | None:
         """The found regions [images S h w] at this sigma, where they are looked for and settled.

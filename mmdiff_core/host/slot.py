@@ -148,6 +148,7 @@ class SubjectAttention:
             key, value = key.to(q), value.to(q)
         view = group.view(grid_of(extra_options))
         bias, gate = group.state.token_region(view, q)
+        router = group.state.routers.get(self.slot)
         for watcher in group.watchers:
             if self.slot in watcher.slots:
                 heads = extra_options["n_heads"]
@@ -162,12 +163,14 @@ class SubjectAttention:
                         view.first,
                         view.area,
                         view.latent,
+                        router,
                     )
                 )
         if not isinstance(group.factor, float):
             inside = group.factor.to(q.dtype).view(1, 1, 1, 1)
             gate = inside if gate is None else gate * inside
-        return add_image_branch(out, q, key, value, self.fuse_scale, bias, gate, (start, stop))
+        rows = start, stop
+        return add_image_branch(out, q, key, value, self.fuse_scale, bias, gate, rows, router)
 
     def __deepcopy__(self, memo: dict) -> SubjectAttention:
         return self

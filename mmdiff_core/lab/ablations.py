@@ -95,17 +95,25 @@ class Runs:
         steps = self.plan.steps or self.calibrated()
         for at, seed in enumerate(self.plan.seeds):
             folder = self.plan.folder / f"{self.arm.name}-{seed}"
-            if not (folder / "facts.json").is_file():
-                self.one(seed, steps, folder, len(self.plan.seeds) - at)
+            there = (folder / "facts.json").is_file()
+            if not there and not self.one(seed, steps, folder, len(self.plan.seeds) - at):
+                return
 
-    def one(self, seed: int, steps: int, folder: Path, left: int) -> None:
-        """Train one adapter, draw its images, and write what is known of it."""
+    def one(self, seed: int, steps: int, folder: Path, left: int) -> bool:
+        """Train one adapter, draw its images, and write what is known of it.
+
+        False where a signal ended the training before its last step, and not the time: its state
+        stays, and the same command goes on from it.
+        """
         run = run_of(self.arm, seed, steps, self.plan.batch)
         task = build_task(run, self.plan.device, base=self.base)
         export = export_with(run, task, "python -m mmdiff_core ablations")
         loop = LoopConfig.from_dict({"seed": seed, **run.loop})
         with stopped_at(self.latest(left)):
             report = fit(task, self.source, loop, folder, export=export)
+        if report.stopped and self.plan.until is None:
+            task.bridge.close()
+            return False
         drop_states(folder)
         from_flat(checkpoint.read(folder / "adapter.safetensors")[1], task.adapter)
         facts = {"steps": report.steps, "images": report.steps * self.plan.batch}
@@ -116,6 +124,7 @@ class Runs:
         facts["inside"] = inside(folder)
         (folder / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         task.bridge.close()
+        return True
 
     def latest(self, left: int) -> float | None:
         """When the training of this seed must end, with `left` seeds to go."""

@@ -38,6 +38,7 @@ ARMS = (
     Arm("image_constraint", "recipe, the tokens' maps alone constrained", {"constraint.text": 0.0}),
     Arm("dice", "recipe, both constraints as Dice of the mean map", {"constraint.form": "dice"}),
     Arm("leak", "recipe and the leak loss in the image", {"constraint.leak": 1.0}),
+    Arm("routed", "recipe, a softmax per subject and a router per layer", {"adapter.routed": True}),
     Arm("no_identity", "recipe without the identity heads", {"objective.identity_weight": 0.0}),
     Arm(
         "no_descriptions",

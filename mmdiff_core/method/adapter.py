@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..bases import TransformerBlock
 from ..config import MMDiffConfig
+from .attention import Router, full
 from .fusion import SubjectToText, WordFusion
 from .lora import LoRAPairs, LowRank
 from .refiner import QueryTokens, SubjectRefiner
@@ -59,7 +60,8 @@ class SubjectModules(nn.Module):
 class MMDiffAdapter:
     """A loaded checkpoint.
 
-    unet    LoRA pairs by "<module path>.<attn1|attn2>.<projection>"
+    unet    LoRA pairs by "<module path>.<attn1|attn2>.<projection>", and the routers by
+            `router_path`
     text    LoRA pairs by "<l|g>.layers.<i>.<self_attn|mlp>.<projection>"
     vision  fine-tuned image encoder weights by transformers' key names, any subset
     """
@@ -109,6 +111,35 @@ def key_value(
         return out if lora_strength == 0 else out - lora_strength * base(tokens)
 
     return project(to_k, "to_k"), project(to_v, "to_v")
+
+
+def router_path(block: TransformerBlock) -> str:
+    """Name of a layer's router among the pairs of the UNet."""
+    return f"{block.path}.attn2.router"
+
+
+def make_router(
+    adapter: MMDiffAdapter, block: TransformerBlock, means: Tensor, tokens: tuple[int, ...]
+) -> Router:
+    """The router of one layer for these subjects.
+
+    It is a pair like the LoRA: up @ down @ q lies in the width of the tokens, and a position's
+    logit for a subject is its product with the mean of the subject's tokens, over sqrt(D).
+
+    means   of each subject's tokens [1|B S D]
+    tokens  number of tokens of each subject
+    """
+    pair = adapter.unet[router_path(block)]
+    keys = means @ pair.up.to(means) @ pair.down.to(means)
+    return Router(keys * means.shape[-1] ** -0.5, tokens)
+
+
+def token_means(subjects: Sequence[PromptSubject]) -> tuple[Tensor, tuple[int, ...]]:
+    """Mean of each subject's tokens [1 S D] and their number, of the subjects that have any."""
+    tokens = [s.subject.tokens for s in subjects if len(s.subject.tokens)]
+    if not tokens:
+        return torch.zeros(1, 0, subjects[0].subject.tokens.shape[-1]), ()
+    return torch.stack([full(own).mean(0) for own in tokens])[None], tuple(map(len, tokens))
 
 
 def join_tokens(subjects: Sequence[PromptSubject]) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,24 @@
 `add_image_branch` is that equation. Its first term, the text branch, is computed by whoever calls
 it: in ComfyUI by the host's own attention or by another pack that holds the layer.
 
-Shapes   B batch · R rows of it · P latent positions · N subject tokens · H heads · D head width
+An adapter may have a `Router` in each layer (after UniPortrait, arXiv 2408.05939). Then every
+subject has a softmax of its own, and the image branch is their sum, weighed at each position p:
+
+    sum_s r_s(p) * softmax(Q K_s') V_s,    r(p) = softmax_s(<B A q_p, t_s>)
+
+q_p is the layer's query, all heads together, t_s the mean of the subject's tokens. The shares r_s
+of all subjects add up to 1, as the probabilities of all tokens do without a router; they stay soft,
+where UniPortrait picks one subject. There is no choice "none": for a single subject r = 1, and the
+branch is the same bit for bit.
+
+Shapes   B batch · R rows of it · P latent positions · N subject tokens · S subjects with tokens
+         H heads · D head width
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +103,76 @@ def full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+@dataclass(frozen=True, eq=False)
+class Router:
+    """Which subject each position of one layer reads; made once a run, or once a training step.
+
+    keys    what the queries are compared with, one for each subject that has tokens [1|R S HD]
+    tokens  how many tokens each of them has, in their order
+    """
+
+    keys: Tensor
+    tokens: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Router:
+        return Router(self.keys.to(device), self.tokens)
+
+    def shares(self, q: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Share of each subject at each position [R P S], in at least float32; they sum to 1.
+
+        q     [R P HD]
+        bias  of the image branch [1|R 1 P|1 N]; a subject's share follows that of its token with
+              the largest one: 0 where it is kept out, and in proportion to a region's share
+        """
+        logits = full(q @ self.keys.to(q).mT)
+        if bias is not None:
+            allowed = [own.amax(-1) for own in full(bias[:, 0]).split(self.tokens, -1)]
+            logits = logits + torch.stack(allowed, -1)
+        return torch.softmax(logits, -1)
+
+    def each(self, bias: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The bias of each subject's tokens."""
+        return len(self.tokens) * (None,) if bias is None else bias.split(self.tokens, -1)
+
+
+def attend_subjects(
+    q: Tensor,
+    rows: tuple[int, int],
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    router: Router | None,
+) -> Tensor:
+    """These rows of q [B P HD] to the subjects' tokens [1|R H N D] -> [R H P D]: in one softmax, or
+    by a softmax for each subject, weighed by the router."""
+    apart, total = rows_by_head(q, *rows, key.shape[1]), None
+    if router is None:
+        return attend_by_head(apart, key, value, bias)
+    shares = router.shares(q[slice(*rows)], bias).to(q)[:, None, :, :, None].unbind(-2)
+    keys, values = key.split(router.tokens, 2), value.split(router.tokens, 2)
+    for k, v, own, share in zip(keys, values, router.each(bias), shares, strict=True):
+        seen = attend_by_head(apart, k, v, own) * share
+        total = seen if total is None else total + seen
+    return total
+
+
+def image_probabilities(
+    q: Tensor, key: Tensor, heads: int, bias: Tensor | None, router: Router | None = None
+) -> Tensor:
+    """What the image branch weighs the values with [B H P N], as `probabilities`. With a router
+    those of a subject's tokens sum to its share in every head.
+
+    key  [1|B N HD]
+    """
+    if router is None:
+        return probabilities(q, key, heads, bias)
+    parts, shares = [], router.shares(q, bias).unbind(-1)
+    keys = key.split(router.tokens, 1)
+    for k, own, share in zip(keys, router.each(bias), shares, strict=True):
+        parts.append(probabilities(q, k, heads, own) * share[:, None, :, None])
+    return torch.cat(parts, -1)
+
+
 def add_image_branch(
     text: Tensor,
     q: Tensor,
@@ -100,18 +182,19 @@ def add_image_branch(
     bias: Tensor | None = None,
     gate: Tensor | None = None,
     rows: tuple[int, int] | None = None,
+    router: Router | None = None,
 ) -> Tensor:
     """The multi-modal cross-attention of one layer: softmax(Q K_t') V_t + lambda * softmax(Q K_i' +
     bias) V_i * gate.
 
     text        [B P HD], the first term: the text's own attention, by whoever computes it
     q           [B P HD]
-    key, value  [1|R H N D] of all subjects' tokens, which share one softmax
+    key, value  [1|R H N D] of all subjects' tokens
     fuse_scale  lambda
     bias        [1|R 1 P N] added to the logits, or None
     gate        [1|R 1 P 1], or [1 1 1 1], in 0..1: mutes positions; None = 1
-    rows        start and stop of the R rows of the batch that show these subjects; None = all.
-                The other rows keep their bits
+    rows        start and stop of the R rows that show these subjects; the others keep their bits
+    router      of these subjects; None = all their tokens share one softmax
 
     Writes into `text` where no gradient is wanted: it is the fresh result of an attention call.
     Training, inference and the tests call this one function.
@@ -120,7 +203,7 @@ def add_image_branch(
     heads = key.shape[1]
     if key.shape[2] == 0:
         return text
-    seen = attend_by_head(rows_by_head(q, start, stop, heads), key, value, bias)
+    seen = attend_subjects(q, (start, stop), key, value, bias, router)
     if torch.is_grad_enabled() and (text.requires_grad or seen.requires_grad):
         added = fuse_scale * (seen if gate is None else seen * gate).transpose(1, 2).flatten(2)
         return torch.cat([text[:start], text[start:stop] + added, text[stop:]])

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..method.attention import by_head, probabilities_by_head
+from ..method.attention import Router, by_head, probabilities_by_head
 
 FINEST = 64  # longest side of the grid that maps of all layers are added up on
 CanvasArea = tuple[int, int, int, int]  # top, left, height, width on that grid
@@ -58,6 +58,15 @@ def token_map(
     subjects it sums to 1 at every position."""
     seen = probabilities_by_head(by_head(q, heads), key.to(q), bias).mean(1)
     return (seen @ tokens.to(seen)).transpose(1, 2)
+
+
+def routed_map(router: Router, q: Tensor, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same [B S P] where a router shares the positions out: each subject's share, which is the
+    probability of its tokens in every head; 0 for one without tokens."""
+    first = [own.start for own in owners(router.tokens)]
+    member = torch.stack([tokens[number] for number in first])
+    shares = router.shares(q, bias)
+    return (shares @ member.to(shares)).transpose(1, 2)
 
 
 def canvas_grid(latent: tuple[int, int]) -> tuple[int, int]:

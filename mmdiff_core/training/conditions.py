@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..bases import Slot
-from ..method.adapter import key_value
+from ..method.adapter import key_value, make_router
+from ..method.attention import Router
 from ..method.losses import masks_on_grid
 from .bridge import Bridge, Grid
 from .config import RunConfig
@@ -54,6 +55,7 @@ class Conditions:
     cls       CLS of every subject's first reference, without gradient [B S E]
     masks     [B S H W] in 0..1, or None where nothing is measured
     held      the subjects' regions on a layer's grid, or None
+    routers   {slot: router of the subjects}; empty without routers
     """
 
     context: Tensor
@@ -68,6 +70,7 @@ class Conditions:
     cls: Tensor
     masks: Tensor | None
     held: Callable[[Grid], HeldLayer] | None = None
+    routers: dict[Slot, Router] = field(default_factory=dict)
     _grids: dict[Grid, Tensor] = field(default_factory=dict)
 
     def masks_at(self, grid: Grid) -> Tensor:
@@ -137,6 +140,7 @@ def make_conditions(
         present=torch.arange(layout.subjects, device=device) < counts[:, None],
         cls=_first_cls(cls.detach(), layout),
         masks=pad_masks(batch, layout.subjects).to(device) if measured else None,
+        routers=_routers(tokens, there, layout, adapter) if adapter.config.routed else {},
     )
 
 
@@ -211,6 +215,19 @@ def _keys(
         key, value = key_value(view, block, tokens, to_k, to_v, lora_strength=0)
         keys[block.slot] = (key, value)
     return keys
+
+
+def _routers(
+    tokens: Tensor, there: Tensor, layout: Layout, adapter: TrainableAdapter
+) -> dict[Slot, Router]:
+    """The router of every layer, from tokens [B N D] of which some are `there`, bool [B N]."""
+    own, count = tokens.unflatten(1, (layout.subjects, -1)), there.view(*there.shape, 1)
+    count = count.unflatten(1, (layout.subjects, -1)).sum(2).clamp_min(1)
+    means, each = own.sum(2) / count, layout.subjects * (own.shape[2],)  # absent ones are zeros
+    view, routers = adapter.view(), {}
+    for block in adapter.config.base.blocks:
+        routers[block.slot] = make_router(view, block, means, each)
+    return routers
 
 
 def pad_masks(batch: Sequence[Example], most: int) -> Tensor:

@@ -85,6 +85,7 @@ class AdapterConfig:
     refiner_depth   None = the named config's; 0..64, 0 = tokens from the query embedding alone
     text_fusion     whether nouns are fused with their subjects
     subject_tokens  whether the image branch exists
+    routed          whether it has a softmax for each subject and a trained router in each layer
     """
 
     __pydantic_config__ = STRICT
@@ -99,8 +100,14 @@ class AdapterConfig:
     refiner_depth: Depth | None = None
     text_fusion: bool = True
     subject_tokens: bool = True
+    routed: bool = False
 
     def __post_init__(self) -> None:
+        if self.routed and not self.subject_tokens:
+            raise ValueError(
+                "adapter.routed is true, but adapter.subject_tokens is false: there is no image "
+                "branch to route; set one of them otherwise"
+            )
         if self.name not in CONFIGS:
             raise ValueError(
                 f"adapter.name is {quoted(self.name)}, expected one of {sorted(CONFIGS)}"

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from ..bases import Slot, TransformerBlock
 from ..method import losses
-from ..method.attention import add_image_branch, by_head, full, probabilities, weigh
+from ..method.attention import (
+    Router,
+    add_image_branch,
+    by_head,
+    full,
+    image_probabilities,
+    probabilities,
+    weigh,
+)
 from .bridge import Grid
 from .conditions import Conditions, HeldLayer
 
@@ -57,8 +65,15 @@ class LayerAttention:
         if held.tokens is not None:
             bias, gate = bias + held.tokens, gate * held.gate
         key, value = by_head(key.to(q), heads), by_head(value.to(q), heads)
-        bias, gate = bias.to(q), gate[:, None].to(q)
-        return add_image_branch(out, q, key, value, self.fuse_scale, bias, gate), None
+        # finite also in float16, so that a subject that is not there has a softmax
+        bias = bias.clamp_min(torch.finfo(q.dtype).min / 2).to(q)
+        added = key, value, self.fuse_scale, bias, gate[:, None].to(q)
+        return add_image_branch(out, q, *added, router=self.router), None
+
+    @property
+    def router(self) -> Router | None:
+        """The layer's router, where the adapter has one."""
+        return self.conditions.routers.get(self.slot)
 
     def _measure(
         self, q: Tensor, k: Tensor, v: Tensor, heads: int, grid: Grid
@@ -100,7 +115,7 @@ class LayerAttention:
         if not self.conditions.keys:
             return text, None
         key = self.conditions.keys[self.slot][0].to(q)
-        return text, probabilities(q, key, heads, full(self.conditions.bias))
+        return text, image_probabilities(q, key, heads, full(self.conditions.bias), self.router)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,8 +19,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def adapter_config(wanted: AdapterConfig) -> MMDiffConfig:
-    """The named sizes, with the run's depth of the refiner."""
-    config = CONFIGS[wanted.name]
+    """The named sizes, with the run's depth of the refiner and its choice of routers."""
+    config = dataclasses.replace(CONFIGS[wanted.name], routed=wanted.routed)
     if wanted.refiner_depth is None:
         return config
     return dataclasses.replace(config, refiner_depth=wanted.refiner_depth)
@@ -29,8 +29,8 @@ def adapter_config(wanted: AdapterConfig) -> MMDiffConfig:
 class TrainableAdapter(nn.Module):
     """Projections, refiner, fusion, LoRA pairs and the fine-tuned part of the image encoder.
 
-    LoRA starts without effect: down is small noise, up is zero. `vision` starts as the base
-    weights that are passed in.
+    LoRA starts without effect: down is small noise, up is zero. So do routers: every subject has
+    the same share. `vision` starts as the base weights that are passed in.
     """
 
     def __init__(self, wanted: AdapterConfig, vision: dict[str, Tensor], seed: int = 0):
@@ -39,8 +39,10 @@ class TrainableAdapter(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.subjects = SubjectModules(self.config)
-            self.unet = _start_pairs(shapes.unet_shapes(self.config, wanted.rank))
+            self.unet = _start_pairs(shapes.lora_shapes(self.config, wanted.rank))
             self.text = _start_pairs(_text_shapes(self.config, wanted.text_rank))
+            # drawn last: all else starts as it does without routers
+            self.unet.update(_start_pairs(shapes.router_shapes(self.config, wanted.rank)))
         tuned = {}
         for key, weight in vision.items():
             if key.startswith(tuple(wanted.vision)):

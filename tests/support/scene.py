@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.ldm.modules.attention
@@ -24,8 +26,8 @@ LORA_ONLY, IMAGE_ONLY, BOTH = Strength(fuse_scale=0.0), Strength(lora=0.0), Stre
 class Scene:
     """A narrow model with an adapter and two subjects bound to a prompt."""
 
-    def __init__(self, like: str = "sdxl"):
-        self.mmdiff = make.random_mmdiff(make.narrow_config(like))
+    def __init__(self, like: str = "sdxl", routed: bool = False):
+        self.mmdiff = make.random_mmdiff(replace(make.narrow_config(like), routed=routed))
         self.adapter = self.mmdiff.adapter
         self.model = make.narrow_model(like)
         self.pooled = 160 if like == "sdxl" else None

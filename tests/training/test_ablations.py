@@ -123,26 +123,59 @@ def test_processes_that_share_a_number_wait_for_all_of_them(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder with one step of an arm, drawn and scored."""
+    """A folder with one step of two arms, drawn and scored."""
     from mmdiff_core.lab import ablations
     from mmdiff_core.lab.packs import make_packs
 
     folder = tmp_path_factory.mktemp("ablations")
-    plan = ablations.Plan(folder, ("recipe",), (0,), 4, 1, None, 2, "cpu")
+    plan = ablations.Plan(folder, ("recipe", "routed"), (0,), 4, 1, None, 2, "cpu")
     make_packs(plan.packs, 1, 4, 1)
-    ablations.Runs(plan, "recipe").all()
+    for arm in plan.arms:
+        ablations.Runs(plan, arm).all()
     return folder, ablations.score_all(folder, plan.cells())
 
 
 def test_a_run_leaves_an_adapter_images_and_counts(finished):
+    from mmdiff_core.checkpoints import checkpoint
+
     folder, results = finished
-    assert set(results) == {"recipe-0"}
-    cells = results["recipe-0"]
-    assert (folder / "recipe-0" / "adapter.safetensors").is_file()
-    assert not list((folder / "recipe-0").glob("state-*"))
-    assert cells["facts"]["images"] == 4
-    assert Tally(**cells["two different"]).pictures == 2 and cells["leakage"] >= 0
+    assert set(results) == {"recipe-0", "routed-0"}
+    for name, cells in results.items():
+        assert not list((folder / name).glob("state-*"))
+        assert cells["facts"]["images"] == 4
+        assert Tally(**cells["two different"]).pictures == 2 and cells["leakage"] >= 0
+        adapter = checkpoint.load(folder / name / "adapter.safetensors")
+        assert adapter.config.routed == (name == "routed-0")
     assert json.loads((folder / "results.json").read_text()) == results
+
+
+def test_an_arm_that_a_signal_stopped_is_not_drawn_and_goes_on_when_it_is_started_again(
+    tmp_path, monkeypatch
+):
+    import os
+    import signal
+
+    from mmdiff_core.lab import ablations
+    from mmdiff_core.lab.packs import PackedExamples, make_packs
+
+    plan = ablations.Plan(tmp_path, ("recipe",), (0, 1), 4, 2, None, 2, "cpu")
+    make_packs(plan.packs, 1, 4, 1)
+    drawn, give = [], PackedExamples.batch
+    monkeypatch.setattr(ablations, "draw_all", lambda _task, _cells, folder: drawn.append(folder))
+
+    def stop_at_once(source, first, count):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return give(source, first, count)
+
+    with monkeypatch.context() as once:
+        once.setattr(PackedExamples, "batch", stop_at_once)
+        ablations.Runs(plan, "recipe").all()
+    assert not drawn and list((tmp_path / "recipe-0").glob("state-*"))
+    assert not (tmp_path / "recipe-1").exists()
+    ablations.Runs(plan, "recipe").all()
+    assert [folder.name for folder in drawn] == ["recipe-0", "recipe-1"]
+    lines = (tmp_path / "recipe-0" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
 
 
 def test_the_table_has_a_row_for_each_arm_with_every_seed_told(finished):

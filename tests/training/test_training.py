@@ -13,51 +13,9 @@ from mmdiff_core.training.config import ObjectiveConfig
 from mmdiff_core.training.example import Example, ExampleSubject
 from mmdiff_core.training.trainable import from_flat, to_flat
 
-from support.small_task import RUN, build, gradients
+from support.small_task import RUN, build, gradients, through_the_nodes
 
 # ---------------------------------------------------------------- the same as inference
-
-
-def through_the_nodes(task, tmp_path, references, regions, caption, noise, steps, cfg, sampler):
-    """The picture that the graph's own functions sample from an adapter exported by the trainer."""
-    import comfy.sample
-
-    from mmdiff_core.checkpoints import checkpoint
-    from mmdiff_core.host import small_world
-    from mmdiff_core.host.apply import Strength, apply
-    from mmdiff_core.host.encode import encode_subject
-    from mmdiff_core.host.models import load_mmdiff
-    from mmdiff_core.host.prompt import encode_prompt
-    from mmdiff_core.method.subjects import PromptSubject
-
-    path = tmp_path / "trained.safetensors"
-    checkpoint.save_single(
-        path, task.adapter.config, to_flat(task.adapter.state_dict()), dtype=torch.float32
-    )
-    mmdiff = load_mmdiff(path)
-    model, clip, clip_vision, _ = small_world.load()
-    subjects = tuple(
-        PromptSubject(
-            encode_subject(mmdiff, clip_vision, refs.movedim(1, -1), None, f"s{i}").subject,
-            region=region,
-        )
-        for i, (refs, region) in enumerate(zip(references, regions, strict=True))
-    )
-    prompt = encode_prompt(clip, mmdiff, caption, "", subjects)
-    patched = apply(model, mmdiff.adapter, Strength(fuse_scale=1.0))
-    return comfy.sample.sample(
-        patched,
-        noise,
-        steps,
-        cfg,
-        sampler,
-        "normal",
-        prompt.positive,
-        prompt.negative,
-        torch.zeros_like(noise),
-        denoise=1.0,
-        seed=0,
-    )
 
 
 @pytest.mark.parametrize("held", [(), ("tokens",), ("nouns",), ("tokens", "nouns")], ids="+".join)
