@@ -27,6 +27,7 @@ from . import (
     gallery,
     picking,
     pretrain,
+    reward,
     sheet,
     shrink,
     train,
@@ -48,6 +49,7 @@ COMMANDS: dict[str, ModuleType] = {
     "ablations": ablations,
     "finetune": finetune,
     "pretrain": pretrain,
+    "reward": reward,
 }
 
 

@@ -193,6 +193,11 @@ def redraw_latents(
 @torch.no_grad()
 def decode(task: MMDiffTask, latents: Tensor) -> Tensor:
     """Latents -> images [B H W 3] in 0..1, through the base's own VAE."""
+    return decode_with_gradient(task, latents)
+
+
+def decode_with_gradient(task: MMDiffTask, latents: Tensor) -> Tensor:
+    """As `decode`; the images' gradient reaches the latents."""
     bridge = task.bridge
     first_stage = bridge.vae.first_stage_model.to(latents.device)
     weight = next(first_stage.parameters())

@@ -70,10 +70,12 @@ def silhouette_of(reference: Tensor) -> Tensor:
     return (inside - ground).abs().amax(0) > DIFFERENT
 
 
-def cut_outs(images: Tensor, silhouette: Tensor) -> Tensor:
-    """A silhouette [h w] cut out of images [B 3 K K] at every position, on the blank ground,
+def cut_outs(
+    images: Tensor, silhouette: Tensor, positions: Sequence[tuple[int, int]] = POSITIONS
+) -> Tensor:
+    """A silhouette [h w] cut out of images [B 3 K K] at every position (x, y), on the blank ground,
     twice as large and softened, as a reference shows it [B P 3 K K]."""
-    parts = [images[..., y : y + scenes.TALL, x : x + WIDTH] for x, y in POSITIONS]
+    parts = [images[..., y : y + scenes.TALL, x : x + WIDTH] for x, y in positions]
     blank = torch.tensor(scenes.BLANK)
     shown = torch.where(silhouette, torch.stack(parts, 1).clamp(0, 1), blank)
     large = shown.repeat_interleave(LARGE, -1).repeat_interleave(LARGE, -2)
