@@ -117,7 +117,6 @@ def test_every_bundled_graph_opens_with_note_and_result_in_view_and_nothing_over
     assert found == {}
 
 
-@pytest.mark.on_every_page
 def test_a_graph_that_has_run_still_shows_its_result_and_nothing_overlaps(window, page_server):
     path = PACK / "workflows/05 Boxes, small world.json"
     graph = json.loads(path.read_text(encoding="utf-8"))
@@ -134,7 +133,7 @@ def test_a_graph_that_has_run_still_shows_its_result_and_nothing_overlaps(window
     assert is_in_view(result, seen["area"])
 
 
-@pytest.mark.on_every_page
+@pytest.mark.parametrize("loaded", ["litegraph"], indirect=True)
 def test_the_gallery_lists_bundled_graphs_by_their_titles_with_a_picture(window):
     window.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates'); }")
     window.get_by_role("button", name=PACK_NAME, exact=True).click()
