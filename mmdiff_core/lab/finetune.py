@@ -25,11 +25,17 @@ QUESTION = trials.Question("one")
 
 
 def as_scene(reference: Tensor, rng: np.random.Generator) -> Tensor:
-    """A reference [3 K K] at the scenes' size, at a random position of its own background."""
+    """A reference [3 K K] at the scenes' size on its own background, at a random position on the
+    grid that subjects stand on."""
     small = F.avg_pool2d(reference[None], 2)[0]
     scene = reference[:, :1, :1].expand(-1, scenes.SIDE, scenes.SIDE).clone()
     height, width = small.shape[-2:]
-    x, y = (int(v) for v in rng.integers(0, scenes.SIDE - width + 1, 2))
+    inside = (width - scenes.WIDTH) // 2, (height - scenes.TALL) // 2  # the subject in it
+    free = (scenes.SIDE - width) // scenes.GRID
+    x, y = (
+        scenes.GRID * int(v) + own % scenes.GRID
+        for v, own in zip(rng.integers(0, free, 2), inside, strict=True)
+    )
     scene[:, y : y + height, x : x + width] = small
     return scene
 
