@@ -178,24 +178,26 @@ def test_a_few_steps_raise_the_reward_of_a_fixed_batch(task):
     assert rewards[-1] > rewards[0] + 0.02
 
 
-def test_a_stage_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, without_gpu):
+def test_late_steps_follow_from_the_batch_so_that_a_stage_that_goes_on_draws_the_same():
+    chosen = [stage(steps=10, last=8).late_steps(number, seed=1) for number in (0, 16, 32, 48) * 2]
+    assert chosen[:4] == chosen[4:] and len({tuple(steps) for steps in chosen}) > 1
+
+
+def test_a_stage_writes_an_adapter_that_names_it(tmp_path, without_gpu):
     from safetensors.torch import load_file
 
+    from mmdiff_core.checkpoints import checkpoint
     from mmdiff_core.host import small_world
     from mmdiff_core.lab.last_stage import Wanted, train
 
     init = small_world.WEIGHTS / "adapter.safetensors"
-    wanted = Wanted(init, steps=2, batch=2, stage=stage(images=1), save_every=1)
-    train(tmp_path / "whole", wanted, "a test")
-    train(tmp_path / "stopped", dataclasses.replace(wanted, steps=1), "a test")
-    train(tmp_path / "stopped", wanted, "a test")
-    whole, stopped = (
-        load_file(tmp_path / name / "adapter.safetensors") for name in ("whole", "stopped")
-    )
-    assert set(whole) == set(stopped)
-    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
-    started = load_file(init)
-    assert any(not torch.equal(whole[name], started[name]) for name in whole)
+    wanted = Wanted(init, steps=1, batch=2, stage=stage(images=1))
+    train(tmp_path, wanted, "a test")
+    file = tmp_path / "adapter.safetensors"
+    before, after = load_file(init), load_file(file)
+    assert set(before) == set(after)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert '"images": 1' in checkpoint.header_of(file)["stage"]
 
 
 # ---------------------------------------------------------------- what it is worth
