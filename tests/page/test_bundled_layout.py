@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from page.conftest import opened as new_page
+
 from support.page import SETTLED, open_graph, run_and_wait, shot
 from support.paths import PACK, PACK_NAME
 
@@ -133,11 +135,14 @@ def test_a_graph_that_has_run_still_shows_its_result_and_nothing_overlaps(window
     assert is_in_view(result, seen["area"])
 
 
-@pytest.mark.parametrize("loaded", ["litegraph"], indirect=True)
-def test_the_gallery_lists_bundled_graphs_by_their_titles_with_a_picture(window):
-    window.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates'); }")
-    window.get_by_role("button", name=PACK_NAME, exact=True).click()
+def test_the_gallery_lists_bundled_graphs_by_their_titles_with_a_picture(
+    chromium, page_server, tmp_path
+):
+    """On a page of its own: the gallery lies over everything else."""
     titles = [path.stem for path in GRAPHS]
-    window.wait_for_function(f"(titles) => ({LISTED})(titles).every((n) => n >= 8)", arg=titles)
-    shot(window, "gallery")
-    window.keyboard.press("Escape")
+    with new_page(chromium, page_server, "litegraph", tmp_path) as page:
+        page.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates'); }")
+        page.get_by_role("button", name=PACK_NAME, exact=True).click()
+        page.wait_for_function(f"(titles) => ({LISTED})(titles).every((n) => n >= 8)", arg=titles)
+        shot(page, "gallery")
+        assert page.errors == []
