@@ -23,8 +23,14 @@ def save_sheet(images: Tensor, path: Path) -> None:
 
 
 def load_sheet(path: Path, count: int, side: int) -> Tensor:
-    """The first `count` images [count 3 side side] in 0..1."""
+    """The first `count` images [count 3 side side] in 0..1. ValueError for a sheet of fewer."""
     with Image.open(path) as opened:
         sheet = torch.from_numpy(np.array(opened.convert("RGB"))).float() / 255
     rows = sheet.unflatten(0, (-1, side)).unflatten(2, (COLUMNS, side))  # R S C S 3
-    return rows.permute(0, 2, 4, 1, 3).flatten(0, 1)[:count].contiguous()
+    images = rows.permute(0, 2, 4, 1, 3).flatten(0, 1)
+    if len(images) < count:
+        raise ValueError(
+            f"{path} has room for {len(images)} images, expected {count}; give --images the number "
+            "that was drawn"
+        )
+    return images[:count].contiguous()

@@ -106,6 +106,8 @@ def test_a_sheet_gives_its_images_back_to_within_a_step_of_8_bits(tmp_path):
     save_sheet(images, tmp_path / "sheet.png")
     back = load_sheet(tmp_path / "sheet.png", 35, 32)
     assert back.shape == images.shape and (back - images).abs().max() <= 0.5 / 255 + 1e-6
+    with pytest.raises(ValueError, match="room for 64 images, expected 65; give --images"):
+        load_sheet(tmp_path / "sheet.png", 65, 32)
 
 
 def test_processes_that_share_a_number_wait_for_all_of_them(tmp_path):
