@@ -1,5 +1,5 @@
 """The bundled graphs as a person meets them: listed by title; note, result and prompt in view;
-nothing overlapping, in both of ComfyUI's ways to draw nodes and with both frontends."""
+nothing overlapping, in both of ComfyUI's ways to draw nodes."""
 
 from __future__ import annotations
 
@@ -109,7 +109,6 @@ def faults(seen: dict) -> list[str]:
     return found
 
 
-@pytest.mark.on_every_page
 def test_every_bundled_graph_opens_with_note_and_result_in_view_and_nothing_overlapping(window):
     found = {
         path.stem: wrong
