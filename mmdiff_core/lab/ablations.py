@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -107,23 +107,22 @@ class Runs:
         """
         run = run_of(self.arm, seed, steps, self.plan.batch)
         task = build_task(run, self.plan.device, base=self.base)
-        export = export_with(run, task, "python -m mmdiff_core ablations")
-        loop = LoopConfig.from_dict({"seed": seed, **run.loop})
-        with stopped_at(self.latest(left)):
-            report = fit(task, self.source, loop, folder, export=export)
-        if report.stopped and self.plan.until is None:
-            task.bridge.close()
-            return False
-        drop_states(folder)
-        from_flat(checkpoint.read(folder / "adapter.safetensors")[1], task.adapter)
-        facts = {"steps": report.steps, "images": report.steps * self.plan.batch}
-        facts |= {"asked_steps": steps, "images_per_second": report.images_per_second}
-        began = time.time()
-        draw_all(task, self.plan.cells(), folder)
+        with closing(task.bridge):
+            export = export_with(run, task, "python -m mmdiff_core ablations")
+            loop = LoopConfig.from_dict({"seed": seed, **run.loop})
+            with stopped_at(self.latest(left)):
+                report = fit(task, self.source, loop, folder, export=export)
+            if report.stopped and self.plan.until is None:
+                return False
+            drop_states(folder)
+            from_flat(checkpoint.read(folder / "adapter.safetensors")[1], task.adapter)
+            facts = {"steps": report.steps, "images": report.steps * self.plan.batch}
+            facts |= {"asked_steps": steps, "images_per_second": report.images_per_second}
+            began = time.time()
+            draw_all(task, self.plan.cells(), folder)
         facts |= {"drawing_seconds": time.time() - began}
         facts["inside"] = inside(folder)
         (folder / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        task.bridge.close()
         return True
 
     def latest(self, left: int) -> float | None:

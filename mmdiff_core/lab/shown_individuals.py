@@ -22,8 +22,8 @@ from ..training.example import Example
 class ShownIndividuals:
     """The frozen image encoder compares cut-outs with clean references, as MM-Diff Likeness does.
 
-    Where subjects stand says the squared error to their true renderings; how alike they are says
-    the encoder alone. So neither Likeness nor the second ruler can judge what was trained with it.
+    The squared error to true renderings says where subjects stand, the encoder alone how alike they
+    are. So neither Likeness nor the second ruler can judge what was trained with it.
     """
 
     def __init__(self, source: SmallWorldExamples):
