@@ -7,7 +7,6 @@ Shapes   B images · H W pixels · P width of the shared space
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 import comfy.model_management as mm
 import torch
@@ -16,19 +15,18 @@ from torch import Tensor
 
 from ..evaluation.picking import PromptFidelity
 from ..references.pixels import checked_images
-from ..untrusted import listed, quoted_list
+from ..untrusted import quoted_list
 from .nouns import read, without_markers
 from .vision import PROJECTION
 
 BIG_G = "CLIP ViT-bigG/14"
-# Text encoders of a CLIP, by ComfyUI's names of them, whose pooled output is projected into a space
-# that an image encoder shares -> that image encoder. Others are left out on purpose: checkpoints of
-# SD1.5 hold no projection for "l", and ComfyUI does not set one that is missing, so that its pooled
-# output is whatever the memory held.
-SHARED: Mapping[frozenset[str], str] = {
-    frozenset({"l", "g"}): BIG_G,  # SDXL; pooled is that of "g"
-    frozenset({"g"}): BIG_G,  # SDXL's refiner, or clip_g by itself
-}
+# Text encoders of a CLIP, by ComfyUI's names of them, whose pooled output is projected into the
+# space of BIG_G. Others are left out on purpose: checkpoints of SD1.5 hold no projection for "l",
+# and ComfyUI does not set one that is missing, so that its output is whatever the memory held.
+SHARED = (
+    frozenset({"l", "g"}),  # SDXL; pooled is that of "g"
+    frozenset({"g"}),  # SDXL's refiner, or clip_g by itself
+)
 AT_ONCE = 16  # images in one call of the encoder
 
 
@@ -90,6 +88,6 @@ def _check_image_encoder(clip_vision, width: int) -> None:
     if found != str(width):
         raise ValueError(
             f"clip_vision has a CLIP projection to {found} numbers, expected {width} as clip has: "
-            f"connect {listed(sorted(set(SHARED.values())))} from Load CLIP Vision; the image "
+            f"connect {BIG_G} from Load CLIP Vision; the image "
             "encoder of the subjects is another one"
         )
