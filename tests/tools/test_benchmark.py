@@ -236,11 +236,15 @@ def test_the_peak_is_that_of_what_is_done_and_of_nothing_before():
     def hold(count: int) -> None:
         torch.ones(count * size // 4)
 
+    pieces = [torch.ones(2**14) for _ in range(6 * size // 2**16)]
+    last = pieces.pop()  # holds the heap's end, so that the freed pieces stay with the process
+    del pieces
     large, small = peak.of(lambda: hold(4)), peak.of(lambda: hold(1))
     if large is None:
         assert small is None  # the system does not tell
     else:
         assert 3 * size < large < 5 * size and small < 2 * size
+    assert last.sum() == 2**14
 
 
 def test_fine_tuning_trains_the_unet_and_tells_how_long_a_subject_takes(counted):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -52,11 +54,19 @@ class Peak:
         return None if before is None else status("VmHWM") - before
 
     def reset(self) -> int | None:
-        """What is in use now, from where the peak is counted."""
+        """What is in use now, from where the peak is counted. Memory that the process holds
+        without using it goes back to the system first: taken again, it would not count.
+        """
+        gc.collect()
         if self.cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated()
+        if not CLEAR.exists():
+            return None
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
+        if trim is not None:
+            trim(0)
         try:
             CLEAR.write_text(RESET_PEAK)
             return status("VmRSS")
