@@ -167,10 +167,11 @@ TUNING = Experiment(
     (
         Cell("MM-Diff, 1 reference"),
         Cell("MM-Diff, 5 references", references=5),
+        Cell("fine-tuned, 1 reference", drawn_by=FINE_TUNED),
         Cell("fine-tuned, 5 references", references=5, drawn_by=FINE_TUNED),
         Cell(BASE, drawn_by=BASE),
     ),
-    (("MM-Diff, 5 references", "fine-tuned, 5 references"),),
+    tuple((f"MM-Diff, {n}", f"fine-tuned, {n}") for n in ("1 reference", "5 references")),
     by_subject=True,
 )
 

@@ -22,11 +22,10 @@ from ..training.task import MMDiffTask
 from . import frames
 from .answers import SEED, draw
 from .costs import Meter
-from .finetune import fine_tune
+from .finetune import RATE, STEPS, fine_tune
 from .protocol import save_image
 
 BATCH = 16
-STEPS = 300  # of fine-tuning
 Say = Callable[[str], None]
 
 
@@ -96,7 +95,7 @@ class Drawers:
         told = {name: value for name, value in asdict(cell).items() if name != "name"}
         told["held"] = " ".join(cell.held)
         if cell.drawn_by == FINE_TUNED:
-            told["steps of fine-tuning"] = STEPS
+            told |= {"steps of fine-tuning": STEPS, "rate of fine-tuning": RATE}
         models = {self.adapter.name: file_hash(self.adapter)}
         settings = {**told, **sampling, "seed": SEED}
         return Manifest("the small world's lab", "experiment", "", settings, models)
@@ -151,7 +150,7 @@ class Drawers:
         task, (kind, _) = load_task(None), first.trial.wanted[0]
         (subject,) = first.trial.example.subjects
         with Meter() as meter:
-            fine_tune(task, kind, subject.references.float(), STEPS, first.unit)
+            fine_tune(task, kind, subject.references.float(), first.unit)
         self.say(f"fine-tuned on one subject in {meter.seconds:.0f} s")
         return lambda t: draw(task, _without(t)), meter
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,37 +15,50 @@ from torch import Tensor
 
 from ..host.frozen_base.build import load_task
 from ..small_world import scenes, trials
+from ..small_world.backgrounds import background
 from ..small_world.examples import SmallWorldExamples, enlarge
 from ..training.example import Example
 from ..training.task import MMDiffTask
 from .answers import SEED, draw, load_reader
 
 log = logging.getLogger(__name__)
-BATCH, RATE = 8, 2e-4
+BATCH = 8
+RATE, STEPS = 1e-4, 300
+GROUND = 0.01  # more than this from the corner's colour, in 0..1, is the subject
 QUESTION = trials.Question("one")
 
 
-def as_scene(reference: Tensor, rng: np.random.Generator) -> Tensor:
-    """A reference [3 K K] at the scenes' size on its own background, at a random position on the
-    grid that subjects stand on."""
-    small = F.avg_pool2d(reference[None], 2)[0]
-    scene = reference[:, :1, :1].expand(-1, scenes.SIDE, scenes.SIDE).clone()
+def set_in_scene(kind: str, reference: Tensor, scene: scenes.Scene) -> tuple[Tensor, str]:
+    """A reference [3 K K] cut out of its blank ground, at the scenes' size and in the place of the
+    scene's one subject [3 S S]; and the caption.
+    """
+    cut = (reference - reference[:, :1, :1]).abs().amax(0, keepdim=True).gt(GROUND).float()
+    small, mask = (F.avg_pool2d(part[None], 2)[0] for part in (reference * cut, cut))
+    (stands,) = scene.placed
     height, width = small.shape[-2:]
-    inside = (width - scenes.WIDTH) // 2, (height - scenes.TALL) // 2  # the subject in it
-    free = (scenes.SIDE - width) // scenes.GRID
-    x, y = (
-        scenes.GRID * int(v) + own % scenes.GRID
-        for v, own in zip(rng.integers(0, free, 2), inside, strict=True)
-    )
-    scene[:, y : y + height, x : x + width] = small
-    return scene
+    top = stands.y - (height - scenes.TALL) // 2  # the subject is in the middle of the reference
+    left = stands.x - (width - scenes.WIDTH) // 2
+    right, below = scenes.SIDE - left - width, scenes.SIDE - top - height
+    around = (left, right, top, below)  # where negative, it is cropped
+    ground = torch.tensor(background(scene.place, scene.style)).movedim(-1, 0)
+    small, mask = (F.pad(part, around) for part in (small, mask))
+    caption = replace(scene, placed=(replace(stands, kind=kind),)).caption
+    return ground * (1 - mask) + small, caption
 
 
-def fine_tune(task: MMDiffTask, kind: str, references: Tensor, steps: int, seed: int) -> float:
+def fine_tune(
+    task: MMDiffTask,
+    kind: str,
+    references: Tensor,
+    seed: int,
+    *,
+    steps: int = STEPS,
+    rate: float = RATE,
+) -> float:
     """Train the task's UNet on one subject; seconds it took."""
     unet = task.bridge.unet.requires_grad_(True)
     parameters = unet.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
     rng = np.random.default_rng(seed)
     prior = SmallWorldExamples(seed=seed + 1, caption_dropout=0.1, subject_dropout=1.0)
     began = time.time()
@@ -52,8 +66,10 @@ def fine_tune(task: MMDiffTask, kind: str, references: Tensor, steps: int, seed:
         number = (seed * steps + step) * BATCH
         own = []
         for offset in range(BATCH // 2):
-            shown = as_scene(references[rng.integers(len(references))], rng)
-            own.append(Example(enlarge(shown), f"a {kind}", (), number + offset))
+            reference = references[rng.integers(len(references))]
+            scene = scenes.scene("train", seed, number + offset, 1)
+            shown, caption = set_in_scene(kind, reference, scene)
+            own.append(Example(enlarge(shown), caption, (), number + offset))
         loss = task([*own, *prior.batch(number + BATCH // 2, BATCH // 2)])["loss"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -76,24 +92,25 @@ def trials_of(subject: int, images: int, references: int) -> list[trials.Trial]:
     return of_subject
 
 
-def compare(subjects: int, images: int, steps: int, references: int) -> dict:
+def compare(
+    subjects: Sequence[int], images: int, references: int, *, steps: int, rate: float
+) -> dict:
     """Counts over all subjects, and what one costs, as a results file has them."""
     reader, tally, seconds = load_reader(), trials.Tally(), []
-    for subject in range(subjects):
+    for subject in subjects:
         asked = trials.make_trial(replace(QUESTION, references=references), SEED, subject)
         task, (kind, _) = load_task(None), asked.wanted[0]
         shown = asked.example.subjects[0].references
-        seconds.append(fine_tune(task, kind, shown, steps, subject))
+        seconds.append(fine_tune(task, kind, shown, subject, steps=steps, rate=rate))
         wanted = trials_of(subject, images, references)
         drawn = draw(task, [trial.example for trial in wanted])
         tally = tally.merge(trials.count(wanted, drawn, reader))
-        log.info(
-            "subject %d of %d: %.0f s, so far %s", subject + 1, subjects, seconds[-1], vars(tally)
-        )
+        log.info("subject %d: %.0f s, so far %s", subject, seconds[-1], vars(tally))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     cost = {
-        "seconds_per_subject": sum(seconds) / subjects,
+        "seconds_per_subject": sum(seconds) / len(seconds),
         "steps": steps,
+        "rate": rate,
         "peak_memory_bytes": peak,
     }
     return {"fine-tuned": {QUESTION.name: vars(tally), "cost": cost}}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 
@@ -250,7 +249,7 @@ def test_the_second_rulers_shares_are_of_the_images_that_it_saw_and_empty_where_
 
 
 def test_a_fine_tuned_base_is_counted_on_its_own_individual_and_stands_in_the_same_table():
-    from mmdiff_core.lab.finetune import as_scene, trials_of
+    from mmdiff_core.lab.finetune import trials_of
     from mmdiff_core.lab.tables import table
 
     first, *others = trials_of(3, 3, 2)
@@ -258,13 +257,22 @@ def test_a_fine_tuned_base_is_counted_on_its_own_individual_and_stands_in_the_sa
     assert shown == set(first.wanted)
     assert all(not t.example.subjects for t in others)
     assert len({t.scene.style for t in (first, *others)}) == 3
-    reference = torch.full((3, 32, 32), 0.75)
-    reference[:, 10:20, 10:20] = 1.0
-    assert (
-        as_scene(reference, np.random.default_rng(0)).gt(0.9).sum() == 3 * 25
-    )  # half as large, the rest its blank ground
     text = table({"fine-tuned": {"one": tally(identity=180), "cost": {"steps": 200}}})
     assert "| fine-tuned | one | 100 | 90.0 (" in text and "cost" not in text
+
+
+def test_a_clean_reference_set_in_a_scene_is_the_scene_with_its_individual():
+    from mmdiff_core.lab.finetune import set_in_scene
+
+    for number in range(20):
+        scene = scenes.scene("test", 5, number, 1)
+        (placed,) = scene.placed
+        reference = torch.from_numpy(scenes.reference(placed.kind, placed.identity)).movedim(-1, 0)
+        cat = dataclasses.replace(placed, kind="cat")
+        another = dataclasses.replace(scene, placed=(cat,))
+        shown, caption = set_in_scene(placed.kind, reference, another)
+        assert caption == scene.caption
+        torch.testing.assert_close(shown, dots(scene), atol=1e-6, rtol=0)
 
 
 def test_unseen_pairs_are_those_that_no_training_picture_shows():
