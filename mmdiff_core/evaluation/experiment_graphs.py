@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from .comfy_api import Graph
 from .drawing import ENCODER, Template
@@ -28,6 +29,8 @@ from .sets import MARKER
 SAMPLER = "KSampler"
 SETTINGS = ("model", "positive", "negative", "latent_image", "steps", "cfg", "scheduler")
 FAR = 500_000  # from the seed of a walk's first noise to that of its last
+# other than the default; by default a window draws the image before it along, and drops it
+CHOSEN = {"ContextWindowsManual": {"causal_window_fix": False}}
 TOP, HIGH, MARGIN = 0.1, 0.9, 0.02  # of the boxes, as shares of the image
 
 
@@ -55,6 +58,23 @@ def graph_of(template: Template, cell: Cell, asked: Asked, names: Sequence[Seque
     if cell.frames:
         _Frames(graph, template).draw(cell, asked, plain)
     return graph
+
+
+def with_defaults(graph: Graph, node: Callable[[str], Mapping[str, Any] | None]) -> Graph:
+    """The graph with the inputs that a newer ComfyUI gave to its nodes: as in the page, they have
+    their defaults.
+
+    node  what the server says of a node by its type
+    """
+    filled = {}
+    for name, each in graph.items():
+        kind = each["class_type"]
+        wanted = ((node(kind) or {}).get("input") or {}).get("required") or {}
+        known = {key: told[1] for key, told in wanted.items() if len(told) > 1}
+        defaults = {key: told["default"] for key, told in known.items() if "default" in told}
+        chosen = {k: v for k, v in CHOSEN.get(kind, {}).items() if k in wanted}
+        filled[name] = {**each, "inputs": {**defaults, **chosen, **each["inputs"]}}
+    return filled
 
 
 def _add(graph: Graph, name: str, kind: str, **inputs) -> list:

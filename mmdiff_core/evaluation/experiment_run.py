@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from .comfy_api import ComfyServer, GraphFailed
 from .drawing import Drawing, Template, keep_image, upload_once
-from .experiment_graphs import graph_of
+from .experiment_graphs import graph_of, with_defaults
 from .experiment_sets import Asked, asked_of, groups_of
 from .experiments import (
     BASE,
@@ -100,13 +101,13 @@ def draw_cell(
     folder = plan.out / cell.folder
     begin(folder, _manifest(server, plan, cell))
     costs, uploaded, failed, row = dict(read_costs(folder)), {}, [], 0
-    size = FRAMES if cell.frames else 1
+    size, node = FRAMES if cell.frames else 1, cache(server.node)
     left = [each for each in asked if not _is_there(folder, each, size)]
     for number, each in enumerate(left, 1):
         names = []
         for own in each.files:
             names.append([upload_once(server, path, uploaded) for path in own])
-        graph = graph_of(plan.template, cell, each, names)
+        graph = with_defaults(graph_of(plan.template, cell, each, names), node)
         try:
             ran = server.run_all(graph, plan.template.save, watched=True)
         except GraphFailed as error:

@@ -42,13 +42,15 @@ def with_windows(model, wanted: Windows):
     """A clone of a MODEL that draws longer batches in windows, as the node Context Windows (Manual)
     does for axis 0."""
     clone = model.clone()
-    clone.model_options["context_handler"] = BatchWindows(
+    clone.model_options["context_handler"] = handler = BatchWindows(
         windows.get_matching_context_schedule(SCHEDULE),
         windows.get_matching_fuse_method(FUSE),
         wanted.length,
         wanted.overlap,
         dim=0,
     )
+    # newer hosts would draw the image before each window along with it, for causal video models
+    handler.causal_window_fix = False
     windows.create_prepare_sampling_wrapper(clone)
     return clone
 

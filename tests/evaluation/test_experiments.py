@@ -13,7 +13,7 @@ from mmdiff_core.commands import experiments as command
 from mmdiff_core.commands import main
 from mmdiff_core.evaluation import experiment_sets as S
 from mmdiff_core.evaluation.drawing import read_template
-from mmdiff_core.evaluation.experiment_graphs import check_template, graph_of
+from mmdiff_core.evaluation.experiment_graphs import check_template, graph_of, with_defaults
 from mmdiff_core.evaluation.experiments import (
     BASE,
     EXPERIMENTS,
@@ -273,6 +273,19 @@ def test_a_prompt_walk_mixes_two_prompts_from_one_noise(drawn_by, subjects, tmp_
     here, there = made["text"]["inputs"], made["text_there"]["inputs"]
     assert here.get("subjects") == there.get("subjects") and here["text"] != there["text"]
     assert ("<|" in there["text"]) == (drawn_by != BASE)
+
+
+def test_inputs_that_a_newer_server_asks_for_have_their_defaults_and_windows_draw_no_image_more():
+    asked = {"dim": ["INT", {}], "freenoise": ["BOOLEAN", {"default": False}]}
+    kinds = {"ContextWindowsManual": {"input": {"required": asked}}}
+    graph = {"windows": {"class_type": "ContextWindowsManual", "inputs": {"dim": 0}}}
+    older = with_defaults(graph, kinds.get)["windows"]["inputs"]
+    assert older == {"dim": 0, "freenoise": False}
+    asked["causal_window_fix"] = ["BOOLEAN", {"default": True}]
+    newer = with_defaults(graph, kinds.get)["windows"]["inputs"]
+    assert newer == {"dim": 0, "freenoise": False, "causal_window_fix": False}
+    assert graph["windows"]["inputs"] == {"dim": 0}
+    assert with_defaults(graph, lambda kind: None) == graph, "no such node: the server says so"
 
 
 def test_a_graph_with_another_sampler_is_told(tmp_path):
