@@ -4,6 +4,7 @@ subject, the host's sampler in context windows. Each batch's cost is kept beside
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -152,7 +153,12 @@ class Drawers:
         with Meter() as meter:
             fine_tune(task, kind, subject.references.float(), first.unit)
         self.say(f"fine-tuned on one subject in {meter.seconds:.0f} s")
-        return lambda t: draw(task, _without(t)), meter
+
+        def draw_once(trials: Sequence[Trial]) -> Tensor:
+            with closing(task.bridge):
+                return draw(task, _without(trials))
+
+        return draw_once, meter
 
 
 def _without(trials: Sequence[Trial]) -> list:
