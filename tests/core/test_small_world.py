@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections import Counter
 
 import pytest
@@ -259,6 +261,19 @@ def test_a_fine_tuned_base_is_counted_on_its_own_individual_and_stands_in_the_sa
     assert len({t.scene.style for t in (first, *others)}) == 3
     text = table({"fine-tuned": {"one": tally(identity=180), "cost": {"steps": 200}}})
     assert "| fine-tuned | one | 100 | 90.0 (" in text and "cost" not in text
+
+
+def test_a_base_is_gone_when_nothing_holds_its_task():
+    from mmdiff_core.host.frozen_base.build import load_task
+    from mmdiff_core.small_world.examples import SmallWorldExamples
+
+    task = load_task(None)
+    task(SmallWorldExamples(subject_dropout=1.0).batch(0, 2))
+    base = weakref.ref(task.bridge.unet)
+    task.bridge.close()
+    del task
+    gc.collect()
+    assert base() is None
 
 
 def test_a_clean_reference_set_in_a_scene_is_the_scene_with_its_individual():

@@ -74,6 +74,7 @@ class HostBridge:
         self.alphas = (1 / (1 + sigmas**2)).float().to(self.device)
         self.compute = torch.float32  # of everything outside the UNet
         self.lora = LoRAHooks(self.unet, self.texts, adapter)
+        self._tokens = lru_cache(maxsize=100_000)(self._read)  # its own, gone with the bridge
 
     @property
     def strength(self) -> float:
@@ -99,7 +100,7 @@ class HostBridge:
 
     # ------------------------------------------------------------ captions
     def conditioning(self, batch: Sequence[Example], fuse: Fuse | None) -> Conditioning:
-        read = [self._read(example.caption, example.spans) for example in batch]
+        read = [self._tokens(example.caption, example.spans) for example in batch]
         states, pooled = [], None
         for encoder, model in self.texts.items():
             ids = torch.tensor([tokens.ids[encoder] for tokens in read], device=self.device)
@@ -152,7 +153,6 @@ class HostBridge:
             target_width=width,
         )
 
-    @lru_cache(maxsize=100_000)  # noqa: B019  (a bridge lives as long as its run)
     def _read(self, caption: str, spans: tuple[Span, ...]) -> Tokens:
         """Tokens and nouns, by the search that inference uses for a prompt."""
         marked, at = "", 0
