@@ -29,7 +29,8 @@ from .sets import MARKER
 SAMPLER = "KSampler"
 SETTINGS = ("model", "positive", "negative", "latent_image", "steps", "cfg", "scheduler")
 FAR = 500_000  # from the seed of a walk's first noise to that of its last
-# other than the default; by default a window draws the image before it along, and drops it
+# inputs that only newer versions have, and that are not left at their defaults: for causal video
+# models a window would draw the image before it as well, and drop it
 CHOSEN = {"ContextWindowsManual": {"causal_window_fix": False}}
 TOP, HIGH, MARGIN = 0.1, 0.9, 0.02  # of the boxes, as shares of the image
 

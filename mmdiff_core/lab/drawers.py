@@ -4,7 +4,6 @@ subject, the host's sampler in context windows. Each batch's cost is kept beside
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -153,12 +152,7 @@ class Drawers:
         with Meter() as meter:
             fine_tune(task, kind, subject.references.float(), first.unit)
         self.say(f"fine-tuned on one subject in {meter.seconds:.0f} s")
-
-        def draw_once(trials: Sequence[Trial]) -> Tensor:
-            with closing(task.bridge):
-                return draw(task, _without(trials))
-
-        return draw_once, meter
+        return lambda t: draw(task, _without(t)), meter
 
 
 def _without(trials: Sequence[Trial]) -> list:

@@ -104,7 +104,6 @@ def compare(
         seconds.append(fine_tune(task, kind, shown, subject, steps=steps, rate=rate))
         wanted = trials_of(subject, images, references)
         drawn = draw(task, [trial.example for trial in wanted])
-        task.bridge.close()
         tally = tally.merge(trials.count(wanted, drawn, reader))
         log.info("subject %d: %.0f s, so far %s", subject, seconds[-1], vars(tally))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

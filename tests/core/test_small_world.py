@@ -270,7 +270,6 @@ def test_a_base_is_gone_when_nothing_holds_its_task():
     task = load_task(None)
     task(SmallWorldExamples(subject_dropout=1.0).batch(0, 2))
     base = weakref.ref(task.bridge.unet)
-    task.bridge.close()
     del task
     gc.collect()
     assert base() is None
