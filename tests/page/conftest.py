@@ -9,7 +9,7 @@ Without them the tests are skipped, but where CI is set they fail: there both be
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from support.page import (
     lacking,
     lacking_newest,
     open_page,
+    open_without_a_graph,
 )
 from support.page_graphs import BUILD
 from support.server import Server
@@ -104,6 +105,7 @@ def opened(chromium, server, renderer: str, shots: Path) -> Iterator[Page]:
     open_page(page, server)
     page.shots = shots / renderer.replace(" ", "_")
     page.errors = errors
+    page.failed = False
     yield page
     page.close()
 
@@ -114,6 +116,22 @@ def loaded(request, chromium, page_server, tmp_path_factory):
     start, so all files share it."""
     with opened(chromium, page_server, request.param, tmp_path_factory.mktemp("shots")) as page:
         yield page
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport]:
+    report = yield
+    if report.failed and (page := getattr(item, "funcargs", {}).get("loaded")):
+        page.failed = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_a_failed_test_is_left(request):
+    """A test that failed can leave a dialog over the page that the next ones share."""
+    if "loaded" in request.fixturenames and (page := request.getfixturevalue("loaded")).failed:
+        open_without_a_graph(page, request.getfixturevalue("page_server"))
+        page.failed = False
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from support.page import Editor, open_page, run_and_wait, shot
+from support.page import Editor, open_without_a_graph, run_and_wait, shot
 from support.page_graphs import FIND
 
 
@@ -42,14 +42,6 @@ def test_boxes_are_copied_with_their_node(editor, page):
     }""")
     assert len(found) == 2 and found[0] == found[1]
     assert page.locator(".mmdiff-boxes").nth(1).locator(".box").count() == 2
-
-
-def open_without_a_graph(page, page_server) -> None:
-    """Open the page anew: clearing a graph leaves the elements of its subgraphs behind, and some
-    frontends open the last graph again."""
-    page.evaluate("() => app.loadGraphData({ version: 0.4, nodes: [], links: [] })")
-    page.wait_for_timeout(1000)
-    open_page(page, page_server)
 
 
 def test_boxes_and_names_come_along_into_a_subgraph_and_out_of_one(editor, page, page_server):

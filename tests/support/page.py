@@ -123,6 +123,14 @@ def open_page(page, server) -> None:
     page.evaluate(NOTHING_DEPRECATED)
 
 
+def open_without_a_graph(page, server) -> None:
+    """Open the page anew: clearing a graph leaves the elements of its subgraphs behind, and some
+    frontends open the last graph again."""
+    page.evaluate("() => app.loadGraphData({ version: 0.4, nodes: [], links: [] })")
+    page.wait_for_timeout(1000)
+    open_page(page, server)
+
+
 class Editor:
     """The box editor of the graph's masks node, as a person has it before them."""
 
