@@ -188,6 +188,10 @@ class Group:
     regions: Tensor | None = None
     watchers: tuple[Watcher, ...] = ()
 
+    def acting(self, x: Tensor) -> Tensor:
+        """x where the image branch acts at this sigma, else 0; for what knows it on the device."""
+        return x if isinstance(self.factor, float) else x * self.factor.to(x.dtype)
+
     def view(self, grid: tuple[int, int]) -> LayerView:
         return LayerView(
             grid, self.latent, self.area, self.image or 0, self.stop - self.start, self.regions

@@ -135,7 +135,7 @@ class SubjectAttention:
             bias = group.state.noun_region(group.view(grid_of(extra_options)), q)
             if bias is not None:
                 whole = q.new_zeros(len(q), 1, q.shape[1], k.shape[1]) if whole is None else whole
-                whole[group.start : group.stop] = fit_columns(bias, k.shape[1])
+                whole[group.start : group.stop] = group.acting(fit_columns(bias, k.shape[1]))
         return whole
 
     def show(self, out: Tensor, q: Tensor, k: Tensor, group: Group, extra_options: dict) -> Tensor:
@@ -167,8 +167,7 @@ class SubjectAttention:
                     )
                 )
         if not isinstance(group.factor, float):
-            inside = group.factor.to(q.dtype).view(1, 1, 1, 1)
-            gate = inside if gate is None else gate * inside
+            gate = group.acting(q.new_ones(1, 1, 1, 1) if gate is None else gate)
         rows = start, stop
         return add_image_branch(out, q, key, value, self.fuse_scale, bias, gate, rows, router)
 

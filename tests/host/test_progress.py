@@ -11,7 +11,8 @@ import torch
 
 from mmdiff_core.host import finder as finder_module
 from mmdiff_core.host import progress
-from mmdiff_core.host.application import Application
+from mmdiff_core.host.application import Application, Strength
+from mmdiff_core.host.apply import apply
 from mmdiff_core.host.finder import make_finder
 from mmdiff_core.host.layer_attention import Columns
 from mmdiff_core.host.parts import Latents
@@ -19,7 +20,7 @@ from mmdiff_core.host.progress import LateAnswer
 from mmdiff_core.host.watch import Recorder, WatchPlan, watch
 from mmdiff_core.method.subjects import FindRegions
 
-from support.scene import close
+from support.scene import close, half_masks
 from support.splitters import noise_of, sample
 from support.watching import NOUNS, prompt
 
@@ -154,6 +155,22 @@ def test_where_no_sigma_may_be_read_the_regions_and_maps_are_the_same(
     assert close(read, unread)
     assert torch.allclose(maps.text, same.text, atol=1e-4)
     assert torch.allclose(maps.image, same.image, atol=1e-4)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_where_no_sigma_may_be_read_nouns_are_held_in_the_same_steps(scene, monkeypatch, start):
+    """Apply's start and end are those of all that is held, also where only the device knows them."""
+    masks = half_masks(8)
+    held = [s.within(mask=m, hold_nouns=True) for s, m in zip(scene.subjects, masks, strict=True)]
+    patched = apply(scene.model, scene.adapter, Strength(start=start, end=0.9))
+    sigmas, noise = schedule(patched, "normal", 5), noise_of(1, (8, 8), 3)
+
+    def run() -> torch.Tensor:
+        return sample(patched, noise, prompt(scene, tuple(held)), scene.negative, sigmas)
+
+    read = run()
+    monkeypatch.setattr(progress, "read_sigma", lambda sigmas: sigmas[:1])
+    assert close(run(), read)
 
 
 @pytest.mark.parametrize("update", [False, True])
