@@ -5,6 +5,7 @@ What happens when:
     apply.py         clone the model, patch the clone (weights and 70 or 16 slots)
     once a run       SAMPLER_SAMPLE wrapper: K and V of every subject at every layer, through the
                      layers' own modules; what the layers make of the text is kept (kept_text.py)
+                     self-attention slots, where regions ask for them (self_attention.py)
     once a call      DIFFUSION_MODEL wrapper: which rows of the batch show which subjects
     slot.py          once a layer: the text branch as it was, then the image branch for those rows
                      alone
@@ -38,6 +39,7 @@ from .layer_attention import Columns, Watcher, watched_slots
 from .parts import Latents, add_places, locate, place_rows
 from .progress import Window
 from .run import Group, ModelCall, PromptState, Run, Side
+from .self_attention import bound_self_attention, name_of
 from .served import application_key, check_served, label_conds, sampling_wrappers
 from .slot import SubjectAttention
 from .watch import WATCH, Recording
@@ -88,6 +90,8 @@ class Application:
         options = model_options.get("transformer_options", {})
         before = args[0] if args else kwargs.get("latent_image")
         run = self.make_run(guider, sigmas, noise, model_options, before)
+        if run.bounds_self_attention:
+            options = bound_self_attention(options, self.blocks, self.key)
         with keeping_text(guider, model_options, self.kept_blocks, noise.device) as texts:
             run = replace(run, texts=texts)
             extra_args = {
@@ -155,7 +159,7 @@ class Application:
                 )
             if finder is not None:
                 finder = resume(prompt, finder)
-            sides = Side.both(prompt.subjects, device)
+            sides = Side.each(prompt.subjects, device)
             routers = self.routers(prompt, *kind)
             states[id(prompt)] = PromptState(prompt, keys, sides, columns, finder, routers)
         return states
@@ -173,7 +177,7 @@ class Application:
         if others:
             raise RuntimeError(
                 "MM-Diff: hold_nouns is on, but another node replaced the text attention in "
-                f"{len(others)} layers ({_name_of(others[0])}); turn hold_nouns off, or remove "
+                f"{len(others)} layers ({name_of(others[0])}); turn hold_nouns off, or remove "
                 "that node"
             )
 
@@ -184,7 +188,7 @@ class Application:
         for block in self.blocks:
             patch = slots.get(block.slot, slots.get(block.slot[:2]))
             if not (isinstance(patch, SubjectAttention) and patch.holds(self.key)):
-                unsure[block.slot] = _name_of(patch)
+                unsure[block.slot] = name_of(patch)
         return unsure
 
     def check_called(self, run: Run) -> None:
@@ -301,10 +305,6 @@ class Application:
         if recorder is not None:
             watchers.append(recorder)
         return state, regions, tuple(watchers)
-
-
-def _name_of(patch: object) -> str:
-    return getattr(patch, "__qualname__", type(patch).__qualname__)
 
 
 def model_dtype(base_model) -> torch.dtype:

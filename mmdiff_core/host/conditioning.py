@@ -49,7 +49,7 @@ class BoundPrompt:
     @property
     def has_regions(self) -> bool:
         """Whether a subject acts in a part of the image alone: a row must know where it is."""
-        return any(s.region.mask is not None or s.region.find for s in self.subjects)
+        return any(s.region.is_somewhere for s in self.subjects)
 
     @property
     def counts_images(self) -> bool:
@@ -58,9 +58,9 @@ class BoundPrompt:
 
     @property
     def shows(self) -> bool:
-        """Whether the model has anything to do for it: tokens to show, or nouns to hold to a
-        region. A subject without tokens (clip_only) is otherwise in the text alone."""
-        return any(len(s.subject.tokens) or s.region.limits_nouns for s in self.subjects)
+        """Whether the model has anything to do for it: tokens to show, or nouns or self-attention
+        to hold to a region. A subject without tokens (clip_only) is otherwise in the text alone."""
+        return any(len(s.subject.tokens) or s.region.limits_base for s in self.subjects)
 
     def __deepcopy__(self, memo: dict) -> BoundPrompt:
         return self

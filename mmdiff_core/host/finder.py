@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..bases import Slot
 from ..method.subjects import FindRegions, PromptSubject
-from ..regions.attention_maps import Canvas, canvas_grid, find_regions
+from ..regions.attention_maps import Canvas, canvas_grid, find_inside, find_regions
 from .layer_attention import Columns, LayerAttention, canvas_area
 from .parts import Latents
 from .progress import NEAR, LateAnswer, read_sigma
@@ -27,7 +27,8 @@ class Finder:
 
     bound       the sigma at or below which they hold. The first sigma of a run that continues no
                 other is looked at in any case
-    shares      region of each subject [images S h w] in 0..1, once they were found
+    shares      region of each subject, and how far a place is inside any [images S+1 h w], in
+                0..1, once they were found
     first       the run's first sigma; inf where this continues an earlier run
     found_at    the sigma of the newest regions
     held        on a GPU: whether they were found, as a tensor [1]; `late`: the same, as soon as
@@ -68,8 +69,8 @@ class Finder:
         self.canvas.add(text, image, layer.first, area, weight)
 
     def regions(self, sigmas: Tensor) -> Tensor | None:
-        """Region of each subject [images S h w] in 0..1 at this sigma, or None where all are free.
-        Made once, or, where they follow the maps, once a sigma."""
+        """Region of each subject and of all [images S+1 h w] in 0..1 at this sigma, or None where
+        all are free. Made once, or, where they follow the maps, once a sigma."""
         sigma = self._begin(sigmas)
         if not isinstance(sigma, float):
             return self._regions_on_device(sigma)
@@ -109,7 +110,9 @@ class Finder:
         return sigma
 
     def _find(self) -> Tensor:
-        return find_regions(*self.canvas.mean(), self.plan.sharpness, self.plan.image_share)
+        text, image = self.canvas.mean()
+        each = find_regions(text, image, self.plan.sharpness, self.plan.image_share)
+        return torch.cat([each, find_inside(text, self.plan.sharpness)], 1)
 
 
 @dataclass(frozen=True, eq=False)

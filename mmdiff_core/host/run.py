@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +20,15 @@ from ..bases import Slot
 from ..method.attention import Router
 from ..method.subjects import PromptSubject, count_tokens
 from ..regions.attention_bias import Area, crop_to_grid, noun_bias, shares, token_bias
+from ..regions.self_attention import apart, exclusive
 from .conditioning import BoundPrompt
 from .finder import Finder
 from .kept_text import KeptText
 from .layer_attention import Columns, Watcher
 from .parts import Latents
 from .progress import Window
+
+TOKENS, NOUNS, SELF = "tokens", "nouns", "self"  # the sides of a constraint
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +40,7 @@ class LayerView:
     area    the part of it that the rows' cond covers, or None = all
     first   number of the first row in the latent batch
     rows    number of rows
-    regions the regions found so far [images S h w], or None
+    regions the regions found so far, of each subject and of all [images S+1 h w], or None
     """
 
     grid: tuple[int, int]
@@ -47,9 +51,23 @@ class LayerView:
     regions: Tensor | None
 
 
+class Places(NamedTuple):
+    """The positions of one layer, as a side of the constraint sees them.
+
+    shares  how far each is open to each subject [1|B S P]
+    gate    how far it is open to any by the given masks alone [1 1 P 1]
+    inside  how far it is inside any found region [B 1 P]; None where none was looked for
+    """
+
+    shares: Tensor
+    gate: Tensor
+    inside: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Which subjects a side of the constraint (tokens, or nouns in the text) holds, and to what."""
+    """Which subjects a side of the constraint (tokens, nouns in the text, or self-attention) holds,
+    and to what."""
 
     held: tuple[bool, ...]
     masks: tuple[Tensor | None, ...]  # of the held ones, on the device
@@ -62,25 +80,33 @@ class Side:
         return cls(tuple(held), kept, any(held), any(mask is not None for mask in kept))
 
     @classmethod
-    def both(cls, subjects: Sequence[PromptSubject], device: torch.device) -> dict[str, Side]:
+    def each(cls, subjects: Sequence[PromptSubject], device: torch.device) -> dict[str, Side]:
         """The sides of a prompt, by name: made once a run, for the loop asks for them at every
         layer and step."""
         regions = [s.region for s in subjects]
         masks = [None if r.mask is None else r.mask.to(device) for r in regions]
-        tokens, nouns = zip(*((r.hold_tokens, r.hold_nouns) for r in regions), strict=True)
-        return {"tokens": cls.of(tokens, masks), "nouns": cls.of(nouns, masks)}
+        held = zip(
+            *((r.hold_tokens, r.hold_nouns, r.bound_self_attention) for r in regions), strict=True
+        )
+        tokens, nouns, own = (cls.of(each, masks) for each in held)
+        return {TOKENS: tokens, NOUNS: nouns, SELF: own}
 
-    def shares(self, view: LayerView, device: torch.device) -> tuple[Tensor, Tensor]:
-        """How far each position is open to each subject [1|B S P], by masks and found regions; and
-        the gate [1 1 P 1] of the masks alone."""
+    def limited(self, found: bool) -> list[int]:
+        """The held subjects that have a region: a mask, or where there are `found` ones all."""
+        pairs = enumerate(zip(self.held, self.masks, strict=True))
+        return [s for s, (hold, mask) in pairs if hold and (found or mask is not None)]
+
+    def places(self, view: LayerView, device: torch.device) -> Places:
+        """A layer's positions, by masks and found regions."""
         open_to = shares(self.masks, view.grid, view.latent, view.area, device)
         gate = open_to.amax(1)[:, None, :, None]
         if view.regions is None:
-            return open_to, gate
+            return Places(open_to, gate, None)
         own = view.regions[view.first : view.first + view.rows]
-        own = crop_to_grid(own, view.grid, view.latent, view.area).flatten(2).unbind(1)
-        found = [r if hold else torch.ones_like(r) for r, hold in zip(own, self.held, strict=True)]
-        return open_to * torch.stack(found, 1), gate
+        own = crop_to_grid(own, view.grid, view.latent, view.area).flatten(2)
+        each, inside = own[:, :-1].unbind(1), own[:, -1:]
+        found = [r if hold else torch.ones_like(r) for r, hold in zip(each, self.held, strict=True)]
+        return Places(open_to * torch.stack(found, 1), gate, inside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +117,7 @@ class PromptState:
 
     prompt: BoundPrompt
     keys: dict[Slot, tuple[Tensor, Tensor]]
-    sides: Mapping[str, Side]  # "tokens" and "nouns"
+    sides: Mapping[str, Side]  # by TOKENS, NOUNS, SELF
     # of their nouns and tokens, where the prompt knows its nouns
     columns: Columns | None = None
     finder: Finder | None = None
@@ -103,38 +129,56 @@ class PromptState:
         keys = {slot: (k.to(device), v.to(device)) for slot, (k, v) in self.keys.items()}
         columns = None if self.columns is None else self.columns.to(device)
         finder = None if self.finder is None else self.finder.on(device, columns)
-        sides = Side.both(self.prompt.subjects, device)
+        sides = Side.each(self.prompt.subjects, device)
         routers = {slot: router.to(device) for slot, router in self.routers.items()}
         return PromptState(self.prompt, keys, sides, columns, finder, routers)
 
     def regions(self, sigmas: Tensor) -> Tensor | None:
-        """The found regions [images S h w] at this sigma, where they are looked for and settled.
+        """The found regions [images S+1 h w] at this sigma, where they are looked for and settled.
         The sigma is read by whoever needs it alone: a compiled model would be compiled anew for
         each."""
         return None if self.finder is None else self.finder.regions(sigmas)
 
     @property
     def holds_nouns(self) -> bool:
-        return self.columns is not None and self.sides["nouns"].any
+        return self.columns is not None and self.sides[NOUNS].any
+
+    @property
+    def bounds_self_attention(self) -> bool:
+        """Whether two subjects or more have regions between which nothing is attended to."""
+        return len(self.sides[SELF].limited(self.finder is not None)) > 1
 
     def token_region(self, view: LayerView, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Bias [1|B 1 P N] and gate [1 1 P 1] that hold the subjects' tokens to their regions; made
         once per grid."""
         tokens = count_tokens(self.prompt.subjects)
 
-        def make(open_to: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-            return token_bias(open_to, tokens, like.dtype), gate.to(like.dtype)
+        def make(places: Places) -> tuple[Tensor, Tensor]:
+            return token_bias(places.shares, tokens, like.dtype), places.gate.to(like.dtype)
 
-        return self._made("tokens", view, like, make)
+        return self._made(TOKENS, view, like, make)
 
     def noun_region(self, view: LayerView, like: Tensor) -> Tensor | None:
         """Bias [1|B 1 P T] that holds the subjects' nouns to their regions; T as the prompt was
         encoded."""
 
-        def make(open_to: Tensor, _gate: Tensor) -> tuple[Tensor, None]:
-            return noun_bias(open_to, self.columns.nouns, like.dtype), None
+        def make(places: Places) -> tuple[Tensor, None]:
+            return noun_bias(places.shares, self.columns.nouns, like.dtype), None
 
-        return self._made("nouns", view, like, make)[0]
+        return self._made(NOUNS, view, like, make)[0]
+
+    def self_region(self, view: LayerView, like: Tensor) -> Tensor | None:
+        """The columns [1|B P S] that keep self-attention inside the subjects' regions, or None
+        where fewer than two have one."""
+        limited = self.sides[SELF].limited(view.regions is not None)
+        if len(limited) < 2:
+            return None
+
+        def make(places: Places) -> tuple[Tensor, None]:
+            alone = exclusive(torch.stack([places.shares[:, s] for s in limited], 1))
+            return apart(alone if places.inside is None else alone * places.inside), None
+
+        return self._made(SELF, view, like, make)[0]
 
     def _made(self, what: str, view: LayerView, like: Tensor, make: Callable) -> tuple:
         found, side = view.regions, self.sides[what]
@@ -143,7 +187,7 @@ class PromptState:
         rows = found is not None and (view.first, view.rows)
         key = what, view.grid, view.area, like.dtype, like.device, rows
         if self.made.get(key, (None,))[0] is not found or key not in self.made:
-            self.made[key] = found, make(*side.shares(view, like.device))
+            self.made[key] = found, make(side.places(view, like.device))
         return self.made[key][1]
 
 
@@ -164,6 +208,10 @@ class Run:
     uncalled: dict[Slot, str]
     texts: KeptText | None = None
 
+    @property
+    def bounds_self_attention(self) -> bool:
+        return any(state.bounds_self_attention for state in self.states.values())
+
     def __deepcopy__(self, memo: dict) -> Run:
         return self
 
@@ -174,7 +222,7 @@ class Group:
 
     factor      1 or 0: whether the image branch acts at this sigma
     image       number of the first row in the latent batch, where weights differ between images
-    regions     the found regions [images S h w], once they are settled
+    regions     the found regions [images S+1 h w], once they are settled
     watchers    who records attention during this call
     """
 

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from ..regions.attention_bias import noun_bias, shares, token_bias
 from ..regions.attention_maps import members
+from ..regions.self_attention import apart, exclusive
 from ..training.bridge import Grid
 from ..training.conditions import Conditions, HeldLayer
 from ..training.example import Example
 from ..training.task import MMDiffTask
+from .run import NOUNS, SELF, TOKENS
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,9 @@ class Denoiser:
             self.conditions = toward.mix(task, examples, self.conditions)
         if held:
             regions = Holding(every, self.conditions, tuple(held))
-            self.conditions = replace(self.conditions, held=regions)
+            self.conditions = replace(
+                self.conditions, held=regions, bounds_self_attention=SELF in held
+            )
 
     def __call__(self, x: Tensor, sigma: Tensor, **_options) -> Tensor:
         sigma = sigma[:1].view(1, 1, 1, 1)
@@ -100,7 +104,7 @@ class Holding:
     `attention_bias`; made once for each grid.
 
     examples    as the conditions have them
-    held        "tokens", "nouns", or both
+    held        of TOKENS, NOUNS, SELF
     """
 
     examples: Sequence[Example]
@@ -118,13 +122,15 @@ class Holding:
         open_to = [self._shares(example, grid) for example in self.examples]
         most = self.conditions.present.shape[1]
         each = [len(self.conditions.owner) // most] * most
-        tokens = gate = nouns = None
-        if "tokens" in self.held:
+        tokens = gate = nouns = columns = None
+        if TOKENS in self.held:
             tokens = torch.cat([token_bias(row, each, torch.float32) for row in open_to])
             gate = torch.cat([row.amax(1)[..., None] for row in open_to])
-        if "nouns" in self.held:
+        if NOUNS in self.held:
             nouns = torch.cat([self._nouns(row, at) for at, row in enumerate(open_to)])
-        return HeldLayer(tokens, gate, nouns)
+        if SELF in self.held:
+            columns = torch.cat([apart(exclusive(row)) for row in open_to])
+        return HeldLayer(tokens, gate, nouns, columns)
 
     def _shares(self, example: Example, grid: Grid) -> Tensor:
         """How far each position is open to each subject [1 S P]; not at all to absent ones."""
@@ -158,7 +164,7 @@ def sample_latents(
 ) -> Tensor:
     """Latents [B C h w] as the UNet sees them, from unit noise. The examples bring captions and
     references; their pixels only say how large the image is. `held`: what of every subject is kept
-    inside its mask ("tokens", "nouns"), as with Multi-Subject Constraint Masks. `seed`: of the
+    inside its mask (TOKENS, NOUNS, SELF), as with Multi-Subject Constraint Masks. `seed`: of the
     noise that samplers add between the steps. `toward`: captions that the texts are mixed with."""
     denoiser = Denoiser(task, examples, cfg, held, toward)
     sigmas = comfy.samplers.calculate_sigmas(denoiser.sampling, scheduler, steps)

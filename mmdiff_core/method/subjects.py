@@ -88,16 +88,24 @@ class Region:
     find        how a region is found while sampling, or None; the same for all of a prompt
     hold_tokens whether the region holds the subject's tokens
     hold_nouns  whether it holds the subject's nouns in the text
+    bound_self_attention  whether positions inside it attend to none inside another subject's
     """
 
     mask: Tensor | None = None
     find: FindRegions | None = None
     hold_tokens: bool = True
     hold_nouns: bool = False
+    bound_self_attention: bool = False
 
     @property
-    def limits_nouns(self) -> bool:
-        return self.hold_nouns and (self.mask is not None or self.find is not None)
+    def limits_base(self) -> bool:
+        """Whether it restricts the base's own attention, to its text or to itself."""
+        return (self.hold_nouns or self.bound_self_attention) and self.is_somewhere
+
+    @property
+    def is_somewhere(self) -> bool:
+        """Whether it is a part of the image, given or found."""
+        return self.mask is not None or self.find is not None
 
 
 ANYWHERE = Region()

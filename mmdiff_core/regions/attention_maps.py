@@ -148,15 +148,23 @@ def find_regions(text: Tensor, image: Tensor, sharpness: float, image_share: flo
     there. The contest is among the subjects alone: the ground stays open.
     """
 
-    def relative(seen: Tensor) -> Tensor:
-        soft = F.avg_pool2d(F.pad(seen, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        return (soft / soft.mean((-2, -1), keepdim=True).clamp_min(1e-8)).clamp_min(1e-4).log()
-
-    nouns = relative(text)
-    both = (1 - image_share) * nouns + image_share * relative(image)
+    nouns = _relative(text)
+    both = (1 - image_share) * nouns + image_share * _relative(image)
     # a subject without tokens has no image map
     score = torch.where(image.amax((-2, -1), keepdim=True) > 0, both, nouns)
     return torch.exp(sharpness * (score - score.amax(1, keepdim=True)))
+
+
+def find_inside(text: Tensor, sharpness: float) -> Tensor:
+    """Noun maps [B S h w] -> how far a place is inside any subject [B 1 h w], in 0..1: 0.5 where
+    the noun that is read most there is read as much as in its own mean, and less on the ground."""
+    return torch.sigmoid(sharpness * _relative(text).amax(1, keepdim=True))
+
+
+def _relative(seen: Tensor) -> Tensor:
+    """Logarithm of maps, each over its own mean."""
+    soft = F.avg_pool2d(F.pad(seen, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return (soft / soft.mean((-2, -1), keepdim=True).clamp_min(1e-8)).clamp_min(1e-4).log()
 
 
 KINDS = ("both", "nouns", "tokens")

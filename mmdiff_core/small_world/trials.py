@@ -35,7 +35,8 @@ class Question:
     look_alike   every further individual is hard to tell from the first
     references   per subject; the first is clean unless `covered`
     covered      share of every reference that is hidden
-    held         what masks keep where the subjects should stand: "tokens", "nouns" in the text
+    held         what masks keep where the subjects should stand: "tokens", "nouns" in the text,
+                 "self" for self-attention
     shown        how every reference looks: "clean", or a name of `references.LOOKS`
     places       the scenes' backgrounds in turn; none = as scenes come
     """
@@ -71,6 +72,9 @@ MORE_QUESTIONS = (
     Question("two of a class, held by masks", 2, "same", held=HELD),
     Question("three, held by masks", 3, held=HELD),
     Question("two different, tokens alone held", 2, "different", held=("tokens",)),
+    Question("two different, self-attention bounded", 2, "different", held=(*HELD, "self")),
+    Question("two of a class, self-attention bounded", 2, "same", held=(*HELD, "self")),
+    Question("three, self-attention bounded", 3, held=(*HELD, "self")),
     Question("two unseen together", 2, "unseen"),
 )
 

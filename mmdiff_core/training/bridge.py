@@ -84,8 +84,9 @@ class Bridge(Protocol):
         vector: Tensor | None,
         slots: Mapping[Slot, SlotCall],
         checkpointing: bool,
+        self_slots: Mapping[Slot, SlotCall],
     ) -> Prediction:
-        """Run the UNet with these calls in its cross-attention."""
+        """Run the UNet with these calls in its cross-attention, and in its self-attention."""
 
 
 def latents_of(bridge: Bridge, batch: Sequence[Example]) -> Tensor:

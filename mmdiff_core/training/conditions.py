@@ -32,11 +32,13 @@ class HeldLayer(NamedTuple):
     tokens  added to the logits of the subject tokens [B 1 P N], or None
     gate    of the image branch [B P 1], or None
     nouns   added to the logits of the text [B 1 P L], or None
+    apart   columns of `regions.self_attention` [B P S] that keep self-attention inside regions
     """
 
     tokens: Tensor | None
     gate: Tensor | None
     nouns: Tensor | None
+    apart: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,7 @@ class Conditions:
     cls       CLS of every subject's first reference, without gradient [B S E]
     masks     [B S H W] in 0..1, or None where nothing is measured
     held      the subjects' regions on a layer's grid, or None
+    bounds_self_attention  whether those hold self-attention apart
     routers   {slot: router of the subjects}; empty without routers
     """
 
@@ -70,6 +73,7 @@ class Conditions:
     cls: Tensor
     masks: Tensor | None
     held: Callable[[Grid], HeldLayer] | None = None
+    bounds_self_attention: bool = False
     routers: dict[Slot, Router] = field(default_factory=dict)
     _grids: dict[Grid, Tensor] = field(default_factory=dict)
 

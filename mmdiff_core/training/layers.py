@@ -25,6 +25,7 @@ from ..method.attention import (
     probabilities,
     weigh,
 )
+from ..regions.self_attention import attend_apart
 from .bridge import Grid
 from .conditions import Conditions, HeldLayer
 
@@ -116,6 +117,27 @@ class LayerAttention:
             return text, None
         key = self.conditions.keys[self.slot][0].to(q)
         return text, image_probabilities(q, key, heads, full(self.conditions.bias), self.router)
+
+
+@dataclass(frozen=True, eq=False)
+class SelfAttention:
+    """The self-attention of one layer, kept inside the subjects' regions; a `SlotCall`.
+
+    held, attend  as the conditions and the cross-attention have them
+    """
+
+    held: Callable[[Grid], HeldLayer]
+    attend: Callable[..., Tensor]
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, heads: int, grid: Grid
+    ) -> tuple[Tensor, None]:
+        """The attention [B P HD]."""
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.attend(q, k, v, heads, None)
+
+        return attend_apart(attend, q, k, v, heads, self.held(grid).apart), None
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..bases import TransformerBlock
+from ..bases import Slot, TransformerBlock
 from ..method import losses
 from ..method.attention import attention_on
 from .bridge import Bridge, Grid, latents_of
@@ -19,7 +19,13 @@ from .config import RunConfig
 from .describing import describing_loss
 from .example import Example
 from .identity import IdentityHeads, Observed, grid_of
-from .layers import MEASURES, LayerAttention, MappedAttention, constrained_slots
+from .layers import (
+    MEASURES,
+    LayerAttention,
+    MappedAttention,
+    SelfAttention,
+    constrained_slots,
+)
 from .noise import draw_noise
 from .trainable import TrainableAdapter
 
@@ -194,7 +200,7 @@ class MMDiffTask(nn.Module):
         slots = {block.slot: self._attention(block, conditions) for block in self.blocks}
         prediction, measured = self.bridge.predict(
             noisy, timesteps, conditions.context, conditions.vector, slots,
-            self.run.objective.checkpointing,
+            self.run.objective.checkpointing, self._self_attention(conditions),
         )
         if not measured:
             return prediction, noisy.new_zeros(len(noisy), len(MEASURES))
@@ -212,10 +218,16 @@ class MMDiffTask(nn.Module):
         for block in self.blocks:
             slots[block.slot] = MappedAttention(self._attention(block, conditions), grid)
         _, measured = self.bridge.predict(
-            noisy, timesteps, conditions.context, conditions.vector, slots, False
+            noisy, timesteps, conditions.context, conditions.vector, slots, False, {}
         )
         text, image = torch.stack(measured).mean(0).chunk(2, dim=1)
         return text, image
+
+    def _self_attention(self, conditions: Conditions) -> dict[Slot, SelfAttention]:
+        """What is held apart in the self-attention of every layer; nothing is while training."""
+        if not conditions.bounds_self_attention:
+            return {}
+        return {b.slot: SelfAttention(conditions.held, self.attend) for b in self.blocks}
 
     def _attention(self, block: TransformerBlock, conditions: Conditions) -> LayerAttention:
         measured = conditions.masks is not None and block.slot in self.constrained

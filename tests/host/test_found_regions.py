@@ -70,7 +70,8 @@ def test_frozen_regions_are_made_once_and_updated_ones_at_every_step(scene, mode
 
 def test_regions_are_found_for_every_picture_of_a_batch(scene, model, monkeypatch):
     (shares,) = regions_of(scene, model, finding(scene), monkeypatch, batch=2)
-    assert shares.shape == (2, 2, 8, 8) and torch.allclose(shares.amax(1), torch.ones(2, 8, 8))
+    assert shares.shape == (2, 3, 8, 8)  # both, and how far a position is inside any
+    assert torch.allclose(shares[:, :2].amax(1), torch.ones(2, 8, 8))
 
 
 def test_one_subject_has_nobody_to_be_kept_apart_from(scene, model):

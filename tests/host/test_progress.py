@@ -138,7 +138,9 @@ def test_where_no_sigma_may_be_read_the_regions_and_maps_are_the_same(
     scene, model, monkeypatch, sampler, update
 ):
     """An accelerator decides on the device; here the CPU is made to do so."""
-    positive = finding(scene, 0.4, update=update)
+    find = FindRegions(0.4, sharpness=50.0, update=update)
+    bound = [s.within(find=find, bound_self_attention=True) for s in scene.subjects]
+    positive = prompt(scene, tuple(bound))
     sigmas, noise = schedule(model, "normal", 5), noise_of(2, (8, 8), 3)
 
     def run():
@@ -158,10 +160,13 @@ def test_where_no_sigma_may_be_read_the_regions_and_maps_are_the_same(
 
 
 @pytest.mark.parametrize("start", [0.0, 0.5])
-def test_where_no_sigma_may_be_read_nouns_are_held_in_the_same_steps(scene, monkeypatch, start):
-    """Apply's start and end are those of all that is held, also where only the device knows them."""
-    masks = half_masks(8)
-    held = [s.within(mask=m, hold_nouns=True) for s, m in zip(scene.subjects, masks, strict=True)]
+@pytest.mark.parametrize("what", ["hold_nouns", "bound_self_attention"])
+def test_where_no_sigma_may_be_read_the_base_is_held_in_the_same_steps(
+    scene, monkeypatch, start, what
+):
+    """Apply's start and end are those of all that is held, also where the device alone knows."""
+    pairs = zip(scene.subjects, half_masks(8), strict=True)
+    held = [s.within(mask=mask, **{what: True}) for s, mask in pairs]
     patched = apply(scene.model, scene.adapter, Strength(start=start, end=0.9))
     sigmas, noise = schedule(patched, "normal", 5), noise_of(1, (8, 8), 3)
 
@@ -184,7 +189,7 @@ def test_nothing_is_read_back_from_an_accelerator_to_find_regions(scene, model, 
     for _ in range(3):
         sigmas = torch.empty(2, device=meta)
         regions, weight = finder.regions(sigmas), finder.looks(sigmas)
-        assert regions.device == meta and regions.shape == (2, 2, 8, 8)
+        assert regions.device == meta and regions.shape == (2, 3, 8, 8)
         assert update or weight.device == meta
 
 

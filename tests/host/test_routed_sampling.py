@@ -157,7 +157,7 @@ def test_a_copy_for_another_device_has_the_routers(scene, model):
     application = model.wrappers["sampler_sample"][key][0].__self__
     device = torch.device("cpu")
     routers = application.routers(bound, torch.float32, device)
-    state = PromptState(bound, {}, Side.both(bound.subjects, device), routers=routers)
+    state = PromptState(bound, {}, Side.each(bound.subjects, device), routers=routers)
     meta = state.on(torch.device("meta"))
     assert set(meta.routers) == set(routers)
     assert {router.keys.device.type for router in meta.routers.values()} == {"meta"}

@@ -47,13 +47,14 @@ def test_factors_per_image_of_one_change_nothing(scene, model):
     assert torch.equal(draw(scene, model, weighed), draw(scene, model))
 
 
-def test_its_noun_is_held_to_its_region_even_when_nobody_has_tokens(scene):
+@pytest.mark.parametrize("held", ["hold_nouns", "bound_self_attention"])
+def test_its_region_holds_the_base_even_when_nobody_has_tokens(scene, held):
     model = apply(scene.model, scene.adapter, IMAGE_ONLY)
     left, right = half_masks(8)
     masked = [tokenless(s).masked(m) for s, m in zip(scene.subjects, (left, right), strict=True)]
-    held = [s.within(hold_nouns=True) for s in masked]
+    limited = [s.within(**{held: True}) for s in masked]
     assert torch.equal(draw(scene, model, *masked), draw(scene, model))
-    assert not torch.allclose(draw(scene, model, *held), draw(scene, model), atol=1e-3)
+    assert not torch.allclose(draw(scene, model, *limited), draw(scene, model), atol=1e-3)
 
 
 def test_regions_are_found_for_it_beside_one_with_tokens(scene, model):

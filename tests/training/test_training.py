@@ -18,7 +18,11 @@ from support.small_task import RUN, build, gradients, through_the_nodes
 # ---------------------------------------------------------------- the same as inference
 
 
-@pytest.mark.parametrize("held", [(), ("tokens",), ("nouns",), ("tokens", "nouns")], ids="+".join)
+HELD = [(), ("tokens",), ("nouns",), ("tokens", "nouns"), ("self",)]
+FIELDS = {"tokens": "hold_tokens", "nouns": "hold_nouns", "self": "bound_self_attention"}
+
+
+@pytest.mark.parametrize("held", HELD, ids="+".join)
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
 def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_training(
     task, tmp_path, sampler, held
@@ -35,7 +39,7 @@ def test_a_trained_adapter_draws_the_same_picture_through_the_nodes_as_in_traini
     masks[0, 20:90, :60] = masks[1, 30:, 70:] = 1
     given = zip(spans, masks, references, strict=True)
     subjects = tuple(ExampleSubject(*subject) for subject in given)
-    within = {"hold_tokens": "tokens" in held, "hold_nouns": "nouns" in held}
+    within = {field: name in held for name, field in FIELDS.items()}
     regions = [Region(mask if held else None, **within) for mask in masks]
     noise = torch.randn(1, 12, 16, 16, generator=torch.Generator().manual_seed(5))
     example = Example(torch.zeros(3, 128, 128), caption, subjects)

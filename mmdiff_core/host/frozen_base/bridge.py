@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -187,9 +188,10 @@ class HostBridge:
         vector: Tensor | None,
         slots: Mapping[Slot, SlotCall],
         checkpointing: bool = False,
+        self_slots: Mapping[Slot, SlotCall] = MappingProxyType({}),
     ) -> Prediction:
         measured: list[Tensor] = []
-        options = {**slot_options(slots, measured), **training_options(self.device)}
+        options = {**slot_options(slots, measured, self_slots), **training_options(self.device)}
         dtype = next(self.unet.parameters()).dtype
         with recomputed(self.unet) if checkpointing else nullcontext():
             out = self.unet(

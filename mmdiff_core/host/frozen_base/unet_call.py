@@ -22,10 +22,17 @@ from ...training.bridge import SlotCall
 MEASURES = "mmdiff_measures"  # transformer_options: what the slots measured
 
 
-def slot_options(slots: Mapping[Slot, SlotCall], measured: list[Tensor]) -> dict:
-    """transformer_options with these calls in the cross-attention; they add to `measured`."""
-    patches = {slot: _patch(call) for slot, call in slots.items()}
-    return {"patches_replace": {"attn2": patches}, MEASURES: measured}
+def slot_options(
+    slots: Mapping[Slot, SlotCall], measured: list[Tensor], self_slots: Mapping[Slot, SlotCall]
+) -> dict:
+    """transformer_options with these calls in the cross-attention and in the self-attention; they
+    add to `measured`."""
+    patches = {"attn2": _patches(slots), "attn1": _patches(self_slots)}
+    return {"patches_replace": patches, MEASURES: measured}
+
+
+def _patches(calls: Mapping[Slot, SlotCall]) -> dict[Slot, Callable]:
+    return {slot: _patch(call) for slot, call in calls.items()}
 
 
 def _patch(call: SlotCall) -> Callable:

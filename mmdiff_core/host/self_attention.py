@@ -1,0 +1,110 @@
+"""The attn1 slots of a run whose regions bound self-attention; other runs have none.
+
+Apply cannot know whether a prompt asks for it, so the slots are put into the run's own
+transformer_options and are gone with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import comfy.ldm.modules.attention as host_attention
+import torch
+from torch import Tensor
+
+from ..bases import TransformerBlock
+from ..regions.self_attention import attend_apart
+from .run import Group, ModelCall
+
+TAKEN = (
+    "MM-Diff: bound_self_attention is on, but another node replaced the self-attention in {count} "
+    "layers ({name}); turn bound_self_attention off, or remove that node"
+)
+MOVED = (
+    "MM-Diff: bound_self_attention is on, but a self-attention layer was given {rows} x {q} "
+    "positions that attend to {k}, where the model call has {wanted_rows} x {wanted}: another node "
+    "(such as HyperTile or Token Merging) cuts, joins or adds positions there, so the regions "
+    "cannot be placed on them; turn bound_self_attention off, or remove that node"
+)
+
+
+def bound_self_attention(options: dict, blocks: Sequence[TransformerBlock], key: str) -> dict:
+    """transformer_options with a slot in the self-attention of these layers, for the application
+    `key`. RuntimeError where another pack holds one of them."""
+    replaced = options.get("patches_replace", {})
+    held = replaced.get("attn1", {})
+    slots, others = dict(held), []
+    for block in blocks:
+        before = held.get(block.slot, held.get(block.slot[:2]))
+        if before is not None and not isinstance(before, BoundSelfAttention):
+            others.append(before)
+        keys = () if before is None else getattr(before, "keys", ())
+        slots[block.slot] = BoundSelfAttention((*keys, key))
+    if others:
+        raise RuntimeError(TAKEN.format(count=len(others), name=name_of(others[0])))
+    return {**options, "patches_replace": {**replaced, "attn1": slots}}
+
+
+@dataclass(frozen=True, eq=False)
+class BoundSelfAttention:
+    """What ComfyUI calls in place of one layer's self-attention.
+
+    keys  where the applications keep what they make, in transformer_options
+    """
+
+    keys: tuple[str, ...]
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
+        heads = extra_options["n_heads"]
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return host_attention.optimized_attention(
+                q,
+                k,
+                v,
+                heads,
+                attn_precision=extra_options.get("attn_precision"),
+                transformer_options=extra_options,
+            )
+
+        parts, done = [], 0
+        for group, columns in sorted(self._bound(q, k, extra_options), key=lambda g: g[0].start):
+            if done < group.start:
+                free = slice(done, group.start)
+                parts.append(attend(q[free], k[free], v[free]))
+            own = slice(group.start, group.stop)
+            parts.append(attend_apart(attend, q[own], k[own], v[own], heads, columns))
+            done = group.stop
+        if done < len(q):
+            parts.append(attend(q[done:], k[done:], v[done:]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _bound(
+        self, q: Tensor, k: Tensor, extra_options: Mapping
+    ) -> Iterator[tuple[Group, Tensor]]:
+        """The groups whose subjects are kept apart in this layer, and their columns [1|B P S]."""
+        grid = tuple(extra_options["activations_shape"][-2:])
+        for key in self.keys:
+            call: ModelCall | None = extra_options.get(key)
+            for group in () if call is None else call.groups:
+                columns = group.state.self_region(group.view(grid), q)
+                if columns is not None:
+                    _check_positions(q, k, (call.rows, columns.shape[1]))
+                    yield group, group.acting(columns)
+
+
+def _check_positions(q: Tensor, k: Tensor, wanted: tuple[int, int]) -> None:
+    """RuntimeError where the positions are not those of the layer's grid."""
+    rows, positions = wanted
+    if tuple(q.shape[:2]) != wanted or k.shape[1] != positions:
+        raise RuntimeError(
+            MOVED.format(
+                rows=len(q), q=q.shape[1], k=k.shape[1], wanted_rows=rows, wanted=positions
+            )
+        )
+
+
+def name_of(patch: object) -> str:
+    """What another pack's function is called, for a message."""
+    return getattr(patch, "__qualname__", type(patch).__qualname__)
