@@ -114,6 +114,17 @@ def share(name: str, default: float, tooltip: str, step: float = 0.01, **options
     return io.Float.Input(name, default=default, step=step, tooltip=tooltip, **bounds)
 
 
+def bounded():
+    """`bound_self_attention` of nodes that give subjects regions."""
+    return io.Boolean.Input(
+        "bound_self_attention",
+        default=False,
+        optional=True,
+        tooltip="Also stop self-attention between the regions, so that looks do not travel from "
+        "one subject to another. Off costs nothing.",
+    )
+
+
 def window(what: str) -> list:
     """`start_percent` and `end_percent` of something."""
     return [

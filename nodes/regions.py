@@ -22,7 +22,7 @@ from ..mmdiff_core.regions.shaping import (
 from ..mmdiff_core.untrusted import quoted
 from .aliases import schema
 from .checks import CheckedNode, checked, told
-from .inputs import share
+from .inputs import bounded, share
 from .sockets import CATEGORY, SOCKET, BoundingBox, MMDiffSubjects
 
 MASKS = MOST
@@ -93,6 +93,7 @@ class ConstraintMasks(CheckedNode):
         height: int = 1024,
         hold_tokens: bool = True,
         hold_nouns: bool = True,
+        bound_self_attention: bool = False,
         found_boxes=None,
         latent=None,
         **masks,
@@ -108,9 +109,13 @@ class ConstraintMasks(CheckedNode):
         shaping = Shaping(feather, grow, strength, exclusive, free_subjects)
         regions = shape_regions(names, sources, canvas, shaping)
         shown = preview(names, regions, width, height)
+        held = {
+            "hold_tokens": hold_tokens,
+            "hold_nouns": hold_nouns,
+            "bound_self_attention": bound_self_attention,
+        }
         chain = tuple(
-            s.within(mask=region, hold_tokens=hold_tokens, hold_nouns=hold_nouns)
-            for s, region in zip(subjects, regions, strict=True)
+            s.within(mask=region, **held) for s, region in zip(subjects, regions, strict=True)
         )
         return io.NodeOutput(
             chain, shown, _as_masks(regions, canvas), ui=ui.PreviewImage(shown, cls=cls)
@@ -196,6 +201,7 @@ def _held() -> list:
             tooltip="Restrict the bound nouns in the text to the regions as well, so that the "
             "model draws each subject in its own. The text branch becomes slightly slower.",
         ),
+        bounded(),
     ]
 
 

@@ -16,7 +16,7 @@ from ..mmdiff_core.regions.layer_weights import entries
 from ..mmdiff_core.regions.map_images import show_maps
 from .aliases import schema
 from .checks import CheckedNode, checked, told
-from .inputs import check_window, model_output, share, window
+from .inputs import bounded, check_window, model_output, share, window
 from .sockets import CATEGORY, MMDiffMaps, MMDiffSubjects
 
 
@@ -49,14 +49,15 @@ class FindSubjectRegions(CheckedNode):
         image_share: float,
         hold_tokens: bool,
         hold_nouns: bool,
+        bound_self_attention: bool = False,
     ) -> io.NodeOutput:
-        find = FindRegions(settle, update, sharpness, image_share)
-        return io.NodeOutput(
-            tuple(
-                s.within(find=find, hold_tokens=hold_tokens, hold_nouns=hold_nouns)
-                for s in subjects
-            )
-        )
+        region = {
+            "find": FindRegions(settle, update, sharpness, image_share),
+            "hold_tokens": hold_tokens,
+            "hold_nouns": hold_nouns,
+            "bound_self_attention": bound_self_attention,
+        }
+        return io.NodeOutput(tuple(s.within(**region) for s in subjects))
 
 
 class WatchAttention(CheckedNode):
@@ -195,6 +196,7 @@ def _holding() -> list:
             default=False,
             tooltip="Restrict the bound nouns in the text to the regions as well.",
         ),
+        bounded(),
     ]
 
 

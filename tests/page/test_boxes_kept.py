@@ -17,7 +17,7 @@ def test_boxes_are_in_the_saved_graph_and_come_back_from_it(editor, page):
     drawn = editor.boxes
     saved = page.evaluate("JSON.stringify(app.graph.serialize())")
     (node,) = (n for n in json.loads(saved)["nodes"] if n["type"] == "MMDiffConstraintMasks")
-    assert json.loads(node["widgets_values"][1]) == drawn and len(node["widgets_values"]) == 10
+    assert json.loads(node["widgets_values"][1]) == drawn and len(node["widgets_values"]) == 11
     page.evaluate("() => app.graph.clear()")
     page.evaluate("(saved) => app.loadGraphData(JSON.parse(saved))", saved)
     again = Editor(page)

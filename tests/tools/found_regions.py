@@ -3,11 +3,11 @@
 What found regions do in the small world, through the pack's own nodes' functions.
 
     python tests/tools/found_regions.py [--pictures 64] [--adapter FILE]
-        [--question "two of a class"] settle:sharpness:image_share[:u][:n] ...
+        [--question "two of a class"] settle:sharpness:image_share[:u][:n][:s] ...
 
-u = updated at every step, n = nouns held too; "free" is always first. drawn[:DOTS][:n] = boxes
-round the true places, that many dots (of 32) larger on every side and kept apart. Prints a line
-each.
+u = updated at every step, n = nouns held too, s = self-attention bounded; "free" is always first.
+drawn[:DOTS][:n][:s] = boxes round the true places, that many dots (of 32) larger on every side and
+kept apart. Prints a line each.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[2]
@@ -102,17 +103,21 @@ def with_regions(example, subjects: tuple, settings: str) -> tuple:
         return with_drawn_regions(example, subjects, settings.split(":")[1:])
     settle, sharpness, image_share, *flags = settings.split(":")
     find = FindRegions(float(settle), "u" in flags, float(sharpness), float(image_share))
-    return tuple(s.within(find=find, hold_nouns="n" in flags) for s in subjects)
+    return tuple(s.within(find=find, **held(flags)) for s in subjects)
+
+
+def held(flags: Sequence[str]) -> dict[str, bool]:
+    return {"hold_nouns": "n" in flags, "bound_self_attention": "s" in flags}
 
 
 def with_drawn_regions(example, subjects: tuple, flags: list[str]) -> tuple:
-    larger = sum(int(flag) for flag in flags if flag != "n")
+    larger = sum(int(flag) for flag in flags if flag not in ("n", "s"))
     true = {i: subject.mask for i, subject in enumerate(example.subjects, 1)}
     shaping = Shaping(grow=larger, exclusive=True)
     names = [subject.name for subject in subjects]
     regions = shape_regions(names, Sources(masks=true), (32, 32), shaping)
     pairs = zip(subjects, regions, strict=True)
-    return tuple(s.within(mask=mask, hold_nouns="n" in flags) for s, mask in pairs)
+    return tuple(s.within(mask=mask, **held(flags)) for s, mask in pairs)
 
 
 def main() -> None:

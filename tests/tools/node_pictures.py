@@ -39,7 +39,7 @@ EDGE = 14  # pixels round the node
 
 SIZES = {  # of nodes that are better read a little larger than they begin
     "MMDiffTextEncode": (420, 330),
-    "MMDiffConstraintMasks": (340, 860),
+    "MMDiffConstraintMasks": (340, 930),
     "MMDiffAttentionMaps": (340, 360),
     "MMDiffLikeness": (420, 700),
     "MMDiffPickBest": (420, 680),

@@ -56,9 +56,9 @@ class World:
         Regions found, nouns held, maps watched.
         """
         each_step, settled = FindRegions(settle=0.01, update=True), FindRegions(settle=0.01)
-        masked = [
-            s.within(hold_nouns=True) for s in make_subjects(self.adapter, make_masks(2, self.size))
-        ]
+        masked = make_subjects(self.adapter, make_masks(2, self.size))
+        nouns = [s.within(hold_nouns=True) for s in masked]
+        bounded = [s.within(bound_self_attention=True) for s in masked]
         free = make_subjects(self.adapter, [None, None])
         model = apply(self.model, self.adapter, Strength())
 
@@ -71,14 +71,17 @@ class World:
                 carry(self.negative, None),
             )
 
-        def finding(find: FindRegions, hold_nouns: bool = False) -> list[PromptSubject]:
-            return [s.within(find=find, hold_nouns=hold_nouns) for s in free]
+        def finding(find: FindRegions, **held: bool) -> list[PromptSubject]:
+            return [s.within(find=find, **held) for s in free]
 
+        first = "regions found in the first step"
         return [
-            arm("masked, nouns held too", masked),
+            arm("masked, nouns held too", nouns),
+            arm("masked, self-attention bounded", bounded),
             arm("regions found at every step", finding(each_step)),
-            arm("regions found in the first step", finding(settled)),
-            arm("regions found in the first step, nouns held too", finding(settled, True)),
+            arm(first, finding(settled)),
+            arm(f"{first}, nouns held too", finding(settled, hold_nouns=True)),
+            arm(f"{first}, self-attention bounded", finding(settled, bound_self_attention=True)),
             arm("maps watched", free, watch(model, Recorder(WatchPlan()))),
         ]
 
