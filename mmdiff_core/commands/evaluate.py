@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-adapter", action="store_true", help="also the base alone")
     add("--floor", action="store_true", help="also the floor and the ceiling")
     add("--told", action="store_true", help="also the base alone, told in words how they look")
+    add("--exchange", action="store_true", help="also how one changes with the other subject")
     add("--table", action="store_true", help="print the table of all files, and stop")
 
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         args.no_adapter,
         args.floor,
         args.told,
+        args.exchange,
         args.second,
     )
     sys.stdout.write(table(run_all(args.out, args.adapters, wanted)))

@@ -25,7 +25,7 @@ from .answers import (
     load_embed,
     load_reader,
 )
-from .measures import gain, inside, leakage
+from .measures import exchange, gain, inside, leakage
 
 log = logging.getLogger(__name__)
 BASE, TOLD, FLOOR, CEILING = "no adapter", "told in words", "floor", "ceiling"
@@ -72,6 +72,7 @@ class Wanted:
     no_adapter  also the base alone
     floor       also the floor and the ceiling
     told        also the base alone, told in words how the individuals look
+    exchange    also how far one subject changes where the other is exchanged
     looked_at   images of every cell that the second ruler sees too; None = all
     """
 
@@ -81,6 +82,7 @@ class Wanted:
     no_adapter: bool = False
     floor: bool = False
     told: bool = False
+    exchange: bool = False
     looked_at: int | None = None
 
 
@@ -124,7 +126,9 @@ def run_all(out: Path, adapters: Sequence[Path], wanted: Wanted) -> dict:
             run.answer(name, question, draw_with(task, question, without=path is None))
         if path is not None and not wanted.only:
             measure(task, run.results[name], min(wanted.images, 256))
-            run.save()
+        if path is not None and wanted.exchange:
+            exchange_all(task, run, run.results[name])
+        run.save()
         task.bridge.close()
     return run.results
 
@@ -139,6 +143,15 @@ def answer_alone(run: Evaluation, wanted: Wanted) -> None:
         if wanted.told:
             run.answer(TOLD, question, draw_told(base))
     base.bridge.close()
+
+
+def exchange_all(task: MMDiffTask, run: Evaluation, cells: dict) -> None:
+    """How far the first subject changes with the other one, for each question asked of two."""
+    found = cells.setdefault("exchange", {})
+    for question in run.questions:
+        if question.subjects == 2 and question.name not in found:
+            found[question.name] = exchange(task, min(run.wanted.images, 256), question)
+            run.save()
 
 
 def measure(task: MMDiffTask, cells: dict, pictures: int) -> None:

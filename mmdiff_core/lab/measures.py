@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..method.losses import denoising_loss, denoising_target, weigh_subjects
-from ..small_world import score
+from ..small_world import scenes, score
 from ..small_world.examples import SmallWorldExamples
-from ..small_world.trials import Question, make_trial
+from ..small_world.trials import Question, Trial, make_trial
 from ..training.example import Example
 from ..training.layers import MEASURES
 from ..training.noise import draw_noise
@@ -90,22 +90,46 @@ def _own_and_swapped(start: int, pictures: int) -> tuple[list[Example], list[Exa
     return own, swapped
 
 
-@torch.no_grad()
-def leakage(
-    task: MMDiffTask, pictures: int, question: Question, batch: int = 32
-) -> dict[str, float]:
+def leakage(task: MMDiffTask, pictures: int, question: Question) -> dict[str, float]:
     """How much the first subject's region changes when the second one is only its bare class.
 
     Mean absolute difference in 0..255 between {A, B} and {A, B as its class}, from the same noise:
     inside A, where it stands in the first image, and over the whole image.
     """
+    return _change(task, pictures, question, _bare)
+
+
+def exchange(task: MMDiffTask, pictures: int, question: Question) -> dict[str, float]:
+    """The same when the second subject is another individual of its class, in the same region."""
+    return _change(task, pictures, question, _exchanged)
+
+
+def _bare(trial: Trial) -> Example:
+    return replace(trial.example, subjects=trial.example.subjects[:1])
+
+
+def _exchanged(trial: Trial) -> Example:
+    first, second = trial.example.subjects
+    shown = scenes.reference(trial.wanted[1][0], trial.strangers[0])
+    other = torch.from_numpy(shown).movedim(-1, 0)[None].to(second.references)
+    return replace(trial.example, subjects=(first, replace(second, references=other)))
+
+
+@torch.no_grad()
+def _change(
+    task: MMDiffTask,
+    pictures: int,
+    question: Question,
+    changed: Callable[[Trial], Example],
+    batch: int = 32,
+) -> dict[str, float]:
     inside, whole = [], []
     for start in range(0, pictures, batch):
         stop = min(start + batch, pictures)
         trials = [make_trial(question, SEED, i) for i in range(start, stop)]
-        both = draw(task, [t.example for t in trials])
-        bare = draw(task, [replace(t.example, subjects=t.example.subjects[:1]) for t in trials])
-        for trial, one, other in zip(trials, both, bare, strict=True):
+        both = draw(task, [t.example for t in trials], question.held)
+        others = draw(task, [changed(trial) for trial in trials], question.held)
+        for trial, one, other in zip(trials, both, others, strict=True):
             match = score.find(one, trial.wanted[:1], 1)[0]
             apart = (one - other).abs() * 255
             region = score.region_of(trial.wanted[0], match)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..small_world.trials import Tally
 from .measures import LEVELS
 
-MEASURED = ("inside", "gain", "cost", "leakage")  # result keys that are not questions
+MEASURED = ("inside", "gain", "cost", "leakage", "exchange")  # result keys that are not questions
 COLUMNS = (
     "identity",
     "own",
@@ -45,7 +45,7 @@ def table(results: dict) -> str:
         for question, counts in cells.items():
             if question not in MEASURED:
                 lines.append(row(name, question, Tally(**counts)))
-    return "\n".join([*lines, *gain_rows(results), *leakage_rows(results)]) + "\n"
+    return "\n".join([*lines, *gain_rows(results), *change_rows(results)]) + "\n"
 
 
 def row(name: str, question: str, tally: Tally) -> str:
@@ -80,20 +80,21 @@ def gain_rows(results: dict) -> list[str]:
     return lines
 
 
-def leakage_rows(results: dict) -> list[str]:
-    """Markdown of the leakage, in 0..255."""
-    measured = {name: cells for name, cells in results.items() if "leakage" in cells}
-    lines = (
-        [
-            "",
-            "| adapter | asked | change inside A without B's identity | whole image |",
-            "|---|---|---|---|",
-        ]
-        if measured
-        else []
-    )
-    for name, cells in measured.items():
-        for question, found in cells["leakage"].items():
-            values = f"{found['inside']:.1f} | {found['whole']:.1f}"
-            lines.append(f"| {name} | {question} | {values} |")
+CHANGES = {
+    "leakage": "change inside A without B's identity",
+    "exchange": "change inside A with another B",
+}
+
+
+def change_rows(results: dict) -> list[str]:
+    """Markdown of how far one subject changes with the other, in 0..255."""
+    lines = []
+    for key, head in CHANGES.items():
+        rows = []
+        for name, cells in results.items():
+            for question, found in cells.get(key, {}).items():
+                values = f"{found['inside']:.1f} | {found['whole']:.1f}"
+                rows.append(f"| {name} | {question} | {values} |")
+        if rows:
+            lines += ["", f"| adapter | asked | {head} | whole image |", "|---|---|---|---|", *rows]
     return lines
