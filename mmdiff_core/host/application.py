@@ -90,7 +90,7 @@ class Application:
         options = model_options.get("transformer_options", {})
         before = args[0] if args else kwargs.get("latent_image")
         run = self.make_run(guider, sigmas, noise, model_options, before)
-        if run.bounds_self_attention:
+        if run.bounds_self_attention and self.strength.fuse_scale != 0:
             options = bound_self_attention(options, self.blocks, self.key)
         with keeping_text(guider, model_options, self.kept_blocks, noise.device) as texts:
             run = replace(run, texts=texts)

@@ -15,7 +15,7 @@ from mmdiff_core.host.finder import Finder
 from mmdiff_core.method.subjects import FindRegions
 
 from support import make
-from support.scene import BOTH, IMAGE_ONLY, ONE_STEP, close, half_masks
+from support.scene import BOTH, IMAGE_ONLY, LORA_ONLY, ONE_STEP, close, half_masks
 from support.watching import NOUNS, prompt
 
 LIKE = "sd15"  # fewer layers than SDXL, so more graphs
@@ -153,6 +153,13 @@ def test_it_begins_and_ends_with_apply(scene):
         scene.sample(patched, prompt(scene, inside(scene)), sigmas=ONE_STEP),
         scene.sample(patched, prompt(scene), sigmas=ONE_STEP),
     )
+
+
+@pytest.mark.parametrize("strength", [LORA_ONLY, Strength(layers="input=0, middle=0, output=0")])
+def test_where_the_image_branch_is_off_nothing_is_kept_apart(scene, strength):
+    patched = apply(scene.model, scene.adapter, strength)
+    free = scene.sample(patched, prompt(scene), sigmas=ONE_STEP)
+    assert torch.equal(scene.sample(patched, prompt(scene, inside(scene)), sigmas=ONE_STEP), free)
 
 
 def test_two_adapters_on_one_model_keep_each_prompts_subjects_apart(scene, model):
