@@ -44,8 +44,7 @@ def bound(scene, subjects, text) -> list:
 
 def random_prompts(scene, draw: random.Random, images: int, size: tuple[int, int]) -> list:
     """One or two combined prompts of one or two subjects with random weights per image, regions
-    and order; each as its subjects and its text.
-    """
+    and order; each as its subjects and its text."""
     texts = [scene.plain, scene.another_prompt()]
     prompts = []
     for text in draw.sample(texts, draw.randint(1, 2)):
@@ -53,7 +52,8 @@ def random_prompts(scene, draw: random.Random, images: int, size: tuple[int, int
         for subject in draw.sample(scene.subjects, draw.randint(1, 2)):
             weights = tuple(draw.choice((0.0, 0.5, 1.0)) for _ in range(draw.randint(0, images)))
             mask = random_mask(size, draw) if draw.random() < 0.5 else None
-            subjects.append(replace(subject, per_image=weights).masked(mask))
+            region = {"mask": mask, "bound_self_attention": draw.random() < 0.5}
+            subjects.append(replace(subject, per_image=weights).within(**region))
         prompts.append((subjects, text))
     return prompts
 

@@ -82,10 +82,12 @@ def _changed(choose: random.Random, count: int, last: list) -> tuple[str, dict]:
             width=128,
             height=128,
             hold_nouns=choose.random() < 0.5,
+            bound_self_attention=choose.random() < 0.5,
         )
     elif kind == "found":
         settle, update = choose.choice((0.2, 0.5)), choose.random() < 0.5
         held = {"hold_tokens": True, "hold_nouns": choose.random() < 0.5}
+        held |= {"bound_self_attention": choose.random() < 0.5}
         found = {"settle": settle, "update": update, "sharpness": 4.0, "image_share": 0.5}
         made = node("MMDiffFindRegions", subjects=last, **found, **held)
     elif kind == "weights":
