@@ -6,7 +6,7 @@
 
 Experiments: references (1 to 5), conditions (clean, half covered, blurred, dark, mirrored, other
 pose), subjects (two and three, free and in regions, plain and busy backgrounds), alike (two who are
-hard to tell apart), constraints (off, tokens, tokens and nouns), temporal (frames of a batch),
+hard to tell apart), constraints (off, tokens, nouns, self-attention), temporal (frames of a batch),
 tuning (beside fine-tuning for each subject); all.
 
 OUT gets report.html, report.md, results.json and scores.csv, and the images; with `all` a folder

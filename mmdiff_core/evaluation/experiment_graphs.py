@@ -19,6 +19,7 @@ from .experiments import (
     OVERLAP,
     OWN_NOISE,
     PROMPT_WALK,
+    SELF,
     TOKENS,
     WINDOW,
     WINDOWS,
@@ -110,6 +111,7 @@ def _hold(graph: Graph, template: Template, subjects: int, held: Sequence[str]) 
         boxes=json.dumps(boxes),
         hold_tokens=TOKENS in held,
         hold_nouns=NOUNS in held,
+        bound_self_attention=SELF in held,
         latent=graph[template.sampler]["inputs"]["latent_image"],
     )
     graph[template.text]["inputs"]["subjects"] = regions

@@ -15,7 +15,7 @@ from .intervals import SEED, Interval, bootstrap
 from .results import Column, Row
 
 ADAPTER, BASE, FINE_TUNED = "MM-Diff", "plain base", "fine-tuned"
-TOKENS, NOUNS = "tokens", "nouns"
+TOKENS, NOUNS, SELF = "tokens", "nouns", "self"
 REGIONS = (TOKENS, NOUNS)
 WHOLE, WINDOWS = "ComfyUI", "windows"
 OWN_NOISE, NOISE_WALK, PROMPT_WALK = "own noise", "noise walk", "prompt walk"
@@ -34,7 +34,7 @@ class Cell:
                 "other pose"
     who         of several subjects: "any", "different" classes, "same" class, or "alike": of one
                 class and hard to tell apart
-    held        what boxes keep in place: TOKENS, NOUNS
+    held        what boxes keep in place: TOKENS, NOUNS, SELF (self-attention)
     place       "any" background, "plain" or "busy"
     drawn_by    ADAPTER, BASE, or the base FINE_TUNED on each subject
     frames      none, or how the frames of a batch differ: OWN_NOISE, NOISE_WALK, PROMPT_WALK
@@ -142,23 +142,30 @@ LOOK_ALIKES = Experiment(
 )
 
 
+HOLDING = {
+    "off": (),
+    "tokens": (TOKENS,),
+    "tokens and nouns": REGIONS,
+    "tokens, nouns, self-attention": (*REGIONS, SELF),
+}
+
+
 def _constraints() -> tuple[Cell, ...]:
-    held = {"off": (), "tokens": (TOKENS,), "tokens and nouns": REGIONS}
     return tuple(
         replace(several, name=f"{several.name}, {name}", held=kept)
         for several in _several()
-        for name, kept in held.items()
+        for name, kept in HOLDING.items()
     )
 
 
 CONSTRAINTS = Experiment(
     "constraints",
-    "Constraint masks: off, on the subject tokens, on tokens and nouns",
+    "Constraint masks: off, on the subject tokens, on the nouns and on self-attention as well",
     _constraints(),
     tuple(
         (f"{word}, {held}", f"{word}, off")
         for word in ("two", "three")
-        for held in ("tokens", "tokens and nouns")
+        for held in list(HOLDING)[1:]
     ),
 )
 TUNING = Experiment(

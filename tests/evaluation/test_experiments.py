@@ -22,6 +22,7 @@ from mmdiff_core.evaluation.experiments import (
     OWN_NOISE,
     PROMPT_WALK,
     REGIONS,
+    SELF,
     TOKENS,
     WINDOWS,
     Cell,
@@ -87,7 +88,8 @@ def test_all_that_was_to_be_compared_has_a_row():
     asked = {(c.subjects, bool(c.held), c.place) for c in EXPERIMENTS["subjects"].cells}
     wanted = {(n, held, p) for n in (2, 3) for held in (False, True) for p in ("plain", "busy")}
     assert wanted <= asked
-    assert {c.held for c in EXPERIMENTS["constraints"].cells} == {(), (TOKENS,), REGIONS}
+    held = {c.held for c in EXPERIMENTS["constraints"].cells}
+    assert held == {(), (TOKENS,), REGIONS, (*REGIONS, SELF)}
     assert {c.frames for c in cells} == {"", OWN_NOISE, NOISE_WALK, PROMPT_WALK}
     assert {c.drawn_by for c in EXPERIMENTS["tuning"].cells} == {"MM-Diff", BASE, "fine-tuned"}
 
@@ -233,7 +235,7 @@ def test_boxes_stand_side_by_side_and_hold_what_the_row_says(subjects, tmp_path)
     made = graph(Cell("", 3, held=(TOKENS,)), subjects, tmp_path)
     held = made["regions_of_set"]["inputs"]
     assert made["text"]["inputs"]["subjects"] == ["regions_of_set", 0]
-    assert held["hold_tokens"] and not held["hold_nouns"]
+    assert held["hold_tokens"] and not held["hold_nouns"] and not held["bound_self_attention"]
     boxes = json.loads(held["boxes"])
     assert [box["subject"] for box in boxes] == [1, 2, 3]
     for left, right in zip(boxes, boxes[1:], strict=False):

@@ -48,6 +48,8 @@ def facts(trial) -> str:
 def test_the_questions_whose_counts_are_published_ask_what_they_always_asked():
     digest = hashlib.sha256()
     for question in (*QUESTIONS, *MORE_QUESTIONS):
+        if "self" in question.held:
+            continue  # came later, with the trials of those held without it
         for number in (0, 1, 7, 300):
             digest.update(facts(make_trial(question, 99, number)).encode())
     assert digest.hexdigest() == KNOWN
