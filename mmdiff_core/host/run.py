@@ -20,7 +20,7 @@ from ..bases import Slot
 from ..method.attention import Router
 from ..method.subjects import PromptSubject, count_tokens
 from ..regions.attention_bias import Area, crop_to_grid, noun_bias, shares, token_bias
-from ..regions.self_attention import apart, exclusive
+from ..regions.self_attention import ApartColumns, apart, exclusive
 from .conditioning import BoundPrompt
 from .finder import Finder
 from .kept_text import KeptText
@@ -167,25 +167,28 @@ class PromptState:
 
         return self._made(NOUNS, view, like, make)[0]
 
-    def self_region(self, view: LayerView, like: Tensor) -> Tensor | None:
-        """The columns [1|B P S] that keep self-attention inside the subjects' regions, or None
+    def self_region(self, view: LayerView, like: Tensor, width: int) -> ApartColumns | None:
+        """What keeps self-attention with heads of this width inside the subjects' regions, or None
         where fewer than two have one."""
         limited = self.sides[SELF].limited(view.regions is not None)
         if len(limited) < 2:
             return None
 
-        def make(places: Places) -> tuple[Tensor, None]:
+        def make(places: Places) -> ApartColumns:
             alone = exclusive(torch.stack([places.shares[:, s] for s in limited], 1))
-            return apart(alone if places.inside is None else alone * places.inside), None
+            alone = alone if places.inside is None else alone * places.inside
+            return ApartColumns.of(apart(alone), width, like.dtype)
 
-        return self._made(SELF, view, like, make)[0]
+        return self._made(SELF, view, like, make, width)
 
-    def _made(self, what: str, view: LayerView, like: Tensor, make: Callable) -> tuple:
+    def _made(
+        self, what: str, view: LayerView, like: Tensor, make: Callable, width: int = 0
+    ) -> tuple:
         found, side = view.regions, self.sides[what]
         if not (side.given if found is None else side.any):
             return None, None
         rows = found is not None and (view.first, view.rows)
-        key = what, view.grid, view.area, like.dtype, like.device, rows
+        key = what, width, view.grid, view.area, like.dtype, like.device, rows
         if self.made.get(key, (None,))[0] is not found or key not in self.made:
             self.made[key] = found, make(side.places(view, like.device))
         return self.made[key][1]

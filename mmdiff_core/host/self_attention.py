@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..bases import TransformerBlock
-from ..regions.self_attention import attend_apart
+from ..regions.self_attention import ApartColumns, attend_apart
 from .run import Group, ModelCall
 
 TAKEN = (
@@ -82,16 +82,17 @@ class BoundSelfAttention:
 
     def _bound(
         self, q: Tensor, k: Tensor, extra_options: Mapping
-    ) -> Iterator[tuple[Group, Tensor]]:
-        """The groups whose subjects are kept apart in this layer, and their columns [1|B P S]."""
+    ) -> Iterator[tuple[Group, ApartColumns]]:
+        """The groups whose subjects are kept apart in this layer, and their columns."""
         grid = tuple(extra_options["activations_shape"][-2:])
+        width = q.shape[-1] // extra_options["n_heads"]
         for key in self.keys:
             call: ModelCall | None = extra_options.get(key)
             for group in () if call is None else call.groups:
-                columns = group.state.self_region(group.view(grid), q)
+                columns = group.state.self_region(group.view(grid), q, width)
                 if columns is not None:
-                    _check_positions(q, k, (call.rows, columns.shape[1]))
-                    yield group, group.acting(columns)
+                    _check_positions(q, k, (call.rows, columns.own.shape[1]))
+                    yield group, columns._replace(own=group.acting(columns.own))
 
 
 def _check_positions(q: Tensor, k: Tensor, wanted: tuple[int, int]) -> None:

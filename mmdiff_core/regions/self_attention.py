@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,33 +44,44 @@ def apart(alone: Tensor) -> Tensor:
     return hidden.log().neg().clamp_min(0).sqrt().transpose(1, 2).contiguous()
 
 
+class ApartColumns(NamedTuple):
+    """What q and k of one width get beside their own columns in every head [1|B P 1 C]; made once a
+    run.
+
+    own     of q: a, times the square root of the new width
+    others  of k: minus the sum of the others' a
+    """
+
+    own: Tensor
+    others: Tensor
+
+    @classmethod
+    def of(cls, columns: Tensor, width: int, dtype: torch.dtype) -> ApartColumns:
+        """From `apart`'s [1|B P S], for heads of this width."""
+        more = -(-columns.shape[-1] // COLUMNS) * COLUMNS
+        others = columns - columns.sum(-1, keepdim=True)
+        pair = (columns * math.sqrt(width + more), others)
+        room = (0, more - columns.shape[-1])
+        return cls(*(F.pad(x, room)[:, :, None].to(dtype).contiguous() for x in pair))
+
+
 def attend_apart(
     attend: Callable[[Tensor, Tensor, Tensor], Tensor],
     q: Tensor,
     k: Tensor,
     v: Tensor,
     heads: int,
-    columns: Tensor,
+    columns: ApartColumns,
 ) -> Tensor:
     """Self-attention [B P HD] with the sum above in its logits.
 
     attend   (q, k, v) [B P HD'] -> softmax(q k' / sqrt(D')) v [B P HD'], for the same heads
-    columns  [1|B P S] by `apart`, times 0 where nothing is held apart
+    columns  for heads of width D; `own` times 0 where nothing is to be kept apart
     """
-    width = q.shape[-1] // heads
-    more = -(-columns.shape[-1] // COLUMNS) * COLUMNS
-    scale = math.sqrt(width + more)
-    others = columns - columns.sum(-1, keepdim=True)
-    out = attend(
-        _widened(q * (scale / math.sqrt(width)), columns * scale, heads, more),
-        _widened(k, others, heads, more),
-        _widened(v, columns.new_zeros(columns.shape), heads, more),
-    )
+    q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q, k, v))
+    width, more = q.shape[-1], columns.own.shape[-1]
+    rows = len(q), -1, heads, -1
+    wide_q = torch.cat([q * math.sqrt((width + more) / width), columns.own.expand(rows)], -1)
+    wide_k = torch.cat([k, columns.others.expand(rows)], -1)
+    out = attend(wide_q.flatten(2), wide_k.flatten(2), F.pad(v, (0, more)).flatten(2))
     return out.unflatten(-1, (heads, -1))[..., :width].flatten(2)
-
-
-def _widened(x: Tensor, columns: Tensor, heads: int, more: int) -> Tensor:
-    """[B P HD] and [1|B P S] -> [B P H(D + more)], the columns in every head."""
-    own = F.pad(columns.to(x), (0, more - columns.shape[-1]))[:, :, None]
-    own = own.expand(len(x), -1, heads, -1)
-    return torch.cat([x.unflatten(-1, (heads, -1)), own], -1).flatten(2)

@@ -25,7 +25,7 @@ from ..method.attention import (
     probabilities,
     weigh,
 )
-from ..regions.self_attention import attend_apart
+from ..regions.self_attention import ApartColumns, attend_apart
 from .bridge import Grid
 from .conditions import Conditions, HeldLayer
 
@@ -137,7 +137,8 @@ class SelfAttention:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attend(q, k, v, heads, None)
 
-        return attend_apart(attend, q, k, v, heads, self.held(grid).apart), None
+        columns = ApartColumns.of(self.held(grid).apart, q.shape[-1] // heads, q.dtype)
+        return attend_apart(attend, q, k, v, heads, columns), None
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmdiff_core.method.attention import attend
-from mmdiff_core.regions.self_attention import LEAST, apart, attend_apart, exclusive
+from mmdiff_core.regions.self_attention import LEAST, ApartColumns, apart, attend_apart, exclusive
 
 HEADS = 3
 
@@ -18,7 +18,8 @@ def projections(positions: int = 12, rows: int = 2, seed: int = 0) -> list[Tenso
 
 
 def bounded(q: Tensor, k: Tensor, v: Tensor, columns: Tensor) -> Tensor:
-    return attend_apart(lambda *qkv: attend(*qkv, HEADS), q, k, v, HEADS, columns)
+    wide = ApartColumns.of(columns, q.shape[-1] // HEADS, q.dtype)
+    return attend_apart(lambda *qkv: attend(*qkv, HEADS), q, k, v, HEADS, wide)
 
 
 def matrix(columns: Tensor) -> Tensor:
