@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..method.subjects import NOUNS, SELF, TOKENS
 from .intervals import SEED, Interval, bootstrap
 from .results import Column, Row
 
 ADAPTER, BASE, FINE_TUNED = "MM-Diff", "plain base", "fine-tuned"
-TOKENS, NOUNS, SELF = "tokens", "nouns", "self"
 REGIONS = (TOKENS, NOUNS)
 WHOLE, WINDOWS = "ComfyUI", "windows"
 OWN_NOISE, NOISE_WALK, PROMPT_WALK = "own noise", "noise walk", "prompt walk"

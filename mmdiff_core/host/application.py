@@ -39,9 +39,9 @@ from .layer_attention import Columns, Watcher, watched_slots
 from .parts import Latents, add_places, locate, place_rows
 from .progress import Window
 from .run import Group, ModelCall, PromptState, Run, Side
-from .self_attention import bound_self_attention, name_of
+from .self_attention import bound_self_attention
 from .served import application_key, check_served, label_conds, sampling_wrappers
-from .slot import SubjectAttention
+from .slot import SubjectAttention, name_of
 from .watch import WATCH, Recording
 
 

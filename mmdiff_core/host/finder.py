@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..bases import Slot
 from ..method.subjects import FindRegions, PromptSubject
-from ..regions.attention_maps import Canvas, canvas_grid, find_inside, find_regions
+from ..regions.attention_maps import Canvas, canvas_grid, find_places
 from .layer_attention import Columns, LayerAttention, canvas_area
 from .parts import Latents
 from .progress import NEAR, LateAnswer, read_sigma
@@ -110,9 +110,7 @@ class Finder:
         return sigma
 
     def _find(self) -> Tensor:
-        text, image = self.canvas.mean()
-        each = find_regions(text, image, self.plan.sharpness, self.plan.image_share)
-        return torch.cat([each, find_inside(text, self.plan.sharpness)], 1)
+        return find_places(*self.canvas.mean(), self.plan.sharpness, self.plan.image_share)
 
 
 @dataclass(frozen=True, eq=False)

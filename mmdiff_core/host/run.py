@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..bases import Slot
 from ..method.attention import Router
-from ..method.subjects import PromptSubject, count_tokens
+from ..method.subjects import NOUNS, SELF, TOKENS, PromptSubject, count_tokens
 from ..regions.attention_bias import Area, crop_to_grid, noun_bias, shares, token_bias
 from ..regions.self_attention import ApartColumns, apart, exclusive
 from .conditioning import BoundPrompt
@@ -27,8 +27,6 @@ from .kept_text import KeptText
 from .layer_attention import Columns, Watcher
 from .parts import Latents
 from .progress import Window
-
-TOKENS, NOUNS, SELF = "tokens", "nouns", "self"  # the sides of a constraint
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,16 +168,16 @@ class PromptState:
     def self_region(self, view: LayerView, like: Tensor, width: int) -> ApartColumns | None:
         """What keeps self-attention with heads of this width inside the subjects' regions, or None
         where fewer than two have one."""
-        limited = self.sides[SELF].limited(view.regions is not None)
-        if len(limited) < 2:
-            return None
 
-        def make(places: Places) -> ApartColumns:
+        def make(places: Places) -> tuple[ApartColumns | None, None]:
+            limited = self.sides[SELF].limited(view.regions is not None)
+            if len(limited) < 2:
+                return None, None
             alone = exclusive(torch.stack([places.shares[:, s] for s in limited], 1))
             alone = alone if places.inside is None else alone * places.inside
-            return ApartColumns.of(apart(alone), width, like.dtype)
+            return ApartColumns.of(apart(alone), width, like.dtype), None
 
-        return self._made(SELF, view, like, make, width)
+        return self._made(SELF, view, like, make, width)[0]
 
     def _made(
         self, what: str, view: LayerView, like: Tensor, make: Callable, width: int = 0

@@ -18,6 +18,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ..method.subjects import NOUNS, SELF, TOKENS
 from ..regions.attention_bias import noun_bias, shares, token_bias
 from ..regions.attention_maps import members
 from ..regions.self_attention import apart, exclusive
@@ -25,7 +26,6 @@ from ..training.bridge import Grid
 from ..training.conditions import Conditions, HeldLayer
 from ..training.example import Example
 from ..training.task import MMDiffTask
-from .run import NOUNS, SELF, TOKENS
 
 
 @dataclass(frozen=True, eq=False)

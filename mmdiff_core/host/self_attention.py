@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import comfy.ldm.modules.attention as host_attention
 import torch
 from torch import Tensor
 
 from ..bases import TransformerBlock
 from ..regions.self_attention import ApartColumns, attend_apart
 from .run import Group, ModelCall
+from .slot import attend, grid_of, name_of
 
 TAKEN = (
     "MM-Diff: bound_self_attention is on, but another node replaced the self-attention in {count} "
@@ -57,34 +58,24 @@ class BoundSelfAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         heads = extra_options["n_heads"]
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return host_attention.optimized_attention(
-                q,
-                k,
-                v,
-                heads,
-                attn_precision=extra_options.get("attn_precision"),
-                transformer_options=extra_options,
-            )
-
+        own_attention = partial(attend, extra_options=extra_options)
         parts, done = [], 0
         for group, columns in sorted(self._bound(q, k, extra_options), key=lambda g: g[0].start):
             if done < group.start:
                 free = slice(done, group.start)
-                parts.append(attend(q[free], k[free], v[free]))
+                parts.append(own_attention(q[free], k[free], v[free]))
             own = slice(group.start, group.stop)
-            parts.append(attend_apart(attend, q[own], k[own], v[own], heads, columns))
+            parts.append(attend_apart(own_attention, q[own], k[own], v[own], heads, columns))
             done = group.stop
         if done < len(q):
-            parts.append(attend(q[done:], k[done:], v[done:]))
+            parts.append(own_attention(q[done:], k[done:], v[done:]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _bound(
         self, q: Tensor, k: Tensor, extra_options: Mapping
     ) -> Iterator[tuple[Group, ApartColumns]]:
         """The groups whose subjects are kept apart in this layer, and their columns."""
-        grid = tuple(extra_options["activations_shape"][-2:])
+        grid = grid_of(extra_options)
         width = q.shape[-1] // extra_options["n_heads"]
         for key in self.keys:
             call: ModelCall | None = extra_options.get(key)
@@ -104,8 +95,3 @@ def _check_positions(q: Tensor, k: Tensor, wanted: tuple[int, int]) -> None:
                 rows=len(q), q=q.shape[1], k=k.shape[1], wanted_rows=rows, wanted=positions
             )
         )
-
-
-def name_of(patch: object) -> str:
-    """What another pack's function is called, for a message."""
-    return getattr(patch, "__qualname__", type(patch).__qualname__)

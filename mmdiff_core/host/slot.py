@@ -113,15 +113,7 @@ class SubjectAttention:
         host's own."""
         if self.inner is not None:
             return self.inner(q, k, v, extra_options)
-        return host_attention.optimized_attention(
-            q,
-            k,
-            v,
-            extra_options["n_heads"],
-            mask=mask,
-            attn_precision=extra_options.get("attn_precision"),
-            transformer_options=extra_options,
-        )
+        return attend(q, k, v, extra_options, mask)
 
     def noun_bias(
         self, q: Tensor, k: Tensor, groups: Sequence[Group], extra_options: dict
@@ -173,6 +165,26 @@ class SubjectAttention:
 
     def __deepcopy__(self, memo: dict) -> SubjectAttention:
         return self
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, extra_options: dict, mask: Tensor | None = None
+) -> Tensor:
+    """The host's own attention of a layer, [B P HD]."""
+    return host_attention.optimized_attention(
+        q,
+        k,
+        v,
+        extra_options["n_heads"],
+        mask=mask,
+        attn_precision=extra_options.get("attn_precision"),
+        transformer_options=extra_options,
+    )
+
+
+def name_of(patch: object) -> str:
+    """What another pack's function is called, for a message."""
+    return getattr(patch, "__qualname__", type(patch).__qualname__)
 
 
 def grid_of(extra_options: dict) -> tuple[int, int]:

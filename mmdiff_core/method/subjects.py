@@ -19,6 +19,7 @@ NEXT = "subj"  # in a marker: the next subject in order
 NOT_IN_NAMES = "<>|{}"  # those of markers, and of the web page's dynamic prompts
 NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode: control characters, line separators
 LONGEST_NAME = 100  # characters
+TOKENS, NOUNS, SELF = "tokens", "nouns", "self"  # what a region holds; SELF: self-attention
 
 
 @dataclass(frozen=True, eq=False)

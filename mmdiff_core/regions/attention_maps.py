@@ -140,25 +140,26 @@ class Canvas:
 
 
 def find_regions(text: Tensor, image: Tensor, sharpness: float, image_share: float = 0.5) -> Tensor:
-    """Maps [B S h w] -> whose each place is [B S h w], in 0..1, 1 for the subject that is read
-    there most.
+    """`find_places` without its last map: whose each place is [B S h w]."""
+    return find_places(text, image, sharpness, image_share)[:, :-1]
+
+
+def find_places(text: Tensor, image: Tensor, sharpness: float, image_share: float = 0.5) -> Tensor:
+    """Maps [B S h w] -> whose each place is, and how far it is inside any subject [B S+1 h w], in
+    0..1: 1 for the subject that is read there most.
 
     Every subject's noun map is measured against its own mean, so that a word that is read little
     everywhere still has its place; the image map says which of the subjects' tokens were read
-    there. The contest is among the subjects alone: the ground stays open.
+    there. The contest is among the subjects alone: the ground stays open. A place is inside by 0.5
+    where the noun read most there is read as much as in its own mean, and less on the ground.
     """
 
     nouns = _relative(text)
     both = (1 - image_share) * nouns + image_share * _relative(image)
     # a subject without tokens has no image map
     score = torch.where(image.amax((-2, -1), keepdim=True) > 0, both, nouns)
-    return torch.exp(sharpness * (score - score.amax(1, keepdim=True)))
-
-
-def find_inside(text: Tensor, sharpness: float) -> Tensor:
-    """Noun maps [B S h w] -> how far a place is inside any subject [B 1 h w], in 0..1: 0.5 where
-    the noun that is read most there is read as much as in its own mean, and less on the ground."""
-    return torch.sigmoid(sharpness * _relative(text).amax(1, keepdim=True))
+    whose = torch.exp(sharpness * (score - score.amax(1, keepdim=True)))
+    return torch.cat([whose, torch.sigmoid(sharpness * nouns.amax(1, keepdim=True))], 1)
 
 
 def _relative(seen: Tensor) -> Tensor:

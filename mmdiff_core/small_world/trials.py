@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..method.subjects import NOUNS, SELF, TOKENS
 from ..training.example import Example, ExampleSubject
 from . import references, scenes, score, sizes
 from .examples import enlarge
@@ -35,8 +36,8 @@ class Question:
     look_alike   every further individual is hard to tell from the first
     references   per subject; the first is clean unless `covered`
     covered      share of every reference that is hidden
-    held         what masks keep where the subjects should stand: "tokens", "nouns" in the text,
-                 "self" for self-attention
+    held         what masks keep where the subjects should stand: TOKENS, NOUNS in the text, SELF
+                 for self-attention
     shown        how every reference looks: "clean", or a name of `references.LOOKS`
     places       the scenes' backgrounds in turn; none = as scenes come
     """
@@ -52,7 +53,7 @@ class Question:
     places: tuple[str, ...] = ()
 
 
-HELD = ("tokens", "nouns")
+HELD = (TOKENS, NOUNS)
 COVER = 41  # keeps the draws of a cover's angle apart from the others of a trial
 QUESTIONS = (
     Question("one"),
@@ -71,10 +72,10 @@ MORE_QUESTIONS = (
     Question("two different, held by masks", 2, "different", held=HELD),
     Question("two of a class, held by masks", 2, "same", held=HELD),
     Question("three, held by masks", 3, held=HELD),
-    Question("two different, tokens alone held", 2, "different", held=("tokens",)),
-    Question("two different, self-attention bounded", 2, "different", held=(*HELD, "self")),
-    Question("two of a class, self-attention bounded", 2, "same", held=(*HELD, "self")),
-    Question("three, self-attention bounded", 3, held=(*HELD, "self")),
+    Question("two different, tokens alone held", 2, "different", held=(TOKENS,)),
+    Question("two different, self-attention bounded", 2, "different", held=(*HELD, SELF)),
+    Question("two of a class, self-attention bounded", 2, "same", held=(*HELD, SELF)),
+    Question("three, self-attention bounded", 3, held=(*HELD, SELF)),
     Question("two unseen together", 2, "unseen"),
 )
 

@@ -113,7 +113,7 @@ def test_every_place_belongs_to_the_subject_that_is_read_there_most_for_its_own_
 
 
 def test_a_place_is_inside_where_a_noun_is_read_more_than_in_its_mean():
-    inside = attention_maps.find_inside(two_blobs(), 8.0)[0, 0]
+    inside = attention_maps.find_places(two_blobs(), two_blobs(), 8.0)[0, -1]
     assert inside[3, 1] > 0.9 and inside[3, 6] > 0.9
     assert inside[0, 4] < 0.2 and inside[7, 4] < 0.2
 
